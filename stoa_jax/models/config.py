@@ -1,0 +1,198 @@
+"""The model's configuration: every size, and every field in which the presets differ."""
+
+import dataclasses
+from typing import Literal
+
+from stoa_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of one STOA-VLP model. The defaults are the paper's (`base`).
+
+    Letters in brackets are the dimensions' names in shapes and in the documentation.
+    """
+
+    # Video
+    image_size: int = 224
+    patch_size: int = 16
+    frames: int = 12  # [T]
+    vision_width: int = 768  # [h]
+    vision_depth: int = 12
+    vision_heads: int = 12
+    # Text
+    vocab_size: int = 49408  # [V]; fewer: CLIP's BPE cut at its first merges
+    text_length: int = 32  # [L]
+    text_positions: int = 77  # rows of CLIP's position table
+    text_width: int = 512  # also the width of the shared space and of fusion [d]
+    text_depth: int = 12
+    text_heads: int = 8
+    # Objects and actions
+    objects: bool = True  # trajectories are made, and reach fusion
+    actions: bool = True
+    objects_per_frame: int = 10  # [K]
+    trajectories: int = 20  # [N]
+    action_tokens: int = 4  # [A]
+    trajectory_depth: int = 2
+    action_depth: int = 2
+    object_block: int = 10  # blocks whose patches objects and actions read, counted from 1
+    action_block: int = 11
+    roi_size: int = 7
+    # Fusion
+    fusion_depth: int = 6
+    fusion_heads: int = 8
+    num_answers: int = 0  # classes of the question-answering head; 0: no head
+    # Numbers
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+    # How it is run: the same parameters and the same numbers
+    scan_layers: bool = True
+    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["xla", "cudnn"] = "xla"
+
+    # Where the presets differ. The defaults are `paper`; `released()` is the authors' code.
+    action_patches_stop_gradient: bool = False
+    joint_blocks: int = 0  # last video blocks that attend over all frames of the clip at once
+    region: Literal["pool_then_mlp", "mlp_then_pool"] = "pool_then_mlp"
+    trajectory_layers_run: int = 2
+    trajectory_choice: Literal["confidence", "first_met"] = "confidence"
+    action_cls: Literal["learned", "frame_mean"] = "learned"
+    fusion_positions: Literal["all", "tokens_only"] = "all"  # tokens_only: v_cls, t_sep get none
+    masked_text: Literal["learned", "zero"] = "learned"
+    prefix_lm: Literal["causal", "position_query"] = "causal"
+    match_head: Literal["linear", "bilinear"] = "linear"
+    head_dropout: float = 0.0
+    alignment: Literal["cosine", "dot"] = "cosine"
+    fusion_stop_gradient: bool = False  # MLM, PLM and VTM do not reach the towers
+    answer_head: Literal["classifier", "first_piece"] = "classifier"
+
+    def __post_init__(self) -> None:
+        for message in _mistakes(self):
+            raise UserError(f"config.model: {message}")
+
+    # Named variants: literal numbers.
+    @classmethod
+    def base(cls) -> "ModelConfig":
+        """CLIP ViT-B/16, the paper's sizes."""
+        return cls()
+
+    @classmethod
+    def base32(cls) -> "ModelConfig":
+        """CLIP ViT-B/32."""
+        return cls(patch_size=32)
+
+    @classmethod
+    def large14(cls) -> "ModelConfig":
+        """CLIP ViT-L/14."""
+        return cls(
+            patch_size=14,
+            vision_width=1024,
+            vision_depth=24,
+            vision_heads=16,
+            text_width=768,
+            text_heads=12,
+            fusion_heads=12,
+            object_block=22,
+            action_block=23,
+        )
+
+    @classmethod
+    def large14_336(cls) -> "ModelConfig":
+        """CLIP ViT-L/14 at 336 pixels."""
+        return dataclasses.replace(cls.large14(), image_size=336)
+
+    @classmethod
+    def tiny(cls) -> "ModelConfig":
+        """Trains on two CPU cores in minutes; for the demo and the tests."""
+        return cls(
+            image_size=48,
+            patch_size=8,
+            frames=6,
+            vision_width=96,
+            vision_depth=4,
+            vision_heads=3,
+            vocab_size=4096,
+            text_length=24,
+            text_width=96,
+            text_depth=3,
+            text_heads=3,
+            objects_per_frame=6,
+            trajectories=6,
+            action_tokens=4,
+            object_block=3,
+            action_block=3,
+            roi_size=3,
+            fusion_depth=2,
+            fusion_heads=3,
+        )
+
+    def released(self) -> "ModelConfig":
+        """The same sizes as the authors' public code computes them."""
+        return dataclasses.replace(
+            self,
+            object_block=self.vision_depth - 1,
+            action_block=self.vision_depth - 2,
+            action_patches_stop_gradient=True,
+            joint_blocks=2,
+            roi_size=14,
+            region="mlp_then_pool",
+            trajectory_layers_run=1,
+            trajectory_choice="first_met",
+            action_cls="frame_mean",
+            fusion_positions="tokens_only",
+            masked_text="zero",
+            prefix_lm="position_query",
+            match_head="bilinear",
+            head_dropout=0.5,
+            alignment="dot",
+            fusion_stop_gradient=True,
+            answer_head="first_piece",
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch_size
+
+    @property
+    def visual_length(self) -> int:
+        """Fusion places before the text: frames, the clip, trajectories, actions."""
+        objects = self.trajectories if self.objects else 0
+        actions = self.action_tokens if self.actions else 0
+        return self.frames + 1 + objects + actions
+
+
+VARIANTS = ("base", "base32", "large14", "large14_336", "tiny")
+
+
+def _mistakes(c: ModelConfig):
+    if c.image_size % c.patch_size:
+        yield (
+            f"image_size {c.image_size} is not a multiple of patch_size {c.patch_size}; "
+            f"use {c.image_size // c.patch_size * c.patch_size or c.patch_size}"
+        )
+    for width, heads in (
+        ("vision_width", "vision_heads"),
+        ("text_width", "text_heads"),
+        ("text_width", "fusion_heads"),
+    ):
+        if getattr(c, width) % getattr(c, heads):
+            yield f"{width} {getattr(c, width)} is not a multiple of {heads} {getattr(c, heads)}"
+    least = {"frames": 1, "text_length": 4, "objects_per_frame": 1, "roi_size": 1}
+    if c.objects:
+        least["trajectories"] = 1
+    if c.actions:
+        least["action_tokens"] = 1
+    for name, low in least.items():
+        if getattr(c, name) < low:
+            yield f"{name} is {getattr(c, name)}; it must be at least {low}"
+    if c.text_length > c.text_positions:
+        yield (
+            f"text_length {c.text_length} is longer than the position table "
+            f"({c.text_positions} rows); raise text_positions"
+        )
+    if c.vocab_size < 1024 or c.vocab_size > 49408:
+        yield f"vocab_size is {c.vocab_size}; it must lie between 1024 and 49408 (all of CLIP's)"
+    for name in ("object_block", "action_block"):
+        if not 1 <= getattr(c, name) <= c.vision_depth:
+            yield f"{name} is {getattr(c, name)}; the video encoder has blocks 1 to {c.vision_depth}"
