@@ -1,0 +1,104 @@
+"""The experiment's configuration: every key there is, with its default.
+
+Files in `configs/` start from `default()` and override; a key that is not here fails.
+"""
+
+import dataclasses
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from stoa_jax.errors import UserError
+from stoa_jax.models.config import VARIANTS, ModelConfig
+
+
+def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
+    """All settings of a run; unknown keys are refused from here on."""
+    c = ConfigDict()
+    c.seed = 0
+    c.task = task  # pretrain, retrieval, captioning, qa, multiple_choice
+
+    # All of ModelConfig's fields, so that each can be overridden by flag.
+    c.model = model_section(variant)
+
+    # Weights to start from, by `stoa_jax.load`'s rules: a CLIP file or directory, a checkpoint,
+    # a work directory. Empty: from nothing.
+    c.init = ConfigDict()
+    c.init.path = ""
+
+    # Weights of the losses; 0 switches one off.
+    c.loss = ConfigDict(dict(vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0))
+    c.loss.mask_rate = 0.15  # share of the text tokens that MLM masks
+    c.loss.proper_nouns = False  # PROPN counts as a noun in OTA
+    c.loss.matching = "device"  # device, scipy, auction
+
+    c.data = ConfigDict()
+    c.data.dir = ""  # where the built sets are; empty: $STOA_DATA or ./data
+    c.data.sets = (("synthetic/captions", 1.0),)  # (set, weight) of the training mixture
+    c.data.train_split = "train"
+    c.data.eval_split = "validation"
+    c.data.crop = "random"  # training crop: random, center
+    c.data.flip = False  # only where left and right do not matter
+    c.data.workers = 0  # reader processes a host; 0 reads in this one
+    c.data.prefetch = 2  # batches made ahead
+
+    c.train = ConfigDict()
+    c.train.batch_size = 64  # global, clips
+    c.train.steps = 1000
+    c.train.epochs = 0.0  # above 0, replaces steps
+    c.train.accumulate = 1  # micro-batches a step; VTC's negatives are then the micro-batch's
+
+    c.optim = ConfigDict()
+    # (regex over parameter names, peak learning rate); the first that fits; 0 freezes.
+    c.optim.groups = ((r"^(visual|text|logit_scale)", 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    c.optim.weight_decay = 0.2
+    c.optim.no_decay = r"(bias|scale|positions|embedding|cls|queries|mask_input)$"
+    c.optim.betas = (0.9, 0.98)
+    c.optim.clip_norm = 1.0
+    c.optim.warmup = 0.1  # share of the steps
+    c.optim.schedule = "cosine"  # cosine, constant
+
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices that are left
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 500
+    c.checkpoint.keep = 2  # newest ones
+    c.checkpoint.best_metric = ""  # an evaluation key; its best checkpoint is kept too
+    c.checkpoint.best_mode = "max"
+
+    c.eval = ConfigDict()
+    c.eval.every_steps = 0  # 0: at the end only
+    c.eval.batch_size = 64  # global
+    c.eval.max_examples = 0  # 0: the whole split; results on a part are marked partial
+    c.eval.beam = 5  # captioning; 1 is greedy
+    c.eval.max_pieces = 30  # captioning
+    c.eval.length_penalty = 0.0
+    c.eval.no_repeat_ngram = 0
+    c.eval.rerank = 32  # retrieval: candidates the fusion encoder re-ranks; 0: none
+    c.eval.num_answers = 0  # QA: answers kept, the most frequent of train; 0: the set's default
+
+    c.log = ConfigDict(dict(every_steps=50, tensorboard=True, progress=True))
+
+    c.faults = ConfigDict()
+    c.faults.max_nonfinite = 5  # steps in a row without an update before a roll-back
+    c.faults.max_rollbacks = 3
+    c.faults.stall_seconds = 1800.0  # no step for so long: dump every stack and stop
+    c.faults.grace_seconds = 25.0  # to save in after SIGTERM
+    return c.lock()
+
+
+def model_section(variant: str) -> ConfigDict:
+    """The model's fields, at the values of a named variant."""
+    if variant not in VARIANTS:
+        raise UserError(f"config.model: no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    return ConfigDict(dataclasses.asdict(getattr(ModelConfig, variant)()))
+
+
+def model_config(c: ConfigDict) -> ModelConfig:
+    """The frozen model configuration that the section `model` spells."""
+    return ModelConfig(**c.model.to_dict())
+
+
+def frozen(c: ConfigDict) -> ml_collections.FrozenConfigDict:
+    """A hashable copy."""
+    return ml_collections.FrozenConfigDict(c)
