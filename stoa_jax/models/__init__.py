@@ -1,0 +1,1 @@
+"""The network: CLIP towers, trajectories, actions, fusion."""

@@ -195,4 +195,4 @@ def _mistakes(c: ModelConfig):
         yield f"vocab_size is {c.vocab_size}; it must lie between 1024 and 49408 (all of CLIP's)"
     for name in ("object_block", "action_block"):
         if not 1 <= getattr(c, name) <= c.vision_depth:
-            yield f"{name} is {getattr(c, name)}; the video encoder has blocks 1 to {c.vision_depth}"
+            yield f"{name} is {getattr(c, name)}; there are video blocks 1 to {c.vision_depth}"

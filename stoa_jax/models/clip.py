@@ -1,0 +1,122 @@
+"""CLIP's two towers.
+
+Shapes: N frames or texts, S side of a frame, P patches, h vision width, d shared width,
+L text places, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.layers import LayerNorm, normal, run_blocks, stack
+
+# CLIP's mean and standard deviation of red, green and blue, for pixels in [0, 1].
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Patches(nnx.Module):
+    """A frame cut into patches, each projected: CLIP's first convolution."""
+
+    def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
+        self.kernel = normal(rngs, (size, size, 3, width), (3 * size * size) ** -0.5)
+
+    def __call__(self, x: Array) -> Array:
+        """[N, S, S, 3] -> [N, P, h]."""
+        n, side, _, _ = x.shape
+        size = self.kernel.shape[0]
+        grid = side // size
+        x = x.reshape(n, grid, size, grid, size, 3)
+        y = jnp.einsum("nyaxbc,abch->nyxh", x, self.kernel[...].astype(x.dtype))
+        return y.reshape(n, grid * grid, -1)
+
+
+class VisionTower(nnx.Module):
+    """The vision transformer, one frame at a time."""
+
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
+        h = c.vision_width
+        self.config = c
+        self.patch = Patches(c.patch_size, h, rngs=rngs)
+        self.cls = normal(rngs, (h,), h**-0.5)
+        self.positions = normal(rngs, (c.grid**2 + 1, h), h**-0.5)
+        self.ln_pre = LayerNorm(h)
+        self.blocks = stack(
+            c.vision_depth,
+            h,
+            c.vision_heads,
+            activation=c.activation,
+            implementation=c.attention,
+            rngs=rngs,
+        )
+        self.ln_post = LayerNorm(h)
+        self.proj = normal(rngs, (h, c.text_width), h**-0.5)
+
+    def __call__(self, pixels: Array, taps: Sequence[int] = ()) -> tuple[Array, dict[int, Array]]:
+        """uint8 [N, S, S, 3] -> frame tokens [N, d], and {block: its output [N, 1 + P, h]}.
+
+        Blocks are counted from 1; their outputs are those before `ln_post`, [CLS] first.
+        """
+        c = self.config
+        x = self.embed(pixels)
+        out = {}
+        at = 0
+        for stop in sorted({*taps, c.vision_depth}):
+            x = run_blocks(self.blocks, x, start=at, stop=stop, scan=c.scan_layers, remat=c.remat)
+            out[stop] = x
+            at = stop
+        frames = self.ln_post(x[:, 0]) @ self.proj[...].astype(x.dtype)
+        return frames, {tap: out[tap] for tap in taps}
+
+    def embed(self, pixels: Array) -> Array:
+        """Normalised, cut into patches, placed: the input of the first block [N, 1 + P, h]."""
+        x = (pixels.astype(jnp.float32) / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
+        x = self.patch(x.astype(self.config.dtype))
+        cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+        x = jnp.concatenate([cls, x], 1) + self.positions[...].astype(x.dtype)
+        return self.ln_pre(x)
+
+
+class TextTower(nnx.Module):
+    """The causal text transformer."""
+
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
+        d = c.text_width
+        self.config = c
+        self.token_embedding = normal(rngs, (c.vocab_size, d), 0.02)
+        self.positions = normal(rngs, (c.text_positions, d), 0.01)
+        self.blocks = stack(c.text_depth, d, c.text_heads, activation=c.activation, rngs=rngs)
+        self.ln_final = LayerNorm(d)
+        self.proj = normal(rngs, (d, d), d**-0.5)
+        # [MASK] is not in CLIP's vocabulary.
+        self.mask_embedding = normal(rngs, (d,), 0.02)
+
+    def embed(self, tokens: Array, masked: Array | None = None) -> Array:
+        """Token embeddings [N, L, d], the mask's where `masked`; no positions yet."""
+        x = self.token_embedding[...][tokens]
+        if masked is not None:
+            x = jnp.where(masked[..., None], self.mask_embedding[...], x)
+        return x
+
+    def __call__(self, tokens: Array, masked: Array | None = None) -> Array:
+        """[N, L] ids -> [N, L, d] in the shared space; `masked` places read [MASK]."""
+        c = self.config
+        length = tokens.shape[1]
+        x = (self.embed(tokens, masked) + self.positions[...][:length]).astype(c.dtype)
+        causal = jnp.tril(jnp.ones((1, length, length), bool))
+        x = run_blocks(self.blocks, x, causal, scan=c.scan_layers, remat=c.remat)
+        return self.ln_final(x) @ self.proj[...].astype(x.dtype)
+
+
+def text_ends(tokens: Array, vocab_size: int) -> tuple[Array, Array]:
+    """Where [SEP] stands [N], and which places are text [N, L], [CLS] and [SEP] included."""
+    is_end = tokens == vocab_size - 1
+    # A text that was cut without its [SEP] ends at its last place.
+    last = tokens.shape[-1] - 1
+    end = jnp.where(is_end.any(-1), jnp.argmax(is_end, -1), last).astype(jnp.int32)
+    places = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1)
+    return end, places <= end[..., None]

@@ -1,0 +1,79 @@
+"""Object tokens, and the trajectories they make.
+
+Shapes: B clips, T frames, K objects a frame, N trajectories, P = G·G patches, h vision width,
+d shared width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from stoa_jax import ops
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.layers import LayerNorm, Mlp, normal, run_blocks, stack
+
+
+class RegionEncoder(nnx.Module):
+    """`MLP(MaxPool(RoIAlign(patches, box)))`, and where and when the object is."""
+
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
+        h = c.vision_width
+        self.config = c
+        self.mlp = Mlp(h, h, h, rngs=rngs)
+        self.box_mlp = Mlp(4, h, h, stds=(0.5, 0.02), rngs=rngs)
+        self.frame_embedding = normal(rngs, (c.frames, h), 0.02)
+
+    def __call__(self, patches: Array, boxes: Array) -> Array:
+        """[B, T, P, h] and boxes [B, T, K, 4] in [0, 1] -> object tokens [B, T, K, h]."""
+        c = self.config
+        b, t, _, h = patches.shape
+        grid = patches.reshape(b, t, c.grid, c.grid, h)
+
+        def align(features: Array, boxes: Array) -> Array:
+            return ops.roi_align(
+                features, boxes, (c.roi_size, c.roi_size), sampling_ratio=2, spatial_scale=c.grid
+            )
+
+        regions = jax.vmap(jax.vmap(align))(grid, boxes)  # [B, T, K, R, R, h]
+        tokens = self.mlp(regions.max((3, 4)).astype(patches.dtype))
+        where = self.box_mlp(boxes.astype(patches.dtype))
+        when = self.frame_embedding[...].astype(patches.dtype)[:, None]
+        return tokens + where + when
+
+
+class TrajectoryEncoder(nnx.Module):
+    """A learned [CLS] for each chosen class reads that class's objects in all frames.
+
+    Every object belongs to one class, so all trajectories of a clip run as one packed
+    sequence, [CLS]·N then T·K objects, in which each class sees only itself. The numbers are
+    those of N sequences of 1 + T·K places each.
+    """
+
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
+        h = c.vision_width
+        self.config = c
+        self.cls = normal(rngs, (h,), h**-0.5)
+        self.blocks = stack(
+            c.trajectory_depth, h, c.vision_heads, activation=c.activation, rngs=rngs
+        )
+        self.ln_post = LayerNorm(h)
+        self.proj = normal(rngs, (h, c.text_width), h**-0.5)
+
+    def __call__(self, objects: Array, membership: Array, valid: Array) -> Array:
+        """[B, T, K, h], [B, N, T·K] and [B, T·K] -> trajectory tokens [B, N, d]."""
+        c = self.config
+        b, n, _ = membership.shape
+        objects = objects.reshape(b, -1, objects.shape[-1])
+        cls = jnp.broadcast_to(self.cls[...].astype(objects.dtype), (b, n, objects.shape[-1]))
+        x = jnp.concatenate([cls, objects], 1)  # [B, N + T·K, h]
+        mask = jax.vmap(ops.packed_attention_mask)(membership, valid)
+        x = run_blocks(
+            self.blocks,
+            x,
+            mask,
+            stop=c.trajectory_layers_run,
+            scan=c.scan_layers,
+            remat=c.remat,
+        )
+        return self.ln_post(x[:, :n]) @ self.proj[...].astype(x.dtype)
