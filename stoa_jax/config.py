@@ -52,7 +52,7 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     # (regex over parameter names, peak learning rate); the first that fits; 0 freezes.
     c.optim.groups = ((r"^(visual|text|logit_scale)", 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.optim.weight_decay = 0.2
-    c.optim.no_decay = r"(bias|scale|positions|embedding|cls|queries|mask_input)$"
+    c.optim.no_decay = r"(bias|scale|positions|frame_embedding)$"
     c.optim.betas = (0.9, 0.98)
     c.optim.clip_norm = 1.0
     c.optim.warmup = 0.1  # share of the steps

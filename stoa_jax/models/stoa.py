@@ -116,9 +116,17 @@ class Stoa(nnx.Module):
         `text_attention` [B, L, L] makes it a language model: text sees text as it says, and
         nothing visual sees text. Where `masked` [B, L], a learned vector stands for the text.
         """
-        x, mask = self.fusion_input(video, text, text_mask, text_attention, masked)
-        x = self.fusion(x, mask)
-        return Fused(x[:, self.config.frames], x[:, self.config.visual_length :])
+        one = self.fusion_input(video, text, text_mask, text_attention, masked)
+        return self.fuse_passes({"one": one})["one"]
+
+    def fuse_passes(self, passes: dict[str, tuple[Array, Array]]) -> dict[str, Fused]:
+        """Several `fusion_input`s of one shape through the fusion encoder at once."""
+        if not passes:
+            return {}
+        x, mask = (jnp.stack(parts) for parts in zip(*passes.values(), strict=True))
+        fused = jax.vmap(self.fusion)(x, mask)  # [passes, B, S, d]
+        clip, text = self.config.frames, self.config.visual_length
+        return {name: Fused(y[:, clip], y[:, text:]) for name, y in zip(passes, fused, strict=True)}
 
     def fusion_input(
         self,
