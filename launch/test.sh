@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Runs the tests, setting everything up first. Arguments go to pytest.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+setup requirements-dev.txt
+exec "$PYTHON" -m pytest "$@"
