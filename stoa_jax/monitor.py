@@ -1,0 +1,252 @@
+"""What watches a run: progress, the clock, signals to stop, and a dog for when nothing moves."""
+
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from jax.experimental import multihost_utils
+
+STALLED = 3  # exit code when nothing moved, or saving after SIGTERM took too long
+
+
+class Preempted(Exception):
+    """SIGTERM came where the run cannot go on to the next step first."""
+
+
+class Stopper:
+    """SIGTERM or Ctrl-C, and the step after which all processes stop together.
+
+    With several processes the signal reaches one; JAX's preemption service agrees on a step that
+    none has passed.
+    """
+
+    def __init__(self, grace_seconds: float):
+        self.grace_seconds = grace_seconds
+        self.requested = False
+        self._raise = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stopper":
+        # The preemption service has its own handler for SIGTERM, which must stay.
+        kinds = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        if threading.current_thread() is threading.main_thread():
+            self._before = {kind: signal.signal(kind, self._handle) for kind in kinds}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _handle(self, kind: int, _frame: Any) -> None:
+        if self.requested and kind == signal.SIGINT:
+            raise KeyboardInterrupt
+        first, self.requested = not self.requested, True
+        if first:
+            _say(f"{signal.Signals(kind).name}: saving, then stopping")
+            self.start_grace()
+        if self._raise:
+            raise Preempted
+
+    def start_grace(self) -> None:
+        """From now on there are `grace_seconds` to save and leave."""
+
+        def late() -> None:
+            give_up(f"not saved within faults.grace_seconds={self.grace_seconds:g} of SIGTERM")
+
+        timer = threading.Timer(self.grace_seconds, late)
+        timer.daemon = True
+        timer.start()
+
+    def now(self, step: int) -> bool:
+        """Do all processes stop after this step? To be asked after every step."""
+        if jax.process_count() == 1:
+            return self.requested
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        self.start_grace()
+        return True
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Where a signal need not wait for the end of what is running."""
+        self._raise = True
+        try:
+            if self.requested:
+                raise Preempted
+            yield
+        finally:
+            self._raise = False
+
+
+class Watchdog:
+    """Ends the process, with the stacks of all its threads, when nothing moved for too long."""
+
+    def __init__(self, seconds: float, folder: str | Path):
+        self.seconds = seconds
+        self._path = Path(folder) / f"stacks-{jax.process_index()}.txt"
+        self._what, self._limit, self._last = "starting", seconds, time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._done.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def beat(self, what: str, patience: float = 1.0) -> None:
+        """Something moved; what comes next may take `patience` times the limit."""
+        self._what, self._limit = what, self.seconds * patience
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        pause = min(1.0, self.seconds / 4)
+        while not self._done.wait(pause):
+            # Python's own timer needs no interpreter lock: it is there for a call that keeps it.
+            faulthandler.dump_traceback_later(self.seconds + 60, exit=True)
+            if time.monotonic() - self._last > self._limit:
+                give_up(
+                    f"nothing moved for {self._limit:g} s (faults.stall_seconds) "
+                    f"while {self._what}",
+                    self._path,
+                )
+
+
+def give_up(why: str, path: Path | None = None) -> None:
+    """Say why, show every thread's stack, and end the process whatever hangs."""
+    _say(f"error: {why}; stacks of all threads follow")
+    faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+    if path is not None:
+        try:
+            with open(path, "w") as file:
+                file.write(why + "\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError:
+            pass
+    os._exit(STALLED)
+
+
+class Progress:
+    """A bar with rate and time left on a terminal, a plain line elsewhere."""
+
+    def __init__(self, steps: int, start: int, shown: bool, out: TextIO | None = None):
+        self._steps, self._start, self._shown = steps, start, shown
+        self._out = out or sys.stderr
+        self._bar = shown and self._out.isatty()
+        self._begun: float | None = None
+        self._drawn = 0.0
+
+    def step(self, step: int) -> None:
+        """A step was dispatched."""
+        now = time.monotonic()
+        if self._begun is None:  # the first step's compilation says nothing of the rate
+            self._begun, self._start = now, step
+        if self._bar and now - self._drawn > 0.2:
+            self._drawn = now
+            full = 24 * step // max(self._steps, 1)
+            bar = "█" * full + "░" * (24 - full)
+            self._out.write(f"\r{bar} {step}/{self._steps} {self._rate(step)}\x1b[K")
+            self._out.flush()
+
+    def line(self, step: int, values: Mapping[str, float], clips: int) -> None:
+        """The figures of a step, in a line of their own."""
+        if not self._shown:
+            return
+        words = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        head = "\r\x1b[K" if self._bar else ""
+        self._out.write(f"{head}step {step}/{self._steps}  {words}  {self._rate(step, clips)}\n")
+        self._out.flush()
+
+    def rewind(self, step: int) -> None:
+        """The run went back to an earlier step."""
+        self._begun, self._start = None, step
+
+    def _rate(self, step: int, clips: int = 0) -> str:
+        done = step - self._start
+        if self._begun is None or done < 1:
+            return "compiling"
+        rate = done / max(time.monotonic() - self._begun, 1e-9)
+        speed = f"{rate * clips:.4g} clips/s" if clips else f"{rate:.3g} steps/s"
+        return f"{speed}  {duration((self._steps - step) / rate)} left"
+
+
+def duration(seconds: float) -> str:
+    """1 h 02 min, 3 min 20 s, 12 s."""
+    seconds = round(seconds)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds % 60:02d} s" if minutes else f"{seconds} s"
+
+
+class Clock:
+    """Step time split into waiting for data and computing, and the share of time well spent."""
+
+    def __init__(self, started: float | None = None, productive: float = 0.0):
+        # Wall-clock time of the run's very first start: time it was down is lost time too.
+        self.started = started or time.time()
+        self.productive = productive
+        self._reset()
+        self._last: float | None = None
+
+    def _reset(self) -> None:
+        self._steps, self._wait, self._total = 0, 0.0, 0.0
+
+    def pause(self) -> None:
+        """What comes until the next step is not training."""
+        self._last = None
+
+    def step(self, wait: float) -> None:
+        """A step ended; it had waited so long for its data."""
+        now = time.monotonic()
+        if self._last is not None:
+            self._steps += 1
+            self._wait += wait
+            self._total += now - self._last
+            self.productive += max(now - self._last - wait, 0.0)
+        self._last = now
+
+    def figures(self, clips: int) -> dict[str, float]:
+        """The means since the last call."""
+        steps, wait, total = self._steps, self._wait, self._total
+        self._reset()
+        found = {"time/goodput": self.productive / max(time.time() - self.started, 1e-9)}
+        if steps:
+            found["time/step"] = total / steps
+            found["time/data_wait"] = wait / steps
+            found["time/compute"] = max(total - wait, 0.0) / steps
+            found["time/clips_per_second"] = clips * steps / max(total, 1e-9)
+        return found
+
+
+def memory() -> dict[str, float]:
+    """What this process and its first device hold, GiB."""
+    found = {"memory/host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    for name, key in (("device", "bytes_in_use"), ("device_peak", "peak_bytes_in_use")):
+        if key in stats:
+            found[f"memory/{name}"] = stats[key] / 2**30
+    return found
+
+
+def main_process(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that only the first process runs."""
+    return call if jax.process_index() == 0 else (lambda *_, **__: None)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"\n{line}\n")
+    sys.stderr.flush()

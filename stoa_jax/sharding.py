@@ -1,0 +1,138 @@
+"""Where every array lives: one mesh with the axes data, fsdp and tensor, and rules by name.
+
+The batch is split over data and fsdp. A parameter is split over tensor where a rule says so, and
+over fsdp along its largest dimension that divides; the optimizer's state follows its parameter.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from stoa_jax import optim
+from stoa_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# (regex over names, the dimension that the tensor axis splits; None: none). Blocks are stacked on
+# a leading depth axis: qkv/kernel is [depth, h, 3, heads, head], mlp/up/kernel [depth, h, 4h].
+RULES: tuple[tuple[str, int | None], ...] = (
+    (r"blocks/attention/qkv/kernel$", 3),
+    (r"blocks/attention/qkv/bias$", 2),
+    (r"blocks/attention/out/kernel$", 1),
+    (r"blocks/mlp/up/(kernel|bias)$", -1),
+    (r"blocks/mlp/down/kernel$", 1),
+    (r".*", None),
+)
+
+# Splitting less than this over fsdp costs more in messages than it saves in memory.
+FSDP_MIN_SIZE = 2**14
+
+
+def mesh_shape(c: ConfigDict, num_devices: int) -> tuple[int, int, int]:
+    """The sizes of the axes; -1 stands for all devices that are left."""
+    sizes = [int(c.mesh[axis]) for axis in AXES]
+    spelled = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"config.mesh: {spelled}; sizes are 1 or more, and one of them may be -1")
+    if -1 in sizes:
+        fixed = int(np.prod([size for size in sizes if size != -1]))
+        if num_devices % fixed:
+            raise UserError(
+                f"config.mesh: {spelled} does not divide {num_devices} device(s); "
+                f"choose sizes whose product divides {num_devices}"
+            )
+        sizes[sizes.index(-1)] = num_devices // fixed
+    if int(np.prod(sizes)) != num_devices:
+        raise UserError(
+            f"config.mesh: {spelled} needs {int(np.prod(sizes))} device(s), there are "
+            f"{num_devices}; set one of the axes to -1"
+        )
+    return tuple(sizes)
+
+
+def make_mesh(c: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices (of every process), or over those given."""
+    shape = mesh_shape(c, len(devices) if devices is not None else jax.device_count())
+    if devices is None and shape[2] > jax.local_device_count():
+        raise UserError(
+            f"config.mesh.tensor: {shape[2]} is more than the {jax.local_device_count()} "
+            "device(s) of one process; tensor splits within a host, use fsdp across hosts"
+        )
+    # Auto: the compiler chooses the intermediate shardings. The default is Explicit in jax 0.10.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def check_batch(c: ConfigDict, mesh: Mesh) -> None:
+    """Every device gets the same number of clips of every micro-batch."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    for key, size, parts in (
+        ("train.batch_size", c.train.batch_size, c.train.accumulate),
+        ("eval.batch_size", c.eval.batch_size, 1),
+    ):
+        if parts < 1 or size < 1 or size % (shards * parts):
+            by = f"{shards} device(s)" + (f" times train.accumulate {parts}" if parts > 1 else "")
+            near = max(size // (shards * max(parts, 1)), 1) * shards * max(parts, 1)
+            raise UserError(f"config.{key}: {size} is not divisible by {by}; use {near}")
+
+
+def param_specs(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, PartitionSpec]:
+    """The partition of every parameter."""
+    dims, _ = optim.first_match(RULES, shapes, "sharding rules")
+    return {name: _spec(name, shapes[name].shape, dims[name], mesh) for name in shapes}
+
+
+def _spec(name: str, shape: tuple[int, ...], dim: int | None, mesh: Mesh) -> PartitionSpec:
+    spec: list[str | None] = [None] * len(shape)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    if tensor > 1 and dim is not None:
+        if shape[dim] % tensor:
+            raise UserError(
+                f"config.mesh.tensor: {tensor} does not divide dimension {dim % len(shape)} of "
+                f"{name} {shape}; use a divisor of {shape[dim]}"
+            )
+        spec[dim] = "tensor"
+    if fsdp > 1 and np.prod(shape) >= FSDP_MIN_SIZE:
+        # Never the depth axis: the scan over layers slices it.
+        first = 1 if re.search(r"blocks/", name) else 0
+        free = [i for i in range(first, len(shape)) if spec[i] is None and shape[i] % fsdp == 0]
+        if free:
+            spec[max(free, key=lambda i: shape[i])] = "fsdp"
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
+
+
+def state_shardings(state: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) -> Any:
+    """Shardings of a whole train state: a leaf under a parameter's name goes where that goes."""
+
+    def place(path, leaf) -> NamedSharding:
+        key = getattr(path[-1], "key", None) if path else None
+        spec = specs.get(key, PartitionSpec()) if isinstance(key, str) else PartitionSpec()
+        return NamedSharding(mesh, spec if len(spec) <= len(leaf.shape) else PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[str, jax.Array]:
+    """The global batch of `size` rows, of which this process brings its own."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (size, *rows.shape[1:]))
+        for name, rows in batch.items()
+    }

@@ -1,0 +1,205 @@
+"""A run small enough to be started, killed and compared dozens of times.
+
+The real loop, checkpoints and optimizer around a model of two layers. Run as a script it is one
+process of a run: `python tests/toy_run.py WORKDIR [--set key=value …] [--fault …]`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    """Sizes."""
+
+    inputs: int = 8
+    width: int = 16
+
+
+def build_model(config: ToyConfig, *, rngs):
+    """Two layers, with names as the real model's."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    class Layer(nnx.Module):
+        def __init__(self, n, m):
+            self.kernel = nnx.Param(jax.random.normal(rngs.params(), (n, m)) / n**0.5)
+            self.bias = nnx.Param(jnp.zeros(m))
+
+    class Toy(nnx.Module):
+        def __init__(self):
+            self.visual = Layer(config.inputs, config.width)
+            self.fusion = Layer(config.width, config.inputs)
+
+        def __call__(self, x):
+            x = jnp.tanh(x @ self.visual.kernel[...] + self.visual.bias[...])
+            return x @ self.fusion.kernel[...] + self.fusion.bias[...]
+
+    return Toy()
+
+
+class ToyTask:
+    """Contrast every row with every other of the global batch; a little noise from the key."""
+
+    name = "toy"
+
+    def __init__(self, slow_evaluation: float = 0.0):
+        self.slow_evaluation = slow_evaluation
+
+    def model_config(self):
+        """The toy's."""
+        return ToyConfig()
+
+    def loss(self, model, batch, key):
+        """InfoNCE between the model's output and its input."""
+        import jax
+        import jax.numpy as jnp
+
+        x = batch["x"]
+        y = model(x + 0.01 * jax.random.normal(key, x.shape))
+        logits = y @ x.T
+        loss = -jnp.mean(jnp.diag(jax.nn.log_softmax(logits)))
+        hits = jnp.mean(jnp.argmax(logits, -1) == jnp.arange(len(x)))
+        return loss, {"loss/vtc": loss, "retrieval_in_batch": hits}
+
+    def evaluators(self):
+        """The sum of the parameters: exact, so that two runs can be compared."""
+
+        def evaluate(model, mesh):
+            import jax
+
+            time.sleep(self.slow_evaluation)
+            yield "sum", float(sum(np.asarray(x).sum() for x in jax.tree.leaves(model)))
+
+        return {"sum": evaluate}
+
+
+class ToyLoader:
+    """Row i is a function of the seed and i."""
+
+    steps_per_epoch = 50
+
+    def __init__(self, c, start_step, poison=(), stall_at=None, wait=0.0):
+        import jax
+
+        self.c, self.step = c, start_step
+        self.poison, self.stall_at, self.wait = poison, stall_at, wait
+        size = c.train.batch_size // jax.process_count()
+        self.rows = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        position, self.step = self.step, self.step + 1
+        if position == self.stall_at:
+            time.sleep(1000)
+        time.sleep(self.wait)
+        rng = np.random.default_rng((self.c.seed, position))
+        x = rng.normal(size=(self.c.train.batch_size, 8)).astype(np.float32)
+        if position in self.poison:
+            x[0, 0] = np.nan
+        return {"x": x[self.rows], "index": np.arange(len(x), dtype=np.int32)[self.rows]}
+
+
+def toy_config(**settings):
+    """The default configuration, small; `train__steps=7` sets train.steps."""
+    from stoa_jax import config
+
+    c = config.default(variant="tiny")
+    c.optim.groups = ((r"^visual", 1e-2), (r".*", 3e-2))
+    c.train.batch_size, c.eval.batch_size, c.train.steps = 16, 16, 20
+    c.checkpoint.every_steps, c.log.every_steps = 5, 1
+    c.log.tensorboard, c.log.progress = False, False
+    for key, value in settings.items():
+        section, _, name = key.partition("__")
+        if name:
+            c[section][name] = value
+        else:
+            c[section] = value
+    return c
+
+
+def run(workdir, c=None, **faults):
+    """The loop on the toy, in this process."""
+    from stoa_jax import train
+
+    c = c or toy_config()
+    slow = faults.pop("slow_evaluation", 0.0)
+    return train.train(
+        c,
+        workdir,
+        task=ToyTask(slow),
+        build_model=build_model,
+        open_loader=lambda start: ToyLoader(c, start, **faults),
+    )
+
+
+def main():
+    """One process of a run, with a fault."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir")
+    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--process", type=int)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--loader", default="{}", help="JSON: what the loader does wrong")
+    parser.add_argument("--signal", help="NAME:SECONDS or NAME:save, to this process")
+    parser.add_argument("--slow-evaluation", type=float, default=0.0)
+    args = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
+    if args.processes > 1:
+        os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{args.port}"
+        os.environ["JAX_NUM_PROCESSES"] = str(args.processes)
+        os.environ["JAX_PROCESS_ID"] = str(args.process)
+    from stoa_jax import main as entry
+
+    settings = {}
+    for pair in args.set:
+        key, _, value = pair.partition("=")
+        settings[key.replace(".", "__")] = json.loads(value)
+    c = toy_config(**settings)
+    if args.signal:
+        name, _, when = args.signal.partition(":")
+        threading.Thread(
+            target=send, args=(getattr(signal, name), when, args.workdir), daemon=True
+        ).start()
+    loader = json.loads(args.loader)
+
+    def work():
+        run(args.workdir, c, slow_evaluation=args.slow_evaluation, **loader)
+
+    entry.guarded(work, c)
+
+
+def send(kind, when, workdir):
+    """Signal this process after so many seconds, at a step (`step:7`), or within a save."""
+    folder = os.path.join(workdir, "checkpoints")
+    if when == "save":
+        while not any(
+            "tmp" in name for name in (os.path.exists(folder) and os.listdir(folder)) or ()
+        ):
+            time.sleep(0.0005)
+    elif when.startswith("step"):
+        path = os.path.join(workdir, "metrics.jsonl")
+        while not (os.path.exists(path) and open(path).read().count("\n") >= int(when[4:])):
+            time.sleep(0.005)
+    else:
+        time.sleep(float(when))
+    os.kill(os.getpid(), kind)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    main()
