@@ -1,0 +1,351 @@
+"""Maximum-weight assignment: each row gets its column, by one of three solvers.
+
+`device` and `auction` need no float64: their prices are pairs of float32 (a value and its rounding
+error, about 48 bits), since a softmax puts scores of 1 and of 1e-9 beside each other, and the small
+ones decide once the large ones are taken.
+
+Shapes: n rows, m columns; s = max(n, m) after padding to a square.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import AxisType, PartitionSpec
+
+SOLVERS = ("device", "scipy", "auction")
+_BATCH_AXES = ("data", "fsdp")
+
+
+def assign(
+    scores: Array,
+    row_mask: Array | None = None,
+    col_mask: Array | None = None,
+    solver: str = "device",
+) -> Array:
+    """Scores [..., n, m] -> for each row its column, or -1: [..., n] int32, of the largest sum.
+
+    Masks [..., n] and [..., m] say which rows and columns exist; min(existing rows, existing
+    columns) pairs are made. A row with a NaN in an existing column counts as missing. An infinity
+    weighs more than all finite scores together. Scores are read as float32; no gradient flows.
+
+    Solvers: `device` (shortest augmenting paths) and `scipy` (on the host) are exact; `auction`
+    comes within s·2⁻³⁶ of the best sum, times the largest |score| (see `_auction`).
+
+    Inside jit and `jax.set_mesh(mesh)`, the leading dimension of scores [B, ..., n, m] is taken to
+    be sharded over the mesh axes "data" and "fsdp", and each device solves its own part, without a
+    collective, if B divides. Without a mesh in context, or under an outer vmap, XLA may gather.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"assign: solver is {solver!r}; use one of {', '.join(SOLVERS)}")
+    if scores.ndim < 2:
+        raise ValueError(f"assign: scores are {scores.shape}; they must be [..., n, m]")
+    *batch, n, m = scores.shape
+    if 0 in scores.shape:
+        return jnp.full((*batch, n), -1, jnp.int32)
+    # If no column can be missing and there are enough, rows never outnumber columns.
+    wide = n <= m and col_mask is None
+    args = (
+        scores,
+        _mask(row_mask, (*batch, n), "row_mask"),
+        _mask(col_mask, (*batch, m), "col_mask"),
+    )
+    args = tuple(lax.stop_gradient(x) for x in args)
+
+    def solve(scores: Array, rows: Array, columns: Array) -> Array:
+        scores, rows = _sanitise(scores, rows, columns)
+        if solver == "scipy":
+            return _scipy(scores, rows, columns)
+        one = _augment if solver == "device" else _auction
+        flat = (x.reshape(-1, *x.shape[len(batch) :]) for x in (scores, rows, columns))
+        columns = jax.vmap(lambda *x: _as_wide(one, *x, wide=wide))(*flat)
+        return columns.reshape(*scores.shape[:-1])
+
+    axes = _batch_axes(batch, args)
+    if axes:
+        spec = PartitionSpec(axes)
+        solve = jax.shard_map(solve, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    return solve(*args)
+
+
+def _mask(mask: Array | None, shape: tuple[int, ...], name: str) -> Array:
+    if mask is None:
+        return jnp.ones(shape, bool)
+    try:
+        return jnp.broadcast_to(jnp.asarray(mask, bool), shape)
+    except ValueError:
+        raise ValueError(f"assign: {name} is {jnp.shape(mask)}; it must be {shape}") from None
+
+
+def _batch_axes(batch: list[int], args: tuple[Array, ...]) -> tuple[str, ...]:
+    """The mesh axes over which to run the leading dimension device by device; () for none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    # Outside jit arrays lie where they lie; inside a shard_map the work is local already.
+    if not batch or AxisType.Manual in types.values():
+        return ()
+    if not any(isinstance(x, jax.core.Tracer) for x in args):
+        return ()
+    axes = tuple(a for a in _BATCH_AXES if types.get(a) == AxisType.Auto)
+    return axes if axes and batch[0] % math.prod(mesh.shape[a] for a in axes) == 0 else ()
+
+
+def _sanitise(scores: Array, rows: Array, columns: Array) -> tuple[Array, Array]:
+    """Finite scores, scaled by a power of two into [-1, 1] but for infinities; rows without NaN."""
+    n, m = scores.shape[-2:]
+    scores = scores.astype(jnp.float32)
+    rows = rows & ~(jnp.isnan(scores) & columns[..., None, :]).any(-1)
+    exists = rows[..., :, None] & columns[..., None, :]
+    scores = jnp.where(exists, scores, 0)
+    finite = jnp.isfinite(scores)
+    largest = jnp.where(finite, jnp.abs(scores), 0).max((-2, -1), keepdims=True)
+    # Two halves, since the whole power may be subnormal, and XLA reads subnormals as zero.
+    exponent = jnp.where(largest > 0, jnp.frexp(largest)[1], 0)
+    half = exponent // 2
+    scaled = scores * _power_of_two(-half) * _power_of_two(half - exponent)
+    # Two assignments of finite scores differ by 2 · min(n, m) at most.
+    return jnp.where(finite, scaled, jnp.sign(scores) * 4 * min(n, m)), rows
+
+
+def _power_of_two(exponent: Array) -> Array:
+    return lax.bitcast_convert_type((exponent.astype(jnp.int32) + 127) << 23, jnp.float32)
+
+
+def _as_wide(solve, scores: Array, rows: Array, columns: Array, *, wide: bool) -> Array:
+    """Runs `solve` on one problem with no more rows than columns, transposed if need be."""
+    n, m = scores.shape
+    if wide:
+        return jnp.where(rows, solve(scores, rows, columns), -1)
+    s = max(n, m)
+    scores = jnp.pad(scores, ((0, s - n), (0, s - m)))
+    rows, columns = jnp.pad(rows, (0, s - n)), jnp.pad(columns, (0, s - m))
+    flip = rows.sum() > columns.sum()
+    column = solve(
+        jnp.where(flip, scores.T, scores),
+        jnp.where(flip, columns, rows),
+        jnp.where(flip, rows, columns),
+    )
+    # Read the other way round, the result says for each column its row.
+    place = jnp.arange(s, dtype=jnp.int32)
+    inverse = jnp.where(column[:, None] == place, place[:, None], -1).max(0)
+    return jnp.where(rows, jnp.where(flip, inverse, column), -1)[:n]
+
+
+# Pairs of float32: (value, rounding error), normalised, so that they compare like words.
+
+Pair = tuple[Array, Array]
+
+
+def _two_sum(a: Array, b: Array) -> Pair:
+    total = a + b
+    b_used = total - a
+    return total, (a - (total - b_used)) + (b - b_used)
+
+
+def _add(a: Pair, b: Pair) -> Pair:
+    high, low = _two_sum(a[0], b[0])
+    low = low + (a[1] + b[1])
+    total = high + low
+    return total, low - (total - high)
+
+
+def _negative(a: Pair) -> Pair:
+    return -a[0], -a[1]
+
+
+def _less(a: Pair, b: Pair) -> Array:
+    return (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+
+
+def _where(condition: Array, a: Pair, b: Pair) -> Pair:
+    return jnp.where(condition, a[0], b[0]), jnp.where(condition, a[1], b[1])
+
+
+def _at(a: Pair, index: Array) -> Pair:
+    return a[0][index], a[1][index]
+
+
+def _minimum(a: Pair, allowed: Array, axis: int) -> tuple[Pair, Array]:
+    """The least allowed pair along an axis and its first place; (inf, inf), 0 if none is."""
+    high = jnp.where(allowed, a[0], jnp.inf).min(axis, keepdims=True)
+    low = jnp.where(allowed & (a[0] == high), a[1], jnp.inf)
+    lowest = low.min(axis, keepdims=True)
+    # Three plain reductions are faster than an argmin, which does not vectorise.
+    place = lax.broadcasted_iota(jnp.int32, low.shape, axis % low.ndim)
+    index = jnp.where(low == lowest, place, low.shape[axis] - 1).min(axis)
+    return (high.squeeze(axis), lowest.squeeze(axis)), index
+
+
+def _augment(scores: Array, rows: Array, columns: Array) -> Array:
+    """Shortest augmenting paths, one existing row after another; at most as many as columns.
+
+    One flat loop, in which each problem of a batch is at its own row and its own place of the
+    path: under vmap the batch then takes as many steps as its longest problem, and not, for each
+    row anew, as many as the longest path.
+    """
+    n, m = scores.shape
+    cost = -scores
+    none = jnp.int32(-1)
+    far = jnp.full((m,), jnp.inf, jnp.float32)
+    zero = jnp.zeros((), jnp.float32)
+
+    # column_of [n], row_of [m]: the pairs so far; `price` [m]. For the row under way, `root`:
+    # `distance` [m] to each column, the row `via` [m] that it is reached from, columns `done` [m];
+    # `row`, from which to look next, and `base`, the distance to that row less what it pays;
+    # `end`, the column from which to walk back, or -1 while looking.
+    def step(s: dict) -> dict:
+        scanning = s["end"] < 0
+        # Look from `row`: relax the distances, take the nearest column that is not done.
+        price, done = s["price"], s["done"]
+        edge = cost[s["row"]], jnp.zeros((m,), jnp.float32)
+        through = _add(_add(edge, _negative(price)), s["base"])
+        open_ = columns & ~done
+        nearer = scanning & open_ & _less(through, s["distance"])
+        distance = _where(nearer, through, s["distance"])
+        via = jnp.where(nearer, s["row"], s["via"])
+        nearest, column = _minimum(distance, open_, 0)
+        done = done | (scanning & (jnp.arange(m) == column))
+        owner = s["row_of"][column]
+        end = jnp.where(scanning, jnp.where(owner < 0, column, none), s["end"])
+        found = scanning & (end >= 0)
+        lower = _add(price, _add(distance, _negative(nearest)))
+        price = _where(found & done, lower, price)
+        # A pair costs what its row pays, so that the row's price need not be kept.
+        paid = _add((cost[owner, column], zero), _negative(_at(s["price"], column)))
+        base = _where(scanning, _add(nearest, _negative(paid)), s["base"])
+        row = jnp.where(scanning, owner, s["row"])
+        # Walk back one pair of the path, in the same step in which its end was found.
+        walking = end >= 0
+        giver = via[jnp.maximum(end, 0)]
+        before = s["column_of"][giver]
+        row_of = jnp.where(walking & (jnp.arange(m) == end), giver, s["row_of"])
+        column_of = jnp.where(walking & (jnp.arange(n) == giver), end, s["column_of"])
+        complete = walking & (giver == s["root"])
+        end = jnp.where(walking & ~complete, before, none)
+        todo = s["todo"] & ~(complete & (jnp.arange(n) == s["root"]))
+        root = jnp.argmax(todo).astype(jnp.int32)
+        return {
+            "todo": todo,
+            "root": root,
+            "row": jnp.where(complete, root, row),
+            "base": _where(complete, (zero, zero), base),
+            "distance": _where(complete, (far, jnp.zeros_like(far)), distance),
+            "via": via,
+            "done": done & ~complete,
+            "end": end,
+            "price": price,
+            "row_of": row_of,
+            "column_of": column_of,
+            "steps": s["steps"] + 1,
+        }
+
+    root = jnp.argmax(rows).astype(jnp.int32)
+    state = {
+        "todo": rows,
+        "root": root,
+        "row": root,
+        "base": (zero, zero),
+        "distance": (far, jnp.zeros_like(far)),
+        "via": jnp.zeros((m,), jnp.int32),
+        "done": jnp.zeros((m,), bool),
+        "end": none,
+        "price": (jnp.zeros((m,), jnp.float32), jnp.zeros((m,), jnp.float32)),
+        "row_of": jnp.full((m,), -1, jnp.int32),
+        "column_of": jnp.full((n,), -1, jnp.int32),
+        "steps": jnp.int32(0),
+    }
+    # A path has at most as many places as there are rows, to look from and to walk back.
+    limit = n * (2 * n + 1)
+    state = lax.while_loop(lambda s: s["todo"].any() & (s["steps"] < limit), step, state)
+    return state["column_of"]
+
+
+_FINEST = 2.0**-36  # the auction's last step, in units of the largest |score|
+_COARSER = 8.0  # and each step before it, times this
+
+
+def _auction(scores: Array, rows: Array, columns: Array) -> Array:
+    """Bertsekas's auction with ε-scaling: rows bid for columns, all rows without one at once.
+
+    Filled up to s×s with rows and columns that are worth nothing to anyone, every row ends with a
+    column within ε of its best, so the sum is within s·ε of the largest; the last ε is 2⁻³⁶ (the
+    largest score is 1; prices stay below 4·s, and pairs resolve that to 2⁻⁴⁶·s).
+    """
+    n, m = scores.shape
+    s = max(n, m)
+    scores = jnp.pad(scores, ((0, s - n), (0, s - m)))
+    rows, columns = jnp.pad(rows, (0, s - n)), jnp.pad(columns, (0, s - m))
+    # There are columns enough for the rows that exist; the others take what is left.
+    allowed = columns | ~rows[:, None]
+    worth = scores, jnp.zeros_like(scores)
+    place = jnp.arange(s, dtype=jnp.int32)
+    largest = jnp.abs(scores).max()
+    # What a row gives for its only column: more than any other could.
+    only = (-8.0 * s * jnp.maximum(largest, 1), jnp.float32(0))
+
+    def step(state: dict) -> dict:
+        bidding = state["column_of"] < 0
+        cost = _add(state["price"], _negative(worth))  # [row, column]
+        best, choice = _minimum(cost, allowed, 1)
+        chosen = choice[:, None] == place
+        second, _ = _minimum(cost, allowed & ~chosen, 1)
+        second = _where(allowed.sum(1) > 1, second, _add(best, _negative(only)))
+        rise = _add(second, _negative(best))
+        bid = _add(_add(_at(state["price"], choice), rise), (state["step"], jnp.float32(0)))
+        offers = chosen & bidding[:, None]
+        negative = -bid[0][:, None] + 0 * worth[0], -bid[1][:, None] + 0 * worth[0]
+        top, winner = _minimum(negative, offers, 0)
+        sold = offers.any(0)
+        price = _where(sold, _negative(top), state["price"])
+        # A column that is sold leaves its row without one, and its new row gives up nothing.
+        won = sold & (winner == place[:, None])  # [row, column]
+        lost = (state["column_of"][:, None] == place) & sold
+        column_of = jnp.where(lost.any(1), -1, state["column_of"])
+        column_of = jnp.where(won.any(1), choice, column_of)
+        # All have one: start again from these prices with a finer step, unless it was the finest.
+        settled = (column_of >= 0).all()
+        finest = state["step"] <= _FINEST
+        return {
+            "column_of": jnp.where(settled & ~finest, -1, column_of),
+            "price": price,
+            "step": jnp.where(
+                settled, jnp.maximum(state["step"] / _COARSER, _FINEST), state["step"]
+            ),
+            "settled": settled & finest,
+            "rounds": state["rounds"] + 1,
+        }
+
+    zeros = jnp.zeros((s,), jnp.float32)
+    state = {
+        "column_of": jnp.full((s,), -1, jnp.int32),
+        "price": (zeros, zeros),
+        "step": jnp.maximum(largest / 4, _FINEST),
+        "settled": jnp.bool_(False),
+        "rounds": jnp.int32(0),
+    }
+    # Each round raises a price by ε or more, and from the prices of the step before no price can
+    # rise by more than s·(1 + _COARSER)·ε.
+    phases = 2 + math.ceil(math.log(4 * s / _FINEST, _COARSER))
+    limit = phases * s * s * (2 + int(_COARSER))
+    state = lax.while_loop(lambda s: ~s["settled"] & (s["rounds"] < limit), step, state)
+    return state["column_of"][:n]
+
+
+def _scipy(scores: Array, rows: Array, columns: Array) -> Array:
+    """`scipy.optimize.linear_sum_assignment` on the host, one call-back for the whole batch."""
+    out = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
+    return jax.pure_callback(_on_host, out, scores, rows, columns, vmap_method="broadcast_all")
+
+
+def _on_host(scores: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    from scipy.optimize import linear_sum_assignment
+
+    scores, rows, columns = (np.asarray(x) for x in (scores, rows, columns))
+    out = np.full(rows.shape, -1, np.int32)
+    for i in np.ndindex(rows.shape[:-1]):
+        row, column = np.flatnonzero(rows[i]), np.flatnonzero(columns[i])
+        r, c = linear_sum_assignment(scores[i][np.ix_(row, column)], maximize=True)
+        out[i][row[r]] = column[c]
+    return out
