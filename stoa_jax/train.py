@@ -174,7 +174,7 @@ def update(
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), micro))
         (loss, metrics), grads = jax.tree.map(lambda x: x / parts, total)
 
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, free)
     updated = {**state.params, **optax.apply_updates(free, updates)}
