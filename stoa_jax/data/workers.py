@@ -1,0 +1,200 @@
+"""Processes that encode clips, and may be killed by one.
+
+A decoder can crash the process it runs in, or never return. So each clip belongs to one process
+that is watched: when it dies or takes too long, the clip has failed and a new process goes on.
+"""
+
+import collections
+import dataclasses
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from multiprocessing import connection
+from typing import Any
+
+from stoa_jax.data import builders, records
+from stoa_jax.errors import UserError
+
+START_SECONDS = 600.0  # to import, read the tagger and open the source
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What every process needs to know."""
+
+    dataset: str
+    source: Any  # its splits emptied: the entries come one by one
+    settings: builders.Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One clip, encoded or failed."""
+
+    record: bytes = b""
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    objects: int = 0
+    error: str = ""
+
+
+class _Worker:
+    """A process and what it was given and has not answered."""
+
+    def __init__(self, job: bytes):
+        context = multiprocessing.get_context("spawn")  # a fork would copy the caller's threads
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_run, args=(theirs, job), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.ready = False
+        self.waiting: collections.deque[int] = collections.deque()
+        self.since = time.monotonic()
+
+    def give(self, tasks: list[tuple[int, Any]]) -> None:
+        """Sends tasks; only to a process that waits, or both could block on full pipes."""
+        self.waiting.extend(number for number, _ in tasks)
+        self.since = time.monotonic()
+        self.pipe.send(tasks)
+
+    def end(self) -> None:
+        """Kills the process: it may hang where no gentler signal reaches."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def encode_all(
+    job: Job, entries: Iterable[tuple[int, Any]], processes: int, timeout: float
+) -> Iterator[tuple[int, Result]]:
+    """Encodes numbered entries in parallel; yields (number, result) as they come, in any order."""
+    packed = pickle.dumps(job)
+    todo = collections.deque(entries)
+    chunk = max(1, min(8, len(todo) // (4 * processes)))
+    entry_of: dict[int, Any] = {}
+    workers = [_Worker(packed) for _ in range(min(processes, len(todo)))]
+    try:
+        while todo or any(worker.waiting for worker in workers):
+            for worker in workers:
+                if worker.ready and not worker.waiting and todo:
+                    tasks = [todo.popleft() for _ in range(min(chunk, len(todo)))]
+                    entry_of.update(tasks)
+                    _give(worker, tasks)
+            connection.wait([worker.pipe for worker in workers], timeout=1.0)
+            for place, worker in enumerate(workers):
+                for number, result in _received(worker):
+                    del entry_of[number]
+                    yield number, result
+                error = _broken(worker, timeout)
+                if not error:
+                    continue
+                if not worker.ready:
+                    raise UserError(f"a build process does not start: {error}")
+                worker.end()
+                if worker.waiting:
+                    number = worker.waiting.popleft()
+                    del entry_of[number]
+                    yield number, Result(error=error)
+                    for left in reversed(worker.waiting):
+                        todo.appendleft((left, entry_of.pop(left)))
+                workers[place] = _Worker(packed)
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def _give(worker: _Worker, tasks: list[tuple[int, Any]]) -> None:
+    try:
+        worker.give(tasks)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it has died; _broken sees that and the tasks come back
+
+
+def _received(worker: _Worker) -> Iterator[tuple[int, Result]]:
+    while True:
+        try:
+            if not worker.pipe.poll():
+                return
+            message = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        worker.since = time.monotonic()
+        if isinstance(message, str):
+            if message:
+                raise UserError(message)
+            worker.ready = True
+        else:
+            worker.waiting.popleft()
+            yield message
+
+
+def _broken(worker: _Worker, timeout: float) -> str:
+    """Why a process must be replaced; empty when it need not."""
+    if not worker.process.is_alive():
+        # what it had sent before it died is still to be read
+        try:
+            if worker.pipe.poll():
+                return ""
+        except (EOFError, OSError):
+            pass
+        code = worker.process.exitcode or 0
+        if code < 0:
+            name = signal.Signals(-code).name
+            memory = "; the machine may be out of memory" if name == "SIGKILL" else ""
+            return f"the decoder crashed ({name}{memory})"
+        return f"the decoder ended its process (exit code {code})"
+    idle = worker.ready and not worker.waiting
+    limit = timeout if worker.ready else START_SECONDS
+    if not idle and time.monotonic() - worker.since > limit:
+        return f"not decoded in {limit:g} s; given up"
+    return ""
+
+
+def _run(pipe: connection.Connection, packed: bytes) -> None:
+    """The process: encodes what it is given until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import cv2
+
+    cv2.setNumThreads(1)  # processes are the parallelism
+    try:
+        job: Job = pickle.loads(packed)
+        parse = builders.make_parse(job.settings.tagger)
+        spec = records.features(job.settings.frames, job.settings.objects)
+    except Exception as error:
+        pipe.send(builders.reason(error))
+        return
+    pipe.send("")
+    while True:
+        try:
+            tasks = pipe.recv()
+        except EOFError:
+            return
+        for number, entry in tasks:
+            pipe.send((number, _encode(job, spec, parse, entry)))
+
+
+def _encode(job: Job, spec: Any, parse: records.Parse, entry: Any) -> Result:
+    try:
+        encoded = builders.load_example(job.source, entry, job.settings, parse)
+        example = encoded.example
+        metadata = {
+            "video_id": example["video_id"].decode(),
+            "texts": [text.decode() for text in example["texts"]],
+            "answers": [answer.decode() for answer in example["answers"]],
+        }
+        objects = int((example["classes"] >= 0).sum())
+        record = records.serialize(spec, example)
+        return Result(record, metadata, tuple(encoded.dropped), objects)
+    except Exception as error:
+        return Result(error=builders.reason(error))
+
+
+def _end_with_parent() -> None:
+    # Also when the parent was killed, and also while a decoder hangs in this process.
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
