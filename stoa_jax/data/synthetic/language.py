@@ -1,0 +1,416 @@
+"""What can be said, asked and mistaken about a scene, in short and common English."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from stoa_jax.data.synthetic.scene import (
+    ALONE,
+    ALWAYS,
+    COLOURS,
+    DIRECTIONS,
+    FIRST,
+    SHAPES,
+    SYMMETRIC,
+    THEN,
+    TOGETHER,
+    Event,
+    Scene,
+)
+
+# motion -> (third person, gerund), pairs of equal meaning; {} is the other thing
+PHRASES = {
+    "left": (
+        ("moves left", "moving left"),
+        ("slides to the left", "sliding to the left"),
+        ("drifts left", "drifting left"),
+        ("travels to the left", "traveling to the left"),
+    ),
+    "right": (
+        ("moves right", "moving right"),
+        ("slides to the right", "sliding to the right"),
+        ("drifts right", "drifting right"),
+        ("travels to the right", "traveling to the right"),
+    ),
+    "up": (
+        ("moves up", "moving up"),
+        ("rises", "rising"),
+        ("climbs", "climbing"),
+        ("floats up", "floating up"),
+    ),
+    "down": (
+        ("moves down", "moving down"),
+        ("falls", "falling"),
+        ("sinks", "sinking"),
+        ("drops", "dropping"),
+    ),
+    "circle": (
+        ("moves in a circle", "moving in a circle"),
+        ("goes around in a loop", "going around in a loop"),
+        ("runs in a circle", "running in a circle"),
+    ),
+    "grow": (("grows", "growing"), ("gets bigger", "getting bigger"), ("expands", "expanding")),
+    "shrink": (
+        ("shrinks", "shrinking"),
+        ("gets smaller", "getting smaller"),
+        ("becomes smaller", "becoming smaller"),
+    ),
+    "blink": (("blinks", "blinking"), ("flashes", "flashing"), ("flickers", "flickering")),
+    "approach": (
+        ("approaches {}", "approaching {}"),
+        ("moves toward {}", "moving toward {}"),
+        ("comes closer to {}", "coming closer to {}"),
+    ),
+    "leave": (
+        ("moves away from {}", "moving away from {}"),
+        ("leaves {}", "leaving {}"),
+        ("runs away from {}", "running away from {}"),
+    ),
+    "push": (("pushes {}", "pushing {}"), ("shoves {}", "shoving {}")),
+    "behind": (
+        ("passes behind {}", "passing behind {}"),
+        ("moves behind {}", "moving behind {}"),
+        ("goes behind {}", "going behind {}"),
+    ),
+    "front": (
+        ("passes in front of {}", "passing in front of {}"),
+        ("moves in front of {}", "moving in front of {}"),
+        ("goes in front of {}", "going in front of {}"),
+    ),
+}
+# of "A and B": plural verb, gerund
+PLURAL = {
+    "meet": (("come together", "coming together"), ("meet", "meeting")),
+    "part": (("move apart", "moving apart"), ("separate", "separating")),
+}
+REST = (("stays still", "staying still"), ("rests", "resting"), ("waits", "waiting"))
+
+_NUMBERS = ("zero", "one", "two", "three", "four")
+_WAY = {d: d for d in DIRECTIONS}
+_DOES = {
+    **{m: m + "s" for m in ("circle", "grow", "shrink", "blink", "push", "part")},
+    "up": "rises",
+    "down": "falls",
+    "approach": "approaches",
+    "leave": "leaves",
+    "meet": "meets",
+    "behind": "hides",
+    "front": "passes",
+}
+_REST = "rests"
+_ASKED = {  # a motion, where a question supposes it
+    "left": "moves left",
+    "right": "moves right",
+    "up": "moves up",
+    "down": "moves down",
+    "circle": "moves in a circle",
+    "grow": "grows",
+    "shrink": "shrinks",
+    "blink": "blinks",
+    "approach": "approaches {}",
+    "leave": "moves away from {}",
+    "push": "pushes {}",
+    "behind": "passes behind {}",
+    "front": "passes in front of {}",
+}
+# A motion that also holds, or nearly, where the key does: no distractor of it.
+NEARLY = {
+    "approach": ("meet",),
+    "meet": ("approach",),
+    "leave": ("part",),
+    "part": ("leave",),
+    "push": ("approach", "meet", "leave"),
+    "behind": ("approach", "leave", "meet", "part"),
+    "front": ("approach", "leave", "meet", "part"),
+}
+
+
+def captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> list[str]:
+    """`count` different sentences that are true of the scene, each with every event."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found.setdefault(sentence(scene, rng), None)
+    return list(found)
+
+
+def sentence(scene: Scene, rng: np.random.Generator) -> str:
+    """One sentence with all of the scene's events and, if there is room, what else is there.
+
+    Two scenes of the same plot get the same form from generators in the same state.
+    """
+    style = _Style(rng)
+    one, *rest = scene.events
+    clause = style.clause(scene, one)
+    if rest:
+        two = rest[0]
+        if one.phase == ALWAYS:
+            text = style.pick(f"{clause} while {style.clause(scene, two)}", f"{clause} and {{}}")
+            text = text.format(style.clause(scene, two))
+        elif one.subject == two.subject:
+            name, first, then = (
+                style.thing(scene, one.subject),
+                style.verb(scene, one),
+                style.verb(scene, two),
+            )
+            text = style.pick(
+                f"{name} {first[0]} and then {then[0]}",
+                f"{name} first {first[0]}, then {then[0]}",
+                f"after {first[1]}, {name} {then[0]}",
+                f"{name} {first[0]} before {then[1]}",
+            )
+        else:
+            after = style.clause(scene, two)
+            text = style.pick(
+                f"{clause} before {after}",
+                f"{after} after {clause}",
+                f"first {clause}, then {after}",
+                f"{clause}, and then {after}",
+            )
+        # a background would make it too long more often than not
+        extras = ["", "", style.backdrop(scene)]
+    else:
+        still = scene.still()
+        other = style.thing(scene, still[int(style.chance * len(still))]) if still else ""
+        resting = style.pick(*REST)[0]
+        extras = [style.backdrop(scene), style.backdrop(scene)]
+        extras += [f" while {other} {resting}", f" near {other}"] if still else [""]
+        progressive = style.progressive(scene, one)
+        text = style.pick(clause, clause, progressive, progressive)
+    text = text + extras[int(style.last * len(extras))]
+    if len(text.split()) > 20:
+        text = text.removesuffix(extras[-1])
+    return text.strip()
+
+
+class _Style:
+    """Random choices of one sentence: as many draws whatever the scene, so forms can be shared."""
+
+    def __init__(self, rng: np.random.Generator):
+        self._draws = iter(rng.random(64))
+        self.chance, self.last = next(self._draws), next(self._draws)
+        self._article = "a" if next(self._draws) < 0.5 else "the"
+        self._fancy = next(self._draws)
+
+    def pick(self, *options):
+        return options[int(next(self._draws) * len(options))]
+
+    def thing(self, scene: Scene, index: int) -> str:
+        """A noun phrase that names one thing of the scene, and sometimes more than it must."""
+        thing = scene.things[index]
+        sized = any(e.motion in ("grow", "shrink") and e.subject == index for e in scene.events)
+        words = [thing.colour, thing.shape]
+        draw = next(self._draws)
+        if draw < 0.45 and thing.texture != "plain":
+            words.insert(0, thing.texture)
+        elif draw > 0.7 and not sized:
+            words.insert(0, thing.size)
+        article = self._article
+        if article == "a" and words[0][0] in "aeiou":
+            article = "an"
+        return f"{article} {' '.join(words)}"
+
+    def verb(self, scene: Scene, event: Event) -> tuple[str, str]:
+        draw = self.pick(*range(12))
+        phrases = PHRASES[event.motion]
+        verb = phrases[draw % len(phrases)]
+        if event.other is None:
+            next(self._draws)
+            return verb
+        other = self.thing(scene, event.other)
+        return verb[0].format(other), verb[1].format(other)
+
+    def clause(self, scene: Scene, event: Event) -> str:
+        name = self.thing(scene, event.subject)
+        if event.motion in SYMMETRIC:
+            other = self.thing(scene, event.other)
+            return f"{name} and {other} {self.pick(*PLURAL[event.motion])[0]}"
+        return f"{name} {self.verb(scene, event)[0]}"
+
+    def progressive(self, scene: Scene, event: Event) -> str:
+        name = self.thing(scene, event.subject)
+        if event.motion in SYMMETRIC:
+            name += f" and {self.thing(scene, event.other)}"
+            verb, be = self.pick(*PLURAL[event.motion])[1], "are"
+        else:
+            verb, be = self.verb(scene, event)[1], "is"
+        if be == "is":
+            that = f"there is {name} that {self._finite(verb, event, scene)}"
+        else:
+            that = f"there {be} {name} {verb}"
+        return self.pick(f"{name} {be} {verb}", that, f"we see {name} {verb}")
+
+    def _finite(self, gerund: str, event: Event, scene: Scene) -> str:
+        del scene
+        for finite, progressive in PHRASES[event.motion]:
+            head = progressive.partition("{")[0]
+            if gerund.startswith(head):
+                return finite.partition("{")[0] + gerund[len(head) :]
+        return gerund
+
+    def backdrop(self, scene: Scene) -> str:
+        kind, tone = scene.background
+        if self._fancy < 0.5:
+            return f" on a {tone} background"
+        return f" on a {kind} {tone} background"
+
+
+# ------------------------------------------------------------------------------ questions
+
+
+def questions(scene: Scene, rng: np.random.Generator, count: int = 6) -> list[tuple[str, str]]:
+    """`count` questions with answers of one word; most of them need the time."""
+    kinds: dict[str, list[tuple[str, str]]] = {
+        kind: list(dict.fromkeys(asked)) for kind, asked in _askable(scene, rng).items() if asked
+    }
+    weights = {"does": 3.0, "way": 2.0, "what": 3.0, "colour": 3.0, "order": 1.5, "many": 1.0}
+    weights |= {"rests": 0.3, "looks": 0.6}
+    found: list[tuple[str, str]] = []
+    while len(found) < count and kinds:
+        names = sorted(kinds)
+        odds = np.array([weights[name] for name in names])
+        name = names[rng.choice(len(names), p=odds / odds.sum())]
+        asked, answer = kinds[name].pop(int(rng.integers(len(kinds[name]))))
+        found.append((asked + "?", answer))
+        if not kinds[name]:
+            del kinds[name]
+    return found
+
+
+def _askable(scene: Scene, rng: np.random.Generator) -> dict[str, list[tuple[str, str]]]:
+    asked: dict[str, list[tuple[str, str]]] = {
+        name: [] for name in ("does", "way", "what", "colour", "order", "many", "rests", "looks")
+    }
+    things, events = scene.things, scene.events
+
+    def name(index):
+        return f"the {things[index].colour} {things[index].shape}"
+
+    when = {ALWAYS: "", FIRST: " first", THEN: " at the end"}
+    for event in events:
+        thing, motion, phase = things[event.subject], event.motion, when[event.phase]
+        actors = [event.subject, event.other] if motion in SYMMETRIC else [event.subject]
+        for actor in actors:
+            if motion in _WAY:
+                asked["way"].append((f"which way does {name(actor)} move{phase}", _WAY[motion]))
+            if motion in _DOES:
+                asked["does"].append((f"what does {name(actor)} do{phase}", _DOES[motion]))
+        if motion in SYMMETRIC:
+            verb = {"meet": "meets", "part": "moves away from"}[motion]
+            for actor, other in (actors, actors[::-1]):
+                # named by colour only, else the question holds what the answer wants
+                asked["what"].append((f"what {verb} {name(other)}", things[actor].shape))
+                asked["colour"].append(
+                    (f"what color is the thing that {verb} {name(other)}", things[actor].colour)
+                )
+        elif len({e.subject for e in events if e.motion == motion}) == 1:
+            verb = _ASKED[motion].format(None if event.other is None else name(event.other))
+            asked["what"].append((f"what {verb}{phase}", thing.shape))
+            asked["colour"].append((f"what color is the thing that {verb}", thing.colour))
+    if len(events) == 2 and events[0].phase == FIRST and events[0].subject != events[1].subject:
+        pair = [events[0].subject, events[1].subject]
+        one, two = (pair[i] for i in rng.permutation(2))
+        if things[one].shape != things[two].shape:
+            options = f"the {things[one].shape} or the {things[two].shape}"
+            asked["order"] += [
+                (f"which comes first, {options}", things[pair[0]].shape),
+                (f"which moves last, {options}", things[pair[1]].shape),
+            ]
+        if things[one].colour != things[two].colour:
+            options = f"the {things[one].colour} or the {things[two].colour} one"
+            asked["order"].append((f"which acts first, {options}", things[pair[0]].colour))
+    asked["many"].append(("how many objects are there", _NUMBERS[len(things)]))
+    for attribute, plural in (("shape", "{}s"), ("colour", "{} things")):
+        counts = Counter(getattr(t, attribute) for t in things)
+        for value, number in counts.items():
+            if number > 1:
+                noun = "crosses" if value == "cross" else plural.format(value)
+                asked["many"].append((f"how many {noun} are there", _NUMBERS[number]))
+    for index in scene.still():
+        asked["rests"].append((f"what does {name(index)} do", _REST))
+    for thing in things:
+        if [t.shape for t in things].count(thing.shape) == 1:
+            asked["looks"].append((f"what color is the {thing.shape}", thing.colour))
+    return asked
+
+
+def answer_words() -> tuple[str, ...]:
+    """Every answer that can be asked for."""
+    return (*SHAPES, *COLOURS, *_NUMBERS[1:], *DIRECTIONS, *dict.fromkeys(_DOES.values()), _REST)
+
+
+# ------------------------------------------------------------------------------ choices
+
+
+def choices(scene: Scene, rng: np.random.Generator) -> tuple[list[str], int]:
+    """Five sentences of one form, one of them true, and its place."""
+    wrong = false_scenes(scene, rng)
+    form = int(rng.integers(2**63))
+    true = sentence(scene, np.random.default_rng(form))
+    options = [true]
+    for other in wrong:
+        text = sentence(other, np.random.default_rng(form))
+        if text not in options:
+            options.append(text)
+        if len(options) == 5:
+            break
+    order = rng.permutation(5)
+    return [options[i] for i in order], int(np.flatnonzero(order == 0)[0])
+
+
+def false_scenes(scene: Scene, rng: np.random.Generator) -> list[Scene]:
+    """Scenes of which every sentence is false here: first three of other motions, then looks."""
+    events, things = scene.events, scene.things
+    done = {(e.subject, e.motion) for e in events}
+
+    def with_events(*changed: Event) -> Scene:
+        return dataclasses.replace(scene, events=changed)
+
+    motions: list[Scene] = []
+    for place, event in enumerate(events):
+        if event.other is None:
+            others = [m for m in ALONE if all((i, m) not in done for i in range(len(things)))]
+        else:
+            barred = (event.motion, *NEARLY[event.motion])
+            others = [m for m in TOGETHER if m not in barred]
+        for motion in others:
+            changed = dataclasses.replace(event, motion=motion)
+            motions.append(with_events(*events[:place], changed, *events[place + 1 :]))
+    swaps: list[Scene] = []
+    if len(events) == 2:
+        one, two = events
+        swapped = (
+            dataclasses.replace(one, motion=two.motion),
+            dataclasses.replace(two, motion=one.motion),
+        )
+        swaps.append(with_events(*swapped))
+    elif events[0].motion not in SYMMETRIC and events[0].other is not None:
+        one = events[0]
+        swaps.append(with_events(Event(one.motion, one.other, one.subject)))
+    else:
+        swaps += [
+            with_events(dataclasses.replace(events[0], subject=i))
+            for i in scene.still()
+            if events[0].other is None
+        ]
+    looks: list[Scene] = []
+    subject = events[0].subject
+    for _ in range(12):
+        shape, colour = things[subject].shape, things[subject].colour
+        if rng.random() < 0.5:
+            shape = SHAPES[int(rng.integers(len(SHAPES)))]
+        else:
+            colour = COLOURS[int(rng.integers(len(COLOURS)))]
+        if all((t.shape, t.colour) != (shape, colour) for t in things):
+            thing = dataclasses.replace(things[subject], shape=shape, colour=colour)
+            changed = tuple(thing if i == subject else t for i, t in enumerate(things))
+            looks.append(dataclasses.replace(scene, things=changed))
+    motions = _shuffled(motions, rng)
+    swaps = _shuffled(swaps, rng)[:1]
+    hard = swaps + motions[: 3 - len(swaps)]
+    return hard + _shuffled(looks, rng)[:1] + motions[3 - len(swaps) :] + looks
+
+
+def _shuffled(items: Sequence, rng: np.random.Generator) -> list:
+    return [items[i] for i in rng.permutation(len(items))]
