@@ -395,7 +395,7 @@ class _Run:
             weights = {
                 f"weight/{name}": weight
                 for name, weight in self.c.loss.items()
-                if name in values or f"loss/{name}" in values
+                if f"loss_{name}" in values
             }
             values = {
                 **values,
@@ -406,7 +406,7 @@ class _Run:
             }
             self.last = {**self.last, **values}
             self.writer.write_scalars(step, values)
-            shown = {k: values[k] for k in sorted(values) if k == "loss" or k.startswith("loss/")}
+            shown = {k: values[k] for k in sorted(values) if k.startswith("loss")}
             self.progress.line(step, {**shown, "grad_norm": values["grad_norm"]}, size)
             if self.checkpoints:
                 self.checkpoints.check()
@@ -632,5 +632,6 @@ def make_loader(c: ConfigDict, task: Any, start_step: int) -> Any:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=c.data.workers,
+        prefetch=c.data.prefetch,
         start_step=start_step,
     )

@@ -69,7 +69,7 @@ class ToyTask:
         logits = y @ x.T
         loss = -jnp.mean(jnp.diag(jax.nn.log_softmax(logits)))
         hits = jnp.mean(jnp.argmax(logits, -1) == jnp.arange(len(x)))
-        return loss, {"loss/vtc": loss, "retrieval_in_batch": hits}
+        return loss, {"loss_vtc": loss, "batch_r1": hits}
 
     def evaluators(self):
         """The sum of the parameters: exact, so that two runs can be compared."""
