@@ -1,0 +1,114 @@
+"""Data sets as published: from annotation files and videos to entries, and from those to clips.
+
+`open_source("msrvtt/retrieval", DIR)` reads the annotations and decodes nothing; `load` decodes one
+entry. To add a data set: a module here with `read_<configuration>(files, skipped)` that returns
+{split: entries}, a line in `_READERS`, and its published counts in `counts.py`.
+"""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stoa_jax.data import records, video
+from stoa_jax.data.sources import didemo, folder, lsmdc, msrvtt, msvd, webvid
+from stoa_jax.data.sources.counts import EXPECTED
+from stoa_jax.data.sources.entries import Entry, Skipped, SkippedRows
+from stoa_jax.data.sources.files import Files
+from stoa_jax.errors import UserError
+
+__all__ = ["EXPECTED", "NAMES", "Entry", "Skipped", "VideoSource", "open_source"]
+
+_READERS = {
+    "folder/captions": folder.read_captions,
+    "webvid/captions": webvid.read_captions,
+    "msrvtt/captioning": msrvtt.read_captioning,
+    "msrvtt/retrieval": msrvtt.read_retrieval,
+    "msrvtt/qa": msrvtt.read_qa,
+    "msrvtt/multiple_choice": msrvtt.read_multiple_choice,
+    "msvd/captioning": functools.partial(msvd.read_captions, task="captioning"),
+    "msvd/retrieval": functools.partial(msvd.read_captions, task="retrieval"),
+    "msvd/qa": msvd.read_qa,
+    "lsmdc/retrieval": lsmdc.read_retrieval,
+    "didemo/retrieval": didemo.read_retrieval,
+}
+NAMES = tuple(_READERS)
+
+
+class VideoSource:
+    """A data set's entries by split, and the loader of their clips."""
+
+    def __init__(
+        self,
+        name: str,
+        splits: Mapping[str, Sequence[Entry]],
+        skipped: Sequence[Skipped],
+        detections=None,
+    ):
+        self.name, self.splits, self.detections = name, dict(splits), detections
+        self.skipped = list(skipped)
+        self.class_names: tuple[str, ...] = ()
+        if detections is not None:
+            self.class_names = detections.class_names
+            self.skipped += detections.problems
+            self.skipped += self.without_detections()
+
+    def without_detections(self) -> list[Skipped]:
+        """Entries that the detections do not know, named; their objects are padding."""
+        if self.detections is None:
+            return []
+        reason = f"no detections in {self.detections.path}; its objects are padding"
+        names = {e.video_id: None for entries in self.splits.values() for e in entries}
+        missing = (name for name in names if name not in self.detections)
+        return [Skipped(name, reason, str(self.detections.path), 0) for name in missing]
+
+    def load(self, entry: Entry, frames: int, short_side: int, objects: int) -> records.Clip:
+        """Decodes an entry; raises VideoError or UserError with one line."""
+        try:
+            pictures, info = video.read_frames(
+                entry.video_path, frames, entry.start, entry.end, short_side
+            )
+        except video.VideoError as error:
+            raise video.VideoError(f"{entry.video_id}: {error}") from None
+        if self.detections is None or entry.video_id not in self.detections:
+            boxes = np.zeros((frames, objects, 4), np.float32)
+            classes = np.full((frames, objects), -1, np.int32)
+            scores = np.zeros((frames, objects), np.float32)
+        else:
+            boxes, classes, scores = self.detections.objects(entry.video_id, info, objects)
+        return records.Clip(
+            video_id=entry.video_id,
+            frames=pictures,
+            boxes=boxes,
+            classes=classes,
+            scores=scores,
+            texts=list(entry.texts),
+            answers=list(entry.answers),
+        )
+
+
+def open_source(
+    name: str,
+    manual_dir: str | os.PathLike[str],
+    *,
+    detections: str | os.PathLike[str] | None = None,
+    **options,
+) -> VideoSource:
+    """The data set `name` from the published files under `manual_dir`."""
+    if name not in _READERS:
+        raise UserError(f"no data set {name!r} with published files; there are {', '.join(NAMES)}")
+    if options:
+        raise UserError(f"{name}: no option {sorted(options)[0]!r}")
+    files, skipped = Files(manual_dir), SkippedRows()
+    splits = _READERS[name](files, skipped)
+    splits = {split: entries for split, entries in splits.items() if len(entries)}
+    if not splits:
+        first = f"; the first: {skipped.rows[0]}" if skipped.rows else ""
+        raise UserError(f"{name} in {manual_dir}: no usable entry{first}")
+    found = None
+    if detections is not None:
+        from stoa_jax.data.detections import open_detections
+
+        found = open_detections(detections)
+    return VideoSource(name, splits, skipped.rows, found)

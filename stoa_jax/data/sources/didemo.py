@@ -1,0 +1,44 @@
+"""DiDeMo: paragraph retrieval. A video's descriptions are joined, and its first 30 s are used."""
+
+import re
+from collections import defaultdict
+from pathlib import PurePosixPath
+
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.files import Files, field, read_rows
+from stoa_jax.errors import UserError
+
+SECONDS = 30.0
+FILES = {"train": "train_data.json", "validation": "val_data.json", "test": "test_data.json"}
+_NAME = re.compile(r"[^/\\\x00]{1,200}")
+
+
+def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
+    """The splits whose files are there."""
+    splits = {}
+    for split, name in FILES.items():
+        path = files.find(name)
+        if path is None:
+            continue
+        paragraphs: dict[str, list[str]] = defaultdict(list)
+        for number, row in read_rows(path, skipped):
+            try:
+                video = field(row, "video", str).strip()
+                if not _NAME.fullmatch(video) or video in (".", ".."):
+                    raise RowError(f"field 'video': {shown(video)} is no file name")
+                paragraphs[video].append(caption(field(row, "description", str), "description"))
+            except RowError as error:
+                skipped.add(row.get("video"), error, path, number)
+        splits[split] = [
+            Entry(video, _path(files, video), [" ".join(texts)], (), None, SECONDS)
+            for video, texts in paragraphs.items()
+        ]
+    if not splits:
+        raise UserError(f"{files.root}: no {' or '.join(FILES.values())} in it, at any depth")
+    return splits
+
+
+def _path(files: Files, video: str) -> str:
+    """DiDeMo's names carry the suffix of the upload; many have the videos under another one."""
+    exact = files.find(video)
+    return str(exact) if exact else files.video(PurePosixPath(video).stem)

@@ -1,0 +1,247 @@
+"""Strict reading of annotation files: every complaint names the file, the line and the field."""
+
+import csv
+import functools
+import io
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stoa_jax.data.sources.entries import RowError, SkippedRows, shown
+from stoa_jax.errors import UserError
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .asf .avi .divx .f4v .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .rm "
+    ".rmvb .ts .vob .webm .wmv".split()
+)
+
+
+class Files:
+    """The files under a directory, found by name at any depth."""
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"{self.root}: no such directory of published files")
+
+    @functools.cached_property
+    def _tree(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+        names, stems = defaultdict(list), defaultdict(list)
+        for directory, subdirectories, found in os.walk(self.root, followlinks=False):
+            subdirectories.sort()
+            for name in sorted(found):
+                path = Path(directory, name)
+                names[name].append(path)
+                if path.suffix.lower() in VIDEO_SUFFIXES:
+                    stems[path.stem].append(path)
+        return names, stems
+
+    def find(self, *names: str) -> Path | None:
+        """The file with one of these names, the first that is there; the shallowest of several."""
+        for name in names:
+            direct = self.root / name
+            if direct.is_file():
+                return direct
+        for name in names:
+            paths = sorted(self._tree[0].get(name, ()), key=lambda p: (len(p.parts), p))
+            if len(paths) > 1 and len(paths[0].parts) == len(paths[1].parts):
+                raise UserError(f"two files {name}: {paths[0]} and {paths[1]}; keep one")
+            if paths:
+                return paths[0]
+        return None
+
+    def require(self, *names: str) -> Path:
+        """As `find`, but must be there."""
+        path = self.find(*names)
+        if path is None:
+            raise UserError(f"{self.root}: no {' or '.join(names)} in it, at any depth")
+        return path
+
+    def videos(self) -> Iterator[Path]:
+        """All videos, in order of their paths."""
+        for path in sorted(p for paths in self._tree[1].values() for p in paths):
+            yield path
+
+    def video(self, stem: str) -> str:
+        """The path of the video `<stem>.<any video suffix>`; where none is, the one it should have.
+
+        A missing video is found out when it is loaded, and named there.
+        """
+        paths = self._tree[1].get(stem, ())
+        # Among several, the shallowest, then the first by name: the same on every machine.
+        found = min(paths, key=lambda p: (len(p.parts), p), default=None)
+        return str(found or self.root / "videos" / f"{stem}.mp4")
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return decode(data, path)
+
+
+def decode(data: bytes, path: Path, line: int = 1) -> str:
+    """UTF-8 to text; tells the line of the first byte that is none."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path}: is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = line + data.count(b"\n", 0, error.start)
+        raise UserError(
+            f"{path}:{at}: byte 0x{data[error.start]:02x} is not UTF-8; convert the file "
+            "(iconv -f WINDOWS-1252 -t UTF-8, if that is what it is)"
+        ) from None
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """A whole JSON file, whose top is of `kind` (list or dict)."""
+    value = parse_json(read_text(path), str(path))
+    if not isinstance(value, kind):
+        name = {list: "a list", dict: "an object"}[kind]
+        raise UserError(f"{path}: holds {type(value).__name__}, not {name}")
+    return value
+
+
+def parse_json(text: str, place: str, line: int = 1) -> Any:
+    """A JSON value; errors say where it breaks."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        end = " (cut short?)" if error.pos >= len(text.rstrip()) - 1 else ""
+        raise UserError(
+            f"{place}:{line + error.lineno - 1}: not JSON at column {error.colno}: {error.msg}{end}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}:{line}: not JSON that can be read: {error}") from None
+
+
+def read_json_lines(
+    path: Path, skipped: SkippedRows, text: str | None = None
+) -> Iterator[tuple[int, dict]]:
+    """(line, object) of a JSONL file; lines that are no object are skipped and named."""
+    text = read_text(path) if text is None else text
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line, str(path), number)
+        except UserError as error:
+            skipped.add(None, str(error).removeprefix(f"{path}:{number}: "), path, number)
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            skipped.add(None, f"{shown(row)} is no JSON object", path, number)
+
+
+def read_rows(path: Path, skipped: SkippedRows) -> Iterator[tuple[int, dict]]:
+    """(number, object) of a file that is a JSON list of objects or JSONL: both are published."""
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        yield from read_json_lines(path, skipped, text)
+        return
+    for number, row in enumerate(parse_json(text, str(path)), 1):
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            skipped.add(None, f"{shown(row)} is no JSON object", path, number)
+
+
+def read_csv(
+    path: Path,
+    columns: Sequence[str],
+    skipped: SkippedRows,
+    begins_row: Callable[[str], bool] | None = None,
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file with a header that has `columns`, and perhaps others.
+
+    A row with too few or too many fields is skipped and named. A quote that is not closed would
+    swallow rows: that ends in an error, and so does a quoted field of several lines when
+    `begins_row` takes one of them for the start of a row.
+    """
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header, first = None, 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{path}:{first}: broken CSV ({error}); a quote inside a quoted field is doubled"
+            ) from None
+        if row is None:
+            break
+        line, first = first, reader.line_num + 1
+        if not any(row):
+            continue
+        if header is None:
+            header = [name.strip() for name in row]
+            missing = [c for c in columns if c not in header]
+            if missing:
+                raise UserError(
+                    f"{path}:{line}: no column {missing[0]!r} in the header "
+                    f"({', '.join(header)[:200]})"
+                )
+            twice = next((c for c in header if c and header.count(c) > 1), None)
+            if twice:
+                raise UserError(f"{path}:{line}: two columns {twice!r}")
+            continue
+        _refuse_swallowed(row, len(header), begins_row, path, line)
+        if len(row) != len(header):
+            skipped.add(
+                row[0],
+                f"{len(row)} fields where the header has {len(header)}; a comma in a field "
+                "wants quotes",
+                path,
+                line,
+            )
+            continue
+        yield line, dict(zip(header, row, strict=True))
+    if header is None:
+        raise UserError(f"{path}:1: empty; a header with {', '.join(columns)} is needed")
+
+
+def _refuse_swallowed(row, width: int, begins_row, path, line: int) -> None:
+    if begins_row is None:
+        return
+    for field in row:
+        for offset, part in enumerate(field.splitlines()[1:], 1):
+            cells = part.split(",")
+            if len(cells) >= width and begins_row(cells[0].strip().strip('"')):
+                raise UserError(
+                    f"{path}:{line}: a quote opened here takes in line {line + offset}; close it"
+                )
+
+
+def field(row: dict, name: str, kind: type | tuple[type, ...]) -> Any:
+    """The field `name` of a JSON object; refuses other types than `kind`."""
+    if name not in row:
+        raise RowError(f"no field {name!r}")
+    value = row[name]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(_KIND_NAMES.get(k, k.__name__) for k in kinds)
+        raise RowError(f"field {name!r}: {shown(value)} is no {wanted}")
+    return value
+
+
+_KIND_NAMES = {str: "text", int: "whole number", list: "list", dict: "object", float: "number"}
+
+
+def seconds(value: object, name: str) -> float | None:
+    """A time of a row; an empty one is none."""
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise RowError(f"field {name!r}: {shown(value)} is no number of seconds") from None
+    if not 0 <= number < float("inf"):
+        raise RowError(f"field {name!r}: {shown(value)} is no time in a video")
+    return number

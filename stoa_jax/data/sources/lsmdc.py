@@ -1,0 +1,58 @@
+"""LSMDC: tab-separated annotations without a header, one clip and one sentence a row.
+
+Seven columns or six: clip id, start and end as aligned, start and end as extracted, sentence. Clips
+come cut already, one file each, so the times are not used.
+"""
+
+import re
+from pathlib import Path
+
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.files import Files, read_text
+from stoa_jax.errors import UserError
+
+FILES = {
+    "train": "LSMDC16_annos_training.csv",
+    "validation": "LSMDC16_annos_val.csv",
+    "test": "LSMDC16_challenge_1000_publictect.csv",
+}
+_CLIP = re.compile(r"[^/\\\s\x00]{1,200}")
+
+
+def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
+    """The splits whose files are there."""
+    splits = {}
+    for split, name in FILES.items():
+        # `publictect` is how the file is really called; some mended it.
+        path = files.find(name, name.replace("publictect", "publictest"))
+        if path is not None:
+            splits[split] = _read(files, path, skipped)
+    if not splits:
+        raise UserError(f"{files.root}: no {' or '.join(FILES.values())} in it, at any depth")
+    return splits
+
+
+def _read(files: Files, path: Path, skipped: SkippedRows) -> list[Entry]:
+    entries, seen = [], set()
+    for line, text in enumerate(read_text(path).split("\n"), 1):
+        if not text.strip():
+            continue
+        cells = text.rstrip("\r").split("\t")
+        try:
+            if len(cells) < 6:
+                raise RowError(
+                    f"{len(cells)} fields between tabs, not 6: clip, start and end (aligned), "
+                    "start and end (extracted), sentence"
+                )
+            clip = cells[0].strip().removesuffix(".avi")
+            if not _CLIP.fullmatch(clip) or clip in (".", ".."):
+                raise RowError(f"field 1, the clip: {shown(cells[0])} is no name")
+            if clip in seen:
+                raise RowError("the clip stands here twice")
+            sentence = caption(cells[5], "field 6, the sentence")
+        except RowError as error:
+            skipped.add(cells[0], error, path, line)
+            continue
+        seen.add(clip)
+        entries.append(Entry(clip, files.video(clip), [sentence]))
+    return entries

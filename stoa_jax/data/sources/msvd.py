@@ -1,0 +1,150 @@
+"""MSVD (YouTubeClips): captioning and retrieval from the lists and captions, and MSVD-QA.
+
+`raw-captions.pkl` comes from strangers, and unpickling runs what a pickle asks for. Here it may
+build containers, text and numbers, and nothing else: any name it wants to import is refused.
+"""
+
+import io
+import pickle
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.files import Files, field, read_text
+from stoa_jax.data.sources.msrvtt import read_questions
+from stoa_jax.errors import UserError
+
+_MAX_PICKLE = 512 * 2**20  # the published one has 9 MB
+LISTS = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
+
+
+def read_captions(files: Files, skipped: SkippedRows, task: str) -> dict[str, list[Entry]]:
+    """All captions of each video in the lists; captioning and retrieval read the same ones."""
+    del task
+    captions, origin = _captions(files, skipped)
+    splits: dict[str, list[Entry]] = {}
+    for split, name in LISTS.items():
+        path = files.find(name)
+        if path is None:
+            continue
+        splits[split] = []
+        seen = set()
+        for line, text in enumerate(read_text(path).splitlines(), 1):
+            video = text.strip().removesuffix(".avi")
+            if not video:
+                continue
+            if video in seen:
+                skipped.add(video, "stands in the list twice", path, line)
+            elif not captions.get(video):
+                skipped.add(video, f"has no caption in {origin}", path, line)
+            else:
+                splits[split].append(Entry(video, files.video(video), captions[video]))
+            seen.add(video)
+    if not splits:
+        raise UserError(f"{files.root}: no {', '.join(LISTS.values())} in it, at any depth")
+    return splits
+
+
+def read_qa(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
+    """MSVD-QA; its numbers become names through `youtube_mapping.txt`."""
+    path = files.require("youtube_mapping.txt")
+    names: dict[int, str] = {}
+    for line, text in enumerate(read_text(path).splitlines(), 1):
+        if not text.strip():
+            continue
+        match = re.fullmatch(r"(\S+)\s+vid(\d{1,9})", text.strip())
+        if not match:
+            skipped.add(None, f"{shown(text)} is not `name vidN`", path, line)
+        elif int(match[2]) in names:
+            skipped.add(match[1], f"vid{match[2]} stands here twice", path, line)
+        else:
+            names[int(match[2])] = match[1]
+
+    def name_of(row: dict) -> str:
+        value = field(row, "video_id", (int, str))
+        if isinstance(value, str):
+            match = re.fullmatch(r"(?:vid)?(\d{1,9})", value)
+            if not match:
+                raise RowError(f"field 'video_id': {shown(value)} is no number of a video")
+            value = int(match[1])
+        if value not in names:
+            raise RowError(f"field 'video_id': vid{value} is not in {path.name}")
+        return names[value]
+
+    return read_questions(files, skipped, name_of)
+
+
+def _captions(files: Files, skipped: SkippedRows) -> tuple[dict[str, list[str]], str]:
+    pickled = files.find("raw-captions.pkl")
+    if pickled is not None:
+        return _from_pickle(pickled, skipped), pickled.name
+    path = files.require("AllVideoDescriptions.txt", "raw-captions.pkl")
+    found: dict[str, list[str]] = defaultdict(list)
+    for line, text in enumerate(read_text(path).splitlines(), 1):
+        if not text.strip() or text.lstrip().startswith("#"):
+            continue
+        video, _, sentence = text.strip().partition(" ")
+        try:
+            found[video].append(caption(sentence))
+        except RowError as error:
+            skipped.add(video, error, path, line)
+    return found, path.name
+
+
+def _from_pickle(path: Path, skipped: SkippedRows) -> dict[str, list[str]]:
+    data = load_plain_pickle(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds {type(data).__name__}, not {{video: [[word, …], …]}}")
+    found: dict[str, list[str]] = {}
+    for video, sentences in data.items():
+        if not isinstance(video, str) or not isinstance(sentences, list | tuple):
+            skipped.add(video, f"{shown(sentences)} is no list of captions", path, 0)
+            continue
+        found[video] = []
+        for number, words in enumerate(sentences, 1):
+            try:
+                found[video].append(caption(_sentence(words)))
+            except RowError as error:
+                skipped.add(video, f"caption {number}: {error}", path, 0)
+    return found
+
+
+def _sentence(words: object) -> str:
+    if isinstance(words, str):
+        return words
+    if isinstance(words, list | tuple) and all(isinstance(w, str) for w in words):
+        return " ".join(words)
+    raise RowError(f"{shown(words)} is no list of words")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Containers, text and numbers only."""
+
+    def find_class(self, module: str, name: str):
+        raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("it refers to things outside the file")
+
+
+def load_plain_pickle(path: Path) -> object:
+    """What a pickle of plain values holds. Nothing it names is imported or run."""
+    try:
+        if path.stat().st_size > _MAX_PICKLE:
+            raise UserError(f"{path}: {path.stat().st_size} bytes; captions are not that long")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    try:
+        # Python 2 wrote the published file: its byte strings are text.
+        return _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="replace").load()
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: a pickle that is not read ({error}); only plain data is"
+        ) from None
+    except Exception as error:
+        # A broken pickle raises whatever its broken opcodes run into.
+        raise UserError(
+            f"{path}: not a pickle that can be read ({type(error).__name__}: {error})"
+        ) from None

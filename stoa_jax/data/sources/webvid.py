@@ -1,0 +1,144 @@
+"""WebVid: `results_2M_{train,val}.csv` and videos at `videos/{page_dir}/{videoid}.mp4`.
+
+Millions of rows: an entry is a place in the file until it is asked for, so that every build process
+holds some twenty bytes a row.
+"""
+
+import array
+import csv
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.files import Files, decode
+from stoa_jax.errors import UserError
+
+COLUMNS = ("videoid", "name", "page_dir")
+_MAX_LINES = 50  # of one row; more is a quote that nobody closed
+
+
+def read_captions(files: Files, skipped: SkippedRows) -> dict[str, Sequence[Entry]]:
+    """The train and validation splits, whichever are there."""
+    found = {}
+    for split, names in {
+        "train": ("results_2M_train.csv", "results_10M_train.csv"),
+        "validation": ("results_2M_val.csv", "results_10M_val.csv"),
+    }.items():
+        # By path and not by a walk: the videos are millions of files.
+        places = [d / n for n in names for d in (files.root, files.root / "annotations")]
+        path = next((p for p in places if p.is_file()), None)
+        if path is not None:
+            found[split] = Rows(path, files.root / "videos", skipped)
+    if not found:
+        raise UserError(f"{files.root}: no results_2M_train.csv or results_2M_val.csv in it")
+    return found
+
+
+class Rows(Sequence[Entry]):
+    """The usable rows of a WebVid table, parsed when asked for."""
+
+    def __init__(self, path: Path, videos: Path, skipped: SkippedRows):
+        self.path, self.videos = path, videos
+        self._offsets, self._lines = array.array("q"), array.array("q")
+        self._header: list[str] = []
+        seen: set[int] = set()
+        for offset, line, record in _records(path):
+            cells = self._cells(record, line)
+            if not self._header:
+                self._take_header(cells, line)
+                continue
+            if cells is None or not any(cells):
+                continue
+            try:
+                entry = self._entry(cells)
+                number = int(entry.video_id) if entry.video_id.isdigit() else hash(entry.video_id)
+                if number in seen:
+                    raise RowError(f"field 'videoid': {entry.video_id} stands here twice")
+                seen.add(number)
+            except RowError as error:
+                skipped.add(cells[0], error, path, line)
+                continue
+            self._offsets.append(offset)
+            self._lines.append(line)
+
+    def _take_header(self, cells: list[str] | None, line: int) -> None:
+        header = [c.strip() for c in cells or ()]
+        missing = [c for c in COLUMNS if c not in header]
+        if missing:
+            raise UserError(
+                f"{self.path}:{line}: no column {missing[0]!r} in the header "
+                f"({', '.join(header)[:200]})"
+            )
+        self._header = header
+
+    def _cells(self, record: bytes, line: int) -> list[str] | None:
+        text = decode(record, self.path, line)
+        try:
+            return next(csv.reader(text.splitlines(keepends=True), strict=True), None)
+        except csv.Error as error:
+            raise UserError(
+                f"{self.path}:{line}: broken CSV ({error}); a quote inside a quoted field is "
+                "doubled"
+            ) from None
+
+    def _entry(self, cells: list[str]) -> Entry:
+        if len(cells) != len(self._header):
+            raise RowError(f"{len(cells)} fields where the header has {len(self._header)}")
+        row = dict(zip(self._header, cells, strict=True))
+        video, page = row["videoid"].strip(), row["page_dir"].strip()
+        for name, value in (("videoid", video), ("page_dir", page)):
+            if not value or "/" in value or "\x00" in value or value in (".", ".."):
+                raise RowError(f"field {name!r}: {shown(value)} is no part of a path")
+        path = self.videos / page / f"{video}.mp4"
+        return Entry(video, str(path), [caption(row["name"], "field 'name'")])
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @functools.cached_property
+    def _file(self):
+        return open(self.path, "rb")
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k != "_file"}
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        offset, line = self._offsets[index], self._lines[index]
+        self._file.seek(offset)
+        record = _record(self._file, self.path, line)
+        return self._entry(self._cells(record, line))
+
+
+def _records(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """(offset, line, bytes) of each row; a row goes on while a quote is open."""
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    with file:
+        offset, line = 0, 1
+        while True:
+            record = _record(file, path, line)
+            if not record:
+                break
+            yield offset, line, record
+            offset += len(record)
+            line += max(1, record.count(b"\n"))
+    if not offset:
+        raise UserError(f"{path}:1: empty; a header with {', '.join(COLUMNS)} is needed")
+
+
+def _record(file, path: Path, line: int) -> bytes:
+    record = file.readline()
+    quotes, lines = record.count(b'"'), 1
+    while quotes % 2:
+        more = file.readline()
+        lines += 1
+        if not more or lines > _MAX_LINES:
+            raise UserError(f"{path}:{line}: a quote opened here is not closed")
+        record += more
+        quotes += more.count(b'"')
+    return record
