@@ -56,11 +56,13 @@ def hard_negatives(key: Array, similarity: Array, tokens: Array, valid: Array):
     logits = jnp.where(wrong, jax.lax.stop_gradient(similarity), -jnp.inf)
     exists = wrong.any(-1)  # `wrong` is symmetric
     for_text, for_video = jax.random.split(key)
-    # A row without a candidate draws something finite, and is masked by the caller.
-    logits = jnp.where(exists[:, None], logits, 0.0)
-    video = jax.random.categorical(for_text, logits)
-    text = jax.random.categorical(for_video, jnp.where(exists[:, None], logits.T, 0.0))
-    return video, text, exists & valid
+
+    def draw(key: Array, logits: Array) -> Array:
+        # A row without a candidate draws something finite, and is masked by the caller.
+        return jax.random.categorical(key, jnp.where(exists[:, None], logits, 0.0))
+
+    video, text = draw(for_text, logits), draw(for_video, logits.T)
+    return video, text, exists
 
 
 def vtm(logits: Array, matches: Array, valid: Array) -> Array:
@@ -147,6 +149,7 @@ class Alignment(NamedTuple):
 
     loss: Array
     columns: Array  # [B, n], the word each row got, -1 for none
+    scores: Array  # [B, n, L], how each row likes each word; sums to 1 over the words
     none_share: Array  # of the matched rows, those that got Ø
     agreement: Array  # of the matched rows, those that got the word they like best
 
@@ -221,4 +224,6 @@ def _draw(x: Array, text: Array, scores: Array, columns: Array, none: Array) -> 
     error = jnp.square(x.astype(jnp.float32) - target).mean(-1)
     got_none = (onehot * none[:, None]).sum(-1)
     liked = scores.argmax(-1) == columns
-    return Alignment(mean(error, matched), columns, mean(got_none, matched), mean(liked, matched))
+    return Alignment(
+        mean(error, matched), columns, scores, mean(got_none, matched), mean(liked, matched)
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from stoa_jax import ops
+from stoa_jax import objectives, ops
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import VARIANTS, ModelConfig
 from stoa_jax.models.layers import run_blocks
@@ -17,7 +17,18 @@ from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa, at_place, embed_text, embed_video
 
 B = 3
-TINY = dataclasses.replace(ModelConfig.tiny(), vocab_size=1024, text_length=12)
+TINY = dataclasses.replace(
+    ModelConfig.tiny(),
+    image_size=24,
+    vision_width=24,
+    vision_depth=3,
+    text_width=24,
+    text_depth=2,
+    text_length=12,
+    vocab_size=1024,
+    object_block=2,
+    action_block=3,
+)
 
 
 @functools.cache
@@ -50,8 +61,11 @@ def make_batch(config: ModelConfig = TINY, seed: int = 0, b: int = B) -> dict[st
     )
 
 
+_encode_video, encode_text, fuse = map(jax.jit, (Stoa.encode_video, Stoa.encode_text, Stoa.fuse))
+
+
 def encode_video(m: Stoa, x):
-    return jax.jit(Stoa.encode_video)(m, x["pixels"], x["boxes"], x["classes"], x["scores"])
+    return _encode_video(m, x["pixels"], x["boxes"], x["classes"], x["scores"])
 
 
 def test_packed_trajectories_equal_separate_ones():
@@ -81,9 +95,8 @@ def test_packed_trajectories_equal_separate_ones():
         y = jax.vmap(lambda o, m: jax.vmap(lambda row: one(o, row))(m))(objects, membership)
         return jnp.where(real, y, 0)
 
-    np.testing.assert_allclose(
-        packed(m.trajectory, objects), separate(m.trajectory, objects), atol=1e-5
-    )
+    a, b = (jax.jit(f)(m.trajectory, objects) for f in (packed, separate))
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
     def gradients(f):
         weight = jnp.asarray(np.random.default_rng(2).normal(size=(B, n, TINY.text_width)))
@@ -146,8 +159,8 @@ def test_how_it_runs_does_not_change_the_numbers(change):
 
     def loss(m):
         video = m.encode_video(x["pixels"], x["boxes"], x["classes"], x["scores"])
-        text = m.encode_text(x["tokens"])
-        return m.fuse(video, text.tokens, text.mask).text.sum() / 100
+        text = encode_text(m, x["tokens"])
+        return fuse(m, video, text.tokens, text.mask).text.sum() / 100
 
     a, b = (jax.jit(jax.value_and_grad(loss))(m) for m in (m, other))
     np.testing.assert_allclose(a[0], b[0], rtol=1e-5)
@@ -157,55 +170,52 @@ def test_how_it_runs_does_not_change_the_numbers(change):
 
 def test_text_is_causal():
     m, x = model(), make_batch()
-    tokens = jnp.asarray(x["tokens"])
-    embedded = m.text.embed(tokens)
+    length = TINY.text_length
+    mask = jnp.tril(jnp.ones((1, length, length), bool))
 
-    def at(i):
-        def f(embedded):
-            mask = jnp.tril(jnp.ones((1, tokens.shape[1], tokens.shape[1]), bool))
-            return run_blocks(m.text.blocks, embedded, mask)[:, i].sum()
+    @jax.jit
+    def gradient(embedded, i):
+        return jax.grad(lambda e: run_blocks(m.text.blocks, e, mask)[:, i].sum())(embedded)
 
-        return jax.grad(f)(embedded)
-
-    for i in (0, 4, tokens.shape[1] - 1):
-        g = np.abs(np.asarray(at(i))).sum((0, 2))
+    embedded = m.text.embed(jnp.asarray(x["tokens"]))
+    for i in range(length):
+        g = np.abs(gradient(embedded, i)).sum((0, 2))
         assert (g[i + 1 :] == 0).all() and (g[: i + 1] > 0).all()
 
 
 def test_padding_after_sep_changes_nothing():
     m, x = model(), make_batch()
-    text = m.encode_text(x["tokens"])
-    y = np.where(text.mask, x["tokens"], 17)
-    other = m.encode_text(y)
+    text = encode_text(m, x["tokens"])
+    other = encode_text(m, np.where(text.mask, x["tokens"], 17))
     np.testing.assert_allclose(text.sep, other.sep, atol=1e-6)
     video = encode_video(m, x)
-    a = m.fuse(video, text.tokens, text.mask)
-    b = m.fuse(video, other.tokens, other.mask)
+    a, b = (fuse(m, video, t.tokens, t.mask) for t in (text, other))
     np.testing.assert_allclose(a.cls, b.cls, atol=1e-5)
 
 
 def test_a_language_model_sees_no_later_word_and_video_sees_none():
     m, x = model(), make_batch()
-    video, text = encode_video(m, x), m.encode_text(x["tokens"])
+    video, text = encode_video(m, x), encode_text(m, x["tokens"])
     length = TINY.text_length
-    prefix = jnp.array([1, 3, 2])
-    at = jnp.arange(length)
-    attention = (at[None] <= at[:, None]) | (
-        (at < prefix[:, None])[:, None] & (at < prefix[:, None])[:, :, None]
-    )
+    prefix = np.array([1, 3, 2])
+    attention = objectives.prefix_attention(jnp.asarray(prefix), length)
 
-    def gradient(pick):
+    @jax.jit
+    def gradient(of_clip, of_text):
+        """Of a mix of the fused outputs, on the text that went in: [B, L]."""
+
         def f(tokens):
-            return pick(m.fuse(video, tokens, jnp.ones_like(text.mask), attention))
+            fused = m.fuse(video, tokens, jnp.ones_like(text.mask), attention)
+            return (fused.cls.sum(-1) * of_clip).sum() + (fused.text.sum(-1) * of_text).sum()
 
-        return np.abs(np.asarray(jax.grad(f)(text.tokens))).sum(-1)  # [B, L]
+        return jnp.abs(jax.grad(f)(text.tokens)).sum(-1)
 
-    assert not gradient(lambda fused: fused.cls.sum()).any()
-    for i in range(length - 1):
-        g = gradient(lambda fused, i=i: fused.text[:, i].sum())
+    assert not gradient(1.0, jnp.zeros(length)).any()
+    for i in range(length):
+        g = gradient(0.0, jax.nn.one_hot(i, length))
         for b in range(B):
-            last = max(i, int(prefix[b]) - 1 if i < prefix[b] else i)
-            assert (g[b, last + 1 :] == 0).all() and (g[b, : last + 1] > 0).all()
+            seen = max(i + 1, prefix[b]) if i < prefix[b] else i + 1
+            assert (g[b, seen:] == 0).all() and (g[b, :seen] > 0).all()
 
 
 def test_masked_words_do_not_reach_fusion():
@@ -215,7 +225,7 @@ def test_masked_words_do_not_reach_fusion():
     video = encode_video(m, x)
 
     def fused(tokens):
-        text = m.encode_text(tokens, jnp.asarray(masked))
+        text = encode_text(m, tokens, jnp.asarray(masked))
         return m.fuse(video, text.tokens, text.mask, masked=jnp.asarray(masked)).text
 
     other = np.where(masked, 5, x["tokens"])
@@ -231,8 +241,8 @@ def test_without_objects_or_actions():
     ):
         config = dataclasses.replace(TINY, **change)
         m = Stoa(config, rngs=nnx.Rngs(0))
-        video, text = encode_video(m, x), m.encode_text(x["tokens"])
-        assert m.fuse(video, text.tokens, text.mask).cls.shape == (B, TINY.text_width)
+        video, text = encode_video(m, x), encode_text(m, x["tokens"])
+        assert fuse(m, video, text.tokens, text.mask).cls.shape == (B, TINY.text_width)
         names = {name.split("/")[0] for name in named_parameters(m)}
         assert ("trajectory" in names) == ("regions" in names) == config.objects
         assert ("action" in names) == config.actions
@@ -240,7 +250,7 @@ def test_without_objects_or_actions():
 
 def test_embeddings_have_unit_length():
     m, x = model(), make_batch()
-    for v in (embed_video(encode_video(m, x)), embed_text(m.encode_text(x["tokens"]))):
+    for v in (embed_video(encode_video(m, x)), embed_text(encode_text(m, x["tokens"]))):
         np.testing.assert_allclose(np.linalg.norm(v, axis=-1), 1, atol=1e-6)
 
 
@@ -264,8 +274,8 @@ def test_full_size_shapes(variant, dtype):
             jnp.zeros((b, t, k), jnp.int32),
             jnp.zeros((b, t, k)),
         )
-        text = m.encode_text(jnp.zeros((b, c.text_length), jnp.int32))
-        fused = m.fuse(video, text.tokens, text.mask)
+        text = encode_text(m, jnp.zeros((b, c.text_length), jnp.int32))
+        fused = fuse(m, video, text.tokens, text.mask)
         heads = (
             m.lm_logits(fused.text),
             m.match_logits(fused, text.sep_index),

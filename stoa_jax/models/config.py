@@ -55,7 +55,7 @@ class ModelConfig:
     joint_blocks: int = 0  # last video blocks that attend over all frames of the clip at once
     region: Literal["pool_then_mlp", "mlp_then_pool"] = "pool_then_mlp"
     trajectory_layers_run: int = 2
-    trajectory_choice: Literal["confidence", "first_met"] = "confidence"
+    trajectory_choice: Literal["largest", "first_met"] = "largest"
     action_cls: Literal["learned", "frame_mean"] = "learned"
     fusion_positions: Literal["all", "tokens_only"] = "all"  # tokens_only: v_cls, t_sep get none
     masked_text: Literal["learned", "zero"] = "learned"

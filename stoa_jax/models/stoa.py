@@ -82,6 +82,8 @@ class Stoa(nnx.Module):
         objects, valid = None, None
         if c.objects:
             valid = classes >= 0
+            # A masked place still reaches the sums, times zero: it must be finite.
+            boxes = jnp.where(valid[..., None], boxes, 0)
             objects = self.regions(patches(c.object_block), boxes)
             chosen, membership = jax.vmap(
                 lambda k, s: ops.select_trajectories(

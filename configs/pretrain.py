@@ -1,0 +1,36 @@
+"""Pre-training with all six losses.
+
+    python -m stoa_jax.main --config=configs/pretrain.py:synthetic --workdir=runs/pretrain
+
+Sets: synthetic (two CPU cores, minutes), webvid (a pod), folder (your own clips).
+"""
+
+from stoa_jax import config
+from stoa_jax.errors import UserError
+
+
+def get_config(dataset: str = "synthetic"):
+    if dataset == "synthetic":
+        return synthetic()
+    if dataset not in ("webvid", "folder"):
+        raise UserError(f"configs/pretrain.py:{dataset}: the sets are synthetic, webvid, folder")
+    c = config.default("pretrain", "base")
+    c.data.sets = ((f"{dataset}/captions", 1.0),)
+    c.data.workers = 8
+    c.model.dtype = "bfloat16"
+    c.train.batch_size = 1024  # global, clips
+    c.train.epochs = 10.0
+    c.checkpoint.every_steps = 500
+    c.eval.every_steps = 5000
+    return c
+
+
+def synthetic():
+    c = config.default("pretrain", "tiny")
+    c.train.batch_size = 64
+    c.train.steps = 600
+    c.optim.groups = ((r".*", 1e-3),)  # nothing is pre-trained
+    c.optim.weight_decay = 0.05
+    c.eval.batch_size = 100
+    c.checkpoint.every_steps = 200
+    return c

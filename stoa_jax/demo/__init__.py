@@ -1,0 +1,1 @@
+"""The demonstration: everything once, on the synthetic world, in minutes on two CPU cores."""
