@@ -113,7 +113,7 @@ def detect(
     It misses, most of all what is small or hidden; it shifts boxes, mistakes a class now and
     then, and sees a thing where there is none, each with the confidence one would expect.
     """
-    length, count = true_classes.shape
+    length = len(true_classes)
     side = np.sqrt(np.prod(true_boxes[..., 2:] - true_boxes[..., :2], -1))
     ease = np.clip(side / 0.2, 0.3, 1.0) * share  # [T, n]
     seen = (true_classes >= 0) & (rng.random(ease.shape) < 0.35 + 0.62 * ease**0.5)

@@ -85,17 +85,20 @@ PLURAL = {
     "meet": (("come together", "coming together"), ("meet", "meeting")),
     "part": (("move apart", "moving apart"), ("separate", "separating")),
 }
-REST = (("stays still", "staying still"), ("rests", "resting"), ("waits", "waiting"))
+REST = ("stays still", "rests", "waits", "does not move")
+
+MOST_WORDS = 20
 
 _NUMBERS = ("zero", "one", "two", "three", "four")
-_WAY = {d: d for d in DIRECTIONS}
 _DOES = {
-    **{m: m + "s" for m in ("circle", "grow", "shrink", "blink", "push", "part")},
+    **{m: m + "s" for m in ("circle", "grow", "shrink", "blink")},
     "up": "rises",
     "down": "falls",
     "approach": "approaches",
     "leave": "leaves",
     "meet": "meets",
+    "part": "separates",
+    "push": "pushes",
     "behind": "hides",
     "front": "passes",
 }
@@ -173,15 +176,12 @@ def sentence(scene: Scene, rng: np.random.Generator) -> str:
     else:
         still = scene.still()
         other = style.thing(scene, still[int(style.chance * len(still))]) if still else ""
-        resting = style.pick(*REST)[0]
+        resting = style.pick(*REST)
         extras = [style.backdrop(scene), style.backdrop(scene)]
-        extras += [f" while {other} {resting}", f" near {other}"] if still else [""]
-        progressive = style.progressive(scene, one)
-        text = style.pick(clause, clause, progressive, progressive)
-    text = text + extras[int(style.last * len(extras))]
-    if len(text.split()) > 20:
-        text = text.removesuffix(extras[-1])
-    return text.strip()
+        extras += [f" while {other} {resting}"] * 2 if still else [""]
+        text = style.pick(clause, style.progressive(scene, one))
+    extra = extras[int(style.last * len(extras))]
+    return text + extra if len((text + extra).split()) <= MOST_WORDS else text
 
 
 class _Style:
@@ -229,25 +229,22 @@ class _Style:
         return f"{name} {self.verb(scene, event)[0]}"
 
     def progressive(self, scene: Scene, event: Event) -> str:
+        form = self.pick("being", "existing", "seen")
+        if form == "existing":
+            self._article = "a"
         name = self.thing(scene, event.subject)
         if event.motion in SYMMETRIC:
             name += f" and {self.thing(scene, event.other)}"
             verb, be = self.pick(*PLURAL[event.motion])[1], "are"
         else:
             verb, be = self.verb(scene, event)[1], "is"
-        if be == "is":
-            that = f"there is {name} that {self._finite(verb, event, scene)}"
-        else:
-            that = f"there {be} {name} {verb}"
-        return self.pick(f"{name} {be} {verb}", that, f"we see {name} {verb}")
-
-    def _finite(self, gerund: str, event: Event, scene: Scene) -> str:
-        del scene
-        for finite, progressive in PHRASES[event.motion]:
-            head = progressive.partition("{")[0]
-            if gerund.startswith(head):
-                return finite.partition("{")[0] + gerund[len(head) :]
-        return gerund
+        if form == "being":
+            return f"{name} {be} {verb}"
+        if form == "seen":
+            return f"we see {name} {verb}"
+        if be == "are":
+            return f"there are {name} {verb}"
+        return f"there is {name} that {_finite(verb, event.motion)}"
 
     def backdrop(self, scene: Scene) -> str:
         kind, tone = scene.background
@@ -256,16 +253,25 @@ class _Style:
         return f" on a {kind} {tone} background"
 
 
+def _finite(gerund: str, motion: str) -> str:
+    """ "moving toward the ball" to "moves toward the ball"."""
+    for finite, progressive in PHRASES[motion]:
+        head = progressive.partition("{")[0]
+        if gerund.startswith(head):
+            return finite.partition("{")[0] + gerund[len(head) :]
+    raise ValueError(f"{gerund!r} says nothing of {motion}")
+
+
 # ------------------------------------------------------------------------------ questions
 
 
-def questions(scene: Scene, rng: np.random.Generator, count: int = 6) -> list[tuple[str, str]]:
+def questions(scene: Scene, rng: np.random.Generator, count: int = 5) -> list[tuple[str, str]]:
     """`count` questions with answers of one word; most of them need the time."""
     kinds: dict[str, list[tuple[str, str]]] = {
         kind: list(dict.fromkeys(asked)) for kind, asked in _askable(scene, rng).items() if asked
     }
-    weights = {"does": 3.0, "way": 2.0, "what": 3.0, "colour": 3.0, "order": 1.5, "many": 1.0}
-    weights |= {"rests": 0.3, "looks": 0.6}
+    weights = {"does": 3.0, "way": 2.0, "what": 3.0, "colour": 3.0, "order": 3.0, "many": 0.8}
+    weights |= {"rests": 0.3, "looks": 0.5}
     found: list[tuple[str, str]] = []
     while len(found) < count and kinds:
         names = sorted(kinds)
@@ -292,14 +298,13 @@ def _askable(scene: Scene, rng: np.random.Generator) -> dict[str, list[tuple[str
         thing, motion, phase = things[event.subject], event.motion, when[event.phase]
         actors = [event.subject, event.other] if motion in SYMMETRIC else [event.subject]
         for actor in actors:
-            if motion in _WAY:
-                asked["way"].append((f"which way does {name(actor)} move{phase}", _WAY[motion]))
+            if motion in DIRECTIONS:
+                asked["way"].append((f"which way does {name(actor)} move{phase}", motion))
             if motion in _DOES:
                 asked["does"].append((f"what does {name(actor)} do{phase}", _DOES[motion]))
         if motion in SYMMETRIC:
             verb = {"meet": "meets", "part": "moves away from"}[motion]
             for actor, other in (actors, actors[::-1]):
-                # named by colour only, else the question holds what the answer wants
                 asked["what"].append((f"what {verb} {name(other)}", things[actor].shape))
                 asked["colour"].append(
                     (f"what color is the thing that {verb} {name(other)}", things[actor].colour)

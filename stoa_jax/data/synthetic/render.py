@@ -68,13 +68,13 @@ def draw(
             window += patch[..., :3]
             solid = patch[..., 3] > 0.5
             owner[t, top:bottom, left:right][solid] = k
-            drawn[t, k] = solid.sum()
+            drawn[t, k] = np.count_nonzero(solid)
     boxes = np.zeros((length, count, 4), np.float32)
     share = np.zeros((length, count), np.float32)
     for k in range(count):
         mine = owner == k
         boxes[:, k] = _extents(mine)
-        share[:, k] = mine.sum((1, 2)) / np.maximum(drawn[:, k], 1)
+        share[:, k] = np.count_nonzero(mine, (1, 2)) / np.maximum(drawn[:, k], 1)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8), boxes, share
 
 
@@ -127,7 +127,7 @@ def _sprite(shape: str, colour: str, texture: str, diameter: int) -> np.ndarray:
     return sprite
 
 
-@functools.lru_cache(maxsize=None)  # at most every look there is, 40 MB
+@functools.cache  # at most every look there is, 40 MB
 def _fine(shape: str, colour: str, texture: str) -> np.ndarray:
     """A look, large: colours times alpha, and alpha, uint8 [F, F, 4]."""
     mask = _mask(shape)
@@ -136,7 +136,7 @@ def _fine(shape: str, colour: str, texture: str) -> np.ndarray:
     light = np.full(3, 245 if colour != "black" else 190, np.float32)
     mark = light if colour in ("blue", "purple", "red", "green", "black") else fill * 0.25
     if texture == "striped":
-        marked = (x + y) * 1.15 % 1 < 0.42
+        marked = (x + y) * 0.9 % 1 < 0.42
     elif texture == "dotted":
         marked = np.hypot(x * 1.45 % 1 - 0.5, y * 1.45 % 1 - 0.5) < 0.29
     else:
@@ -181,15 +181,15 @@ def _mask(shape: str) -> np.ndarray:
         fill(np.stack([16 * np.sin(t) ** 3, -y - 2], -1) / 16.5)
     elif shape == "moon":
         disc(0.1, 0, 1.0)
-        disc(0.58, -0.1, 0.78, 0)
+        disc(0.66, -0.1, 0.74, 0)
     elif shape == "cross":
         fill([(-0.34, -0.98), (0.34, -0.98), (0.34, 0.98), (-0.34, 0.98)])
         fill([(-0.98, -0.34), (0.98, -0.34), (0.98, 0.34), (-0.98, 0.34)])
     elif shape == "ring":
         disc(0, 0, 1.0)
-        disc(0, 0, 0.5, 0)
+        disc(0, 0, 0.42, 0)
     elif shape == "diamond":
-        fill([(0, -1.05), (0.7, 0), (0, 1.05), (-0.7, 0)])
+        fill([(0, -1.05), (0.8, 0), (0, 1.05), (-0.8, 0)])
     elif shape == "arrow":
         fill([(0, -1.05), (0.85, -0.1), (-0.85, -0.1)])
         fill([(-0.32, -0.15), (0.32, -0.15), (0.32, 1.0), (-0.32, 1.0)])
