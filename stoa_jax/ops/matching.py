@@ -330,7 +330,7 @@ def _auction(scores: Array, rows: Array, columns: Array) -> Array:
     phases = 2 + math.ceil(math.log(4 * s / _FINEST, _COARSER))
     limit = phases * s * s * (2 + int(_COARSER))
     state = lax.while_loop(lambda s: ~s["settled"] & (s["rounds"] < limit), step, state)
-    return state["column_of"][:n]
+    return jnp.where(rows, state["column_of"], -1)[:n]
 
 
 def _scipy(scores: Array, rows: Array, columns: Array) -> Array:

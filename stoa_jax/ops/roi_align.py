@@ -34,8 +34,8 @@ def roi_align(
             "[H, W, C] and [K, 4] (use jax.vmap for a batch)"
         )
     if not jnp.issubdtype(features.dtype, jnp.floating):
-        features = features.astype(jnp.float32)
-    boxes = boxes.astype(jnp.float32)
+        features = jnp.asarray(features, jnp.float32)
+    boxes = jnp.asarray(boxes, jnp.float32)
     finite = jnp.isfinite(boxes).all(-1, keepdims=True)
     # Far outside rather than at zero, so that such a box is like any other that sees nothing.
     boxes = jnp.where(finite, boxes * spatial_scale - 0.5, -2.0)
