@@ -52,6 +52,7 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.ready = False
+        self.drained = False  # its end of the pipe is closed and all it sent was read
         self.waiting: collections.deque[int] = collections.deque()
         self.since = time.monotonic()
 
@@ -120,7 +121,8 @@ def _received(worker: _Worker) -> Iterator[tuple[int, Result]]:
             if not worker.pipe.poll():
                 return
             message = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
+            worker.drained = True
             return
         worker.since = time.monotonic()
         if isinstance(message, str):
@@ -135,12 +137,8 @@ def _received(worker: _Worker) -> Iterator[tuple[int, Result]]:
 def _broken(worker: _Worker, timeout: float) -> str:
     """Why a process must be replaced; empty when it need not."""
     if not worker.process.is_alive():
-        # what it had sent before it died is still to be read
-        try:
-            if worker.pipe.poll():
-                return ""
-        except (EOFError, OSError):
-            pass
+        if not worker.drained:
+            return ""  # what it had sent before it died is still to be read
         code = worker.process.exitcode or 0
         if code < 0:
             name = signal.Signals(-code).name
