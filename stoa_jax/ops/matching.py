@@ -8,6 +8,7 @@ Shapes: n rows, m columns; s = max(n, m) after padding to a square.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def assign(
     weighs more than all finite scores together. Scores are read as float32; no gradient flows.
 
     Solvers: `device` (shortest augmenting paths) and `scipy` (on the host) are exact; `auction`
-    comes within s·2⁻³⁶ of the best sum, times the largest |score| (see `_auction`).
+    comes within s·2⁻³⁰ of the best sum, times the largest |score| (see `_auction`).
 
     Inside jit and `jax.set_mesh(mesh)`, the leading dimension of scores [B, ..., n, m] is taken to
     be sharded over the mesh axes "data" and "fsdp", and each device solves its own part, without a
@@ -54,20 +55,28 @@ def assign(
     )
     args = tuple(lax.stop_gradient(x) for x in args)
 
-    def solve(scores: Array, rows: Array, columns: Array) -> Array:
-        scores, rows = _sanitise(scores, rows, columns)
-        if solver == "scipy":
-            return _scipy(scores, rows, columns)
-        one = _augment if solver == "device" else _auction
-        flat = (x.reshape(-1, *x.shape[len(batch) :]) for x in (scores, rows, columns))
-        columns = jax.vmap(lambda *x: _as_wide(one, *x, wide=wide))(*flat)
-        return columns.reshape(*scores.shape[:-1])
+    def solve(*args: Array) -> Array:
+        return _solve(*args, solver=solver, wide=wide)
 
-    axes = _batch_axes(batch, args)
-    if axes:
-        spec = PartitionSpec(axes)
-        solve = jax.shard_map(solve, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    if _in_auto_mesh(args):
+        axes = _batch_axes(batch)
+        # A call-back that is not under shard_map runs on one device, which jit cannot always take.
+        if axes or solver == "scipy":
+            spec = PartitionSpec(axes or None)
+            solve = jax.shard_map(solve, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
     return solve(*args)
+
+
+@partial(jax.jit, static_argnames=("solver", "wide"))
+def _solve(scores: Array, rows: Array, columns: Array, *, solver: str, wide: bool) -> Array:
+    """`assign` on one device. Under a jit of its own, so that a call outside jit compiles once."""
+    scores, rows = _sanitise(scores, rows, columns)
+    if solver == "scipy":
+        return _scipy(scores, rows, columns)
+    one = _augment if solver == "device" else _auction
+    flat = (x.reshape(-1, *x.shape[rows.ndim - 1 :]) for x in (scores, rows, columns))
+    out = jax.vmap(lambda *x: _as_wide(one, *x, wide=wide))(*flat)
+    return out.reshape(rows.shape)
 
 
 def _mask(mask: Array | None, shape: tuple[int, ...], name: str) -> Array:
@@ -79,17 +88,24 @@ def _mask(mask: Array | None, shape: tuple[int, ...], name: str) -> Array:
         raise ValueError(f"assign: {name} is {jnp.shape(mask)}; it must be {shape}") from None
 
 
-def _batch_axes(batch: list[int], args: tuple[Array, ...]) -> tuple[str, ...]:
+def _in_auto_mesh(args: tuple[Array, ...]) -> bool:
+    """Whether this is being traced where XLA, and not the caller, shards over a mesh."""
+    types = jax.sharding.get_abstract_mesh().axis_types
+    # Outside jit arrays lie where they lie; inside a shard_map the work is local already.
+    return (
+        AxisType.Auto in types
+        and AxisType.Manual not in types
+        and any(isinstance(x, jax.core.Tracer) for x in args)
+    )
+
+
+def _batch_axes(batch: list[int]) -> tuple[str, ...]:
     """The mesh axes over which to run the leading dimension device by device; () for none."""
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    # Outside jit arrays lie where they lie; inside a shard_map the work is local already.
-    if not batch or AxisType.Manual in types.values():
-        return ()
-    if not any(isinstance(x, jax.core.Tracer) for x in args):
-        return ()
     axes = tuple(a for a in _BATCH_AXES if types.get(a) == AxisType.Auto)
-    return axes if axes and batch[0] % math.prod(mesh.shape[a] for a in axes) == 0 else ()
+    divides = batch and axes and batch[0] % math.prod(mesh.shape[a] for a in axes) == 0
+    return axes if divides else ()
 
 
 def _sanitise(scores: Array, rows: Array, columns: Array) -> tuple[Array, Array]:
@@ -262,7 +278,7 @@ def _augment(scores: Array, rows: Array, columns: Array) -> Array:
     return state["column_of"]
 
 
-_FINEST = 2.0**-36  # the auction's last step, in units of the largest |score|
+_FINEST = 2.0**-30  # the auction's last step, in units of the largest |score|
 _COARSER = 8.0  # and each step before it, times this
 
 
@@ -270,7 +286,7 @@ def _auction(scores: Array, rows: Array, columns: Array) -> Array:
     """Bertsekas's auction with ε-scaling: rows bid for columns, all rows without one at once.
 
     Filled up to s×s with rows and columns that are worth nothing to anyone, every row ends with a
-    column within ε of its best, so the sum is within s·ε of the largest; the last ε is 2⁻³⁶ (the
+    column within ε of its best, so the sum is within s·ε of the largest; the last ε is 2⁻³⁰ (the
     largest score is 1; prices stay below 4·s, and pairs resolve that to 2⁻⁴⁶·s).
     """
     n, m = scores.shape
