@@ -24,6 +24,7 @@ from av.video.reformatter import Interpolation
 from stoa_jax.errors import UserError
 
 MAX_PACKETS = 4_000_000  # 18 hours at 60 frames a second
+MAX_TORN = 20  # damaged places that reading goes on after
 MAX_PIXELS = 2**27  # 16k x 8k; a header may claim 65535 x 65535 and ask for 16 GB
 SEEK_COST = 4  # a jump costs about as much as decoding so many frames
 # Share of the time that may be missing at the end before a file counts as truncated.
@@ -97,11 +98,12 @@ def read_frames(
     with _opened(path, timeout) as (container, stream):
         table = _scan(container, stream, path, deadline)
         wanted = _choose(table, num, start, end, path)
-        reader = _Reader(path, stream, table, deadline, short_side)
-        pictures, seeks = _read(container, reader, wanted)
+        about = _info(stream, table)
+    reader = _Reader(path, table, deadline, short_side)
+    pictures, seeks = _read(path, reader, wanted, timeout)
     shown = [bisect.bisect_right(table.pts, ticks) - 1 for ticks in wanted]
     info = ReadInfo(
-        video=_info(stream, table),
+        video=about,
         times=tuple((table.pts[i] - table.pts[0]) * table.tick for i in shown),
         indices=tuple(shown),
         width=reader.shown_size[0],
@@ -208,7 +210,7 @@ def _video_stream(container, path):
 
 def _packets(container, streams, path, deadline: float) -> Iterator[av.Packet]:
     """Packets to the end of what can be read, bounded in number and time."""
-    packets = container.demux(streams)
+    packets, torn = container.demux(streams), 0
     for count in itertools.count():
         if count > MAX_PACKETS:
             raise VideoError(f"{path}: more than {MAX_PACKETS} packets")
@@ -216,8 +218,12 @@ def _packets(container, streams, path, deadline: float) -> Iterator[av.Packet]:
             raise VideoError(f"{path}: reading took too long; gave up")
         try:
             packet = next(packets, None)
-        except av.FFmpegError:
-            return  # a torn end: what came before may do, and `_scan` says whether
+        except av.FFmpegError as error:
+            torn += 1
+            if torn > MAX_TORN or isinstance(error, av.error.EOFError | av.error.ExitError):
+                return  # what came before may do, and `_scan` says whether
+            packets = container.demux(streams)  # goes on after a damaged place, if it can
+            continue
         if packet is None:
             return
         yield packet
@@ -292,26 +298,25 @@ def _choose(table: _Table, num: int, start, end, path) -> list[int]:
     return chosen
 
 
-def _read(container, reader: "_Reader", wanted: list[int]) -> tuple[list[np.ndarray], int]:
+def _read(path, reader: "_Reader", wanted: list[int], timeout: float):
     """The wanted pictures, by jumps where they cost less than decoding straight through."""
-    table = reader.table
-    plan = _jumps(table, wanted)
+    plan = _jumps(reader.table, wanted)
     if plan:
         try:
-            pictures = {}
-            for key, ticks in plan:
-                container.seek(key, stream=reader.stream)
-                pictures |= reader.take(container, ticks)
+            with _opened(path, timeout) as (container, stream):
+                pictures = {}
+                for key, ticks in plan:
+                    container.seek(key, stream=stream)
+                    pictures |= reader.take(container, stream, ticks, key)
             return [pictures[t] for t in wanted], len(plan)
         except (_Astray, av.FFmpegError):
-            pass  # the index lies: read on from the start
-        container.seek(min(table.pts[0], 0), stream=reader.stream)
-    else:
-        container.seek(table.pts[0], stream=reader.stream)
-    try:
-        pictures = reader.take(container, sorted(set(wanted)), anything=True)
-    except _Astray as error:
-        raise VideoError(f"{reader.path}: {error}") from None
+            pass  # the index lies, or the container seeks about: read from the start
+    # Opened anew: to go back to the start is a seek too.
+    with _opened(path, timeout) as (container, stream):
+        try:
+            pictures = reader.take(container, stream, sorted(set(wanted)))
+        except _Astray as error:
+            raise VideoError(f"{path}: {error}") from None
     return [pictures[t] for t in wanted], 0
 
 
@@ -340,43 +345,46 @@ class _Astray(Exception):
 class _Reader:
     """Decodes forward and keeps the pictures at given ticks."""
 
-    def __init__(self, path, stream, table: _Table, deadline: float, short_side: int | None):
-        self.path, self.stream, self.table = path, stream, table
+    def __init__(self, path, table: _Table, deadline: float, short_side: int | None):
+        self.path, self.table = path, table
         self.deadline, self.short_side = deadline, short_side
         self.damaged = 0
         self.shown_size = (0, 0)
         self._size: tuple[int, int] | None = None
 
-    def take(self, container, wanted: Sequence[int], anything: bool = False):
+    def take(self, container, stream, wanted: Sequence[int], key: int | None = None):
         """{ticks: picture} of sorted ticks, from where the container stands.
 
-        A frame that is missing is replaced by the one shown before it. Without `anything`,
-        a start too late raises `_Astray`; with it, only when no frame comes at all.
+        A frame that is missing is replaced by the one shown before it. After a jump to the
+        keyframe `key`, anything unexpected raises `_Astray`; else only that no frame comes.
         """
         pictures: dict[int, np.ndarray] = {}
         queue = list(wanted)
         held = None  # the last frame, still shown at the next wanted ticks
-        for frame, ticks in self._frames(container):
+        for frame, ticks in self._frames(container, stream, key):
             while queue and ticks > queue[0]:
-                if held is None and not anything:
-                    raise _Astray("a seek came too late")
-                pictures[queue.pop(0)] = self._picture(held or frame)
+                if key is not None:
+                    raise _Astray("a frame is not where the packets told")
+                pictures[queue.pop(0)] = self._picture(held or frame, stream)
             if queue and ticks == queue[0]:
-                pictures[queue.pop(0)] = self._picture(frame)
+                pictures[queue.pop(0)] = self._picture(frame, stream)
             if not queue:
                 return pictures
             held = frame
         if held is None:
             raise _Astray("none of its frames decodes")
-        if not anything:
+        if key is not None:
             raise _Astray("frames are missing at the end")
         for ticks in queue:
-            pictures[ticks] = self._picture(held)
+            pictures[ticks] = self._picture(held, stream)
         return pictures
 
-    def _frames(self, container) -> Iterator[tuple[av.VideoFrame, int]]:
-        count = 0
-        for packet in _packets(container, [self.stream], self.path, self.deadline):
+    def _frames(self, container, stream, key: int | None) -> Iterator[tuple[av.VideoFrame, int]]:
+        count, first = 0, True
+        for packet in _packets(container, [stream], self.path, self.deadline):
+            if first and key is not None and (not packet.is_keyframe or packet.pts != key):
+                raise _Astray("the seek went elsewhere")
+            first = False
             try:
                 frames = packet.decode()
             except (av.FFmpegError, ValueError):
@@ -389,11 +397,11 @@ class _Reader:
                     yield frame, self.table.pts[min(count, len(self.table.pts) - 1)]
                 count += 1
 
-    def _picture(self, frame: av.VideoFrame) -> np.ndarray:
+    def _picture(self, frame: av.VideoFrame, stream) -> np.ndarray:
         width, height = frame.width, frame.height
         matrix = _matrix(frame)
         if self._size is None:
-            aspect = frame_aspect(self.stream, width, height)
+            aspect = frame_aspect(stream, width, height)
             self._size = fit((max(1, round(width * aspect)), height), self.short_side)
             self.shown_size = (height, width) if turned(matrix) else (width, height)
         out = frame.reformat(

@@ -10,6 +10,6 @@ EXPECTED: dict[str, dict[str, int]] = {
     "msvd/captioning": {"train": 1200, "validation": 100, "test": 670},
     "msvd/retrieval": {"train": 1200, "validation": 100, "test": 670},
     "msvd/qa": {"train": 1200, "validation": 250, "test": 520},
-    "lsmdc/retrieval": {"train": 101055, "validation": 7408, "test": 1000},
+    "lsmdc/retrieval": {"train": 101046, "validation": 7408, "test": 1000},
     "didemo/retrieval": {"train": 8395, "validation": 1065, "test": 1004},
 }

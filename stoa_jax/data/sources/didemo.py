@@ -40,5 +40,5 @@ def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]
 
 def _path(files: Files, video: str) -> str:
     """DiDeMo's names carry the suffix of the upload; many have the videos under another one."""
-    exact = files.find(video)
+    exact = files.named(video)
     return str(exact) if exact else files.video(PurePosixPath(video).stem)

@@ -1,6 +1,7 @@
 """What a source is made of: entries, and the rows that could not become one."""
 
 import dataclasses
+import reprlib
 import unicodedata
 from collections.abc import Sequence
 
@@ -80,7 +81,11 @@ def caption(text: object, name: str = "caption") -> str:
     return cleaned
 
 
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxlong, _short.maxother = 2, 60, 60, 60
+
+
 def shown(value: object) -> str:
     """A value in an error message, cut short."""
-    text = repr(value)
+    text = _short.repr(value)  # what a pickle holds may be without end when spelt out
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -30,7 +30,13 @@ class Files:
     @functools.cached_property
     def _tree(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
         names, stems = defaultdict(list), defaultdict(list)
-        for directory, subdirectories, found in os.walk(self.root, followlinks=False):
+        seen = set()  # people link their video directories; a link may lead in a circle
+        for directory, subdirectories, found in os.walk(self.root, followlinks=True):
+            status = os.stat(directory)
+            if (status.st_dev, status.st_ino) in seen:
+                subdirectories.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
             subdirectories.sort()
             for name in sorted(found):
                 path = Path(directory, name)
@@ -62,18 +68,23 @@ class Files:
 
     def videos(self) -> Iterator[Path]:
         """All videos, in order of their paths."""
-        for path in sorted(p for paths in self._tree[1].values() for p in paths):
-            yield path
+        yield from sorted(p for paths in self._tree[1].values() for p in paths)
 
     def video(self, stem: str) -> str:
         """The path of the video `<stem>.<any video suffix>`; where none is, the one it should have.
 
         A missing video is found out when it is loaded, and named there.
         """
-        paths = self._tree[1].get(stem, ())
-        # Among several, the shallowest, then the first by name: the same on every machine.
-        found = min(paths, key=lambda p: (len(p.parts), p), default=None)
-        return str(found or self.root / "videos" / f"{stem}.mp4")
+        return str(_shallowest(self._tree[1].get(stem, ())) or self.root / "videos" / f"{stem}.mp4")
+
+    def named(self, name: str) -> Path | None:
+        """The file of this very name, at any depth."""
+        return _shallowest(self._tree[0].get(name, ()))
+
+
+def _shallowest(paths: Sequence[Path]) -> Path | None:
+    # Among several, the shallowest, then the first by name: the same on every machine.
+    return min(paths, key=lambda p: (len(p.parts), p), default=None)
 
 
 def read_text(path: Path) -> str:

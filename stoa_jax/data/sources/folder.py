@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, clean, shown
 from stoa_jax.data.sources.files import (
     VIDEO_SUFFIXES,
     Files,
@@ -138,6 +138,7 @@ class _Names:
                 name = self._relative(path)
         except ValueError:  # a path elsewhere, or one that is none
             name = str(path)
+        name = clean(name)  # a directory's name need not be UTF-8
         if start is None and end is None:
             return name
         return f"{name}@{start or 0:g}-{'' if end is None else f'{end:g}'}"

@@ -1,10 +1,11 @@
-"""LSMDC: tab-separated annotations without a header, one clip and one sentence a row.
+"""LSMDC: tab-separated annotations without a header, a clip and a sentence a row.
 
-Seven columns or six: clip id, start and end as aligned, start and end as extracted, sentence. Clips
+Six columns: clip id, start and end as aligned, start and end as extracted, sentence. Clips
 come cut already, one file each, so the times are not used.
 """
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
@@ -33,7 +34,7 @@ def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]
 
 
 def _read(files: Files, path: Path, skipped: SkippedRows) -> list[Entry]:
-    entries, seen = [], set()
+    sentences: dict[str, list[str]] = defaultdict(list)
     for line, text in enumerate(read_text(path).split("\n"), 1):
         if not text.strip():
             continue
@@ -47,12 +48,8 @@ def _read(files: Files, path: Path, skipped: SkippedRows) -> list[Entry]:
             clip = cells[0].strip().removesuffix(".avi")
             if not _CLIP.fullmatch(clip) or clip in (".", ".."):
                 raise RowError(f"field 1, the clip: {shown(cells[0])} is no name")
-            if clip in seen:
-                raise RowError("the clip stands here twice")
-            sentence = caption(cells[5], "field 6, the sentence")
+            sentences[clip].append(caption(cells[5], "field 6, the sentence"))
         except RowError as error:
             skipped.add(cells[0], error, path, line)
-            continue
-        seen.add(clip)
-        entries.append(Entry(clip, files.video(clip), [sentence]))
-    return entries
+    # A few clips of the training file have two sentences.
+    return [Entry(clip, files.video(clip), texts) for clip, texts in sentences.items()]

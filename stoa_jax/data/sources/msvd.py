@@ -6,6 +6,7 @@ build containers, text and numbers, and nothing else: any name it wants to impor
 
 import io
 import pickle
+import pickletools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -15,7 +16,18 @@ from stoa_jax.data.sources.files import Files, field, read_text
 from stoa_jax.data.sources.msrvtt import read_questions
 from stoa_jax.errors import UserError
 
-_MAX_PICKLE = 512 * 2**20  # the published one has 9 MB
+_MAX_PICKLE = 256 * 2**20  # the published one has 9 MB
+_MAX_WORDS = 20_000  # of a caption
+_MAX_CAPTIONS = 5_000_000  # the published file has 80,827; shared lists cost a pickle nothing
+_PLAIN_OPCODES = frozenset(
+    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE "
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
+    "STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
+    "EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET "
+    "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET".split()
+)
 LISTS = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
 
 
@@ -97,6 +109,9 @@ def _from_pickle(path: Path, skipped: SkippedRows) -> dict[str, list[str]]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not {{video: [[word, …], …]}}")
     found: dict[str, list[str]] = {}
+    total = sum(len(v) for v in data.values() if isinstance(v, list | tuple))
+    if total > _MAX_CAPTIONS:
+        raise UserError(f"{path}: {total} captions; at most {_MAX_CAPTIONS} are read")
     for video, sentences in data.items():
         if not isinstance(video, str) or not isinstance(sentences, list | tuple):
             skipped.add(video, f"{shown(sentences)} is no list of captions", path, 0)
@@ -113,19 +128,33 @@ def _from_pickle(path: Path, skipped: SkippedRows) -> dict[str, list[str]]:
 def _sentence(words: object) -> str:
     if isinstance(words, str):
         return words
+    if isinstance(words, list | tuple) and len(words) > _MAX_WORDS:
+        raise RowError(f"{len(words)} words; at most {_MAX_WORDS} are read")
     if isinstance(words, list | tuple) and all(isinstance(w, str) for w in words):
         return " ".join(words)
     raise RowError(f"{shown(words)} is no list of words")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Containers, text and numbers only."""
+    """Containers, text and numbers only; `_refuse_code` has looked before, this is the lock."""
 
     def find_class(self, module: str, name: str):
         raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
 
     def persistent_load(self, pid):
         raise pickle.UnpicklingError("it refers to things outside the file")
+
+
+def _refuse_code(data: bytes) -> None:
+    """Refuses any opcode but those of plain data, before one is carried out."""
+    count = 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data), 1):
+        if opcode.name not in _PLAIN_OPCODES:
+            what = f" {argument}" if argument is not None else ""
+            raise pickle.UnpicklingError(f"it wants to run {opcode.name}{shown(what)[1:-1]}")
+        # The unpickler makes room up to this place, however far it is.
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument > count:
+            raise pickle.UnpicklingError(f"it asks for place {argument} in its memory")
 
 
 def load_plain_pickle(path: Path) -> object:
@@ -137,14 +166,12 @@ def load_plain_pickle(path: Path) -> object:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     try:
+        _refuse_code(data)
         # Python 2 wrote the published file: its byte strings are text.
         return _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="replace").load()
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: a pickle that is not read ({error}); only plain data is"
-        ) from None
+        reason = f"a pickle that is not read ({error}); only plain data is"
     except Exception as error:
         # A broken pickle raises whatever its broken opcodes run into.
-        raise UserError(
-            f"{path}: not a pickle that can be read ({type(error).__name__}: {error})"
-        ) from None
+        reason = f"not a pickle that can be read ({type(error).__name__}: {error})"
+    raise UserError(f"{path}: {reason}")
