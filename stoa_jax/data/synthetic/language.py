@@ -51,10 +51,9 @@ PHRASES = {
         ("goes around in a loop", "going around in a loop"),
         ("runs in a circle", "running in a circle"),
     ),
-    "grow": (("grows", "growing"), ("gets bigger", "getting bigger"), ("expands", "expanding")),
+    "grow": (("grows", "growing"), ("expands", "expanding"), ("swells", "swelling")),
     "shrink": (
         ("shrinks", "shrinking"),
-        ("gets smaller", "getting smaller"),
         ("becomes smaller", "becoming smaller"),
     ),
     "blink": (("blinks", "blinking"), ("flashes", "flashing"), ("flickers", "flickering")),
@@ -85,7 +84,7 @@ PLURAL = {
     "meet": (("come together", "coming together"), ("meet", "meeting")),
     "part": (("move apart", "moving apart"), ("separate", "separating")),
 }
-REST = ("stays still", "rests", "waits", "does not move")
+REST = ("is staying still", "is resting", "is waiting", "stays still")
 
 MOST_WORDS = 20
 
@@ -158,10 +157,11 @@ def sentence(scene: Scene, rng: np.random.Generator) -> str:
                 style.verb(scene, two),
             )
             text = style.pick(
-                f"{name} {first[0]} and then {then[0]}",
+                f"{name} is {first[1]} and then {then[1]}",
                 f"{name} first {first[0]}, then {then[0]}",
-                f"after {first[1]}, {name} {then[0]}",
-                f"{name} {first[0]} before {then[1]}",
+                f"after {first[1]}, {name} is {then[1]}",
+                f"{name} is {first[1]} before {then[1]}",
+                f"first {name} is {first[1]}, then it is {then[1]}",
             )
         else:
             after = style.clause(scene, two)
@@ -202,7 +202,7 @@ class _Style:
         sized = any(e.motion in ("grow", "shrink") and e.subject == index for e in scene.events)
         words = [thing.colour, thing.shape]
         draw = next(self._draws)
-        if draw < 0.45 and thing.texture != "plain":
+        if draw < 0.3 and thing.texture != "plain":
             words.insert(0, thing.texture)
         elif draw > 0.7 and not sized:
             words.insert(0, thing.size)
@@ -222,11 +222,15 @@ class _Style:
         return verb[0].format(other), verb[1].format(other)
 
     def clause(self, scene: Scene, event: Event) -> str:
+        """A main clause, more often "is moving" than "moves": taggers know the verb there."""
         name = self.thing(scene, event.subject)
+        running = self.pick(True, True, True, False)
         if event.motion in SYMMETRIC:
             other = self.thing(scene, event.other)
-            return f"{name} and {other} {self.pick(*PLURAL[event.motion])[0]}"
-        return f"{name} {self.verb(scene, event)[0]}"
+            plural, gerund = self.pick(*PLURAL[event.motion])
+            return f"{name} and {other} {f'are {gerund}' if running else plural}"
+        third, gerund = self.verb(scene, event)
+        return f"{name} {f'is {gerund}' if running else third}"
 
     def progressive(self, scene: Scene, event: Event) -> str:
         form = self.pick("being", "existing", "seen")
@@ -248,7 +252,7 @@ class _Style:
 
     def backdrop(self, scene: Scene) -> str:
         kind, tone = scene.background
-        if self._fancy < 0.5:
+        if self._fancy < 0.6:
             return f" on a {tone} background"
         return f" on a {kind} {tone} background"
 
