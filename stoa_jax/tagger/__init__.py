@@ -1,0 +1,1 @@
+"""The tagger that the package ships: its reader, trainer, lemmas and figures."""

@@ -1,0 +1,143 @@
+"""Texts to CLIP's ids and back, equal to OpenAI's, with the place of each piece in the text."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from stoa_jax.errors import UserError
+from stoa_jax.text import bpe
+
+_WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[a-z]+|[0-9]|[^\sa-z0-9]+", re.ASCII)
+_CACHED_WORDS = 1 << 17
+
+
+class Piece(NamedTuple):
+    """A word of CLIP's own division: its ids, and its span in `clean(text).lower()`."""
+
+    ids: tuple[int, ...]
+    start: int
+    end: int
+
+
+class _Shape(dict):
+    """Any character -> one of ASCII of the same kind, so that one ASCII pattern finds words."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        kind = unicodedata.category(char)[0]
+        if code < 128:
+            shape = char
+        elif char == "ſ":  # the long s is an s to a pattern that ignores case
+            shape = "s"
+        elif char.isspace() or code == 0x345:  # a mark without case that has one: in no class
+            shape = " "
+        else:
+            shape = {"L": "z", "N": "0"}.get(kind, "#")
+        self[code] = shape
+        return shape
+
+
+_SHAPE = _Shape()
+
+
+def clean(text: str) -> str:
+    """OpenAI's cleaning of a caption, in its own case: repaired, unescaped, single spaces."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to mend
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())
+
+
+class Tokenizer:
+    """CLIP's byte-pair encoding, or its cut to the first merges where `vocab_size` is smaller.
+
+    `start` and `end` are the last two ids. `from_directory` reads the files beside a checkpoint.
+    """
+
+    def __init__(self, vocab_size: int = bpe.CLIP_SIZE):
+        bpe.check_size(vocab_size)
+        self._setup(bpe.clip_vocabulary(), vocab_size)
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, vocab_size: int | None = None) -> "Tokenizer":
+        """The tokenizer of a Hugging Face CLIP directory."""
+        vocabulary = bpe.read_directory(directory)
+        self = cls.__new__(cls)
+        self._setup(vocabulary, vocab_size or vocabulary.size)
+        return self
+
+    def _setup(self, vocabulary: bpe.Vocabulary, size: int) -> None:
+        self.vocab_size, self.start, self.end = size, size - 2, size - 1
+        self._vocabulary = vocabulary
+        self._splits = vocabulary.splits(size) if size != vocabulary.size else None
+        self._cache: dict[str, tuple[int, ...]] = {}
+        self._fast = None
+        if vocabulary is bpe.clip_vocabulary():
+            try:
+                import instant_clip_tokenizer
+
+                self._fast = instant_clip_tokenizer.Tokenizer().encode
+            except ImportError:  # no wheel for this Python: the same merges, in Python
+                pass
+
+    def _ids(self, word: str) -> tuple[int, ...]:
+        ids = self._cache.get(word)
+        if ids is None:
+            # It divides some words of other scripts anew, so it gets what it sees as we do.
+            fast = self._fast if word.isascii() else None
+            whole = fast(word) if fast else self._vocabulary.bpe(word)
+            if self._splits is not None:
+                offsets, flat = self._splits
+                whole = [i for w in whole for i in flat[offsets[w] : offsets[w + 1]].tolist()]
+            ids = tuple(whole)
+            if len(self._cache) >= _CACHED_WORDS:
+                self._cache.clear()
+            self._cache[word] = ids
+        return ids
+
+    def pieces(self, text: str) -> list[Piece]:
+        """The words of a text as CLIP divides them; `<|startoftext|>` in a text is only text."""
+        text = clean(text).lower()
+        shape = text if text.isascii() else text.translate(_SHAPE)
+        return [Piece(self._ids(text[slice(*m.span())]), *m.span()) for m in _WORD.finditer(shape)]
+
+    def encode(self, text: str, length: int = 77) -> np.ndarray:
+        """[start] ids [end] 0 … as int32 [length]; a text cut to fit keeps its end token."""
+        return self.pack(self.pieces(text), length)
+
+    def pack(self, pieces: Iterable[Piece], length: int = 77) -> np.ndarray:
+        """The pieces of a text as its row of tokens, int32 [length]."""
+        if length < 2:
+            raise UserError(f"text length {length}: start and end tokens alone take 2")
+        ids: list[int] = []
+        for piece in pieces:
+            ids.extend(piece.ids)
+            if len(ids) >= length - 2:
+                break
+        tokens = np.zeros(length, np.int32)
+        ids = [self.start, *ids[: length - 2], self.end]
+        tokens[: len(ids)] = ids
+        return tokens
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids up to the end token; a piece that ends a word ends in a space."""
+        strings, out = self._vocabulary.strings, []
+        for i in np.asarray(ids).ravel().tolist():
+            if i == self.end:
+                break
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"token {i} is outside the vocabulary of {self.vocab_size}")
+            if i != self.start:
+                out.append(strings[i])
+        return b"".join(out).decode("utf-8", "replace")
+
+    def piece_bytes(self, ids: Iterable[int]) -> list[int]:
+        """How many bytes of its word each piece covers."""
+        strings = self._vocabulary.strings
+        return [len(strings[i]) - (strings[i][-1:] == b" " and len(strings[i]) > 1) for i in ids]
