@@ -5,6 +5,7 @@ python -m stoa_jax.main --config=… --workdir=… --config.train.steps=200   # 
 python -m stoa_jax.main --config=… --mode=plan --topology=v5e:16x16
 """
 
+import dataclasses
 import difflib
 import os
 import re
@@ -17,49 +18,56 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from stoa_jax import config
 from stoa_jax.errors import UserError
 
 MODES = ("train", "eval", "plan", "profile")
+TOPOLOGIES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "gpu:8", "cpu:8")
 PEER_LOST_SECONDS = 60  # without a sign of life of a peer, the others end
 
-_FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: a file of configs/, FILE.py:ARGUMENT.", flag_values=_FLAGS
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where checkpoints and metrics go.", flag_values=_FLAGS
-)
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=_FLAGS)
-_TOPOLOGY = flags.DEFINE_string(
-    "topology",
-    "",
-    "Of --mode=plan: v5e:16x16, v5p:4x4x8, v6e:16x16, gpu:8, cpu:8.",
-    flag_values=_FLAGS,
-)
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    config: ConfigDict
+    workdir: str
+    mode: str
+    topology: str
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Parse, start, dispatch."""
-    argv = list(sys.argv if argv is None else argv)
     flags.FLAGS.mark_as_parsed()  # grain and tfds read absl's own
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     try:
-        c = parse(argv)
+        arguments = parse()
     except UserError as error:
         fail(error, 2)
-    guarded(lambda: dispatch(c), c if _MODE.value in ("train", "profile", "eval") else None)
+    guarded(lambda: dispatch(arguments), distributed=arguments.mode != "plan")
 
 
-def parse(argv: Sequence[str]) -> ConfigDict:
-    """The configuration that the flags spell; anything wrong with them is one line."""
+def parse() -> Arguments:
+    """`sys.argv`, which ml_collections reads too; anything wrong with it is one line."""
+    argv = sys.argv
+    known = flags.FlagValues()
+    experiment = config_flags.DEFINE_config_file(
+        "config", None, "The experiment: a file of configs/, FILE.py:ARGUMENT.", flag_values=known
+    )
+    flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.", flag_values=known)
+    flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=known)
+    flags.DEFINE_string(
+        "topology", "", f"Of --mode=plan: {', '.join(TOPOLOGIES)}.", flag_values=known
+    )
     if any(arg in ("-h", "--help", "--helpfull") for arg in argv[1:]):
-        print(f"{__doc__}\n{_FLAGS.main_module_help() or _FLAGS}")
+        print(f"{__doc__}\n{known}")
         raise SystemExit(0)
     try:
-        _FLAGS.unparse_flags()
-        rest = _FLAGS(list(argv))[1:]
-        c = _CONFIG.value
+        rest = known(list(argv))[1:]
+        c = experiment.value
+        if c is not None:
+            config.model_config(c)  # a file that could not be read says so only here
     except UserError:
         raise
     except Exception as error:
@@ -74,16 +82,18 @@ def parse(argv: Sequence[str]) -> ConfigDict:
         raise UserError(f"{rest[0]!r} is not a flag; write --config.KEY=VALUE to set a key")
     if c is None:
         raise UserError("--config is missing; for example --config=configs/pretrain.py:synthetic")
-    if not _WORKDIR.value and _MODE.value != "plan":
+    if not known.workdir and known.mode != "plan":
         raise UserError("--workdir is missing; name the directory of the run")
-    if _MODE.value == "plan" and not _TOPOLOGY.value:
-        raise UserError("--topology is missing; for example --topology=v5e:16x16")
-    return c
+    if not known.topology and known.mode == "plan":
+        raise UserError(f"--topology is missing; for example --topology={TOPOLOGIES[0]}")
+    return Arguments(c, known.workdir, known.mode, known.topology)
 
 
 def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
     """One line for what absl or ml_collections says in ten, with the nearest existing key."""
     text = " ".join(str(error).split())
+    if missing := re.search(r"No such file or directory: '([^']+)'", text):
+        return f"--config: there is no file {missing[1]}"
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
     for arg in argv[1:]:
         if not arg.startswith("--config."):
@@ -103,7 +113,6 @@ def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
 
 def known_keys() -> list[str]:
     """Every key that a configuration has."""
-    from stoa_jax import config
     from stoa_jax.train import flat_config
 
     keys = list(flat_config(config.default()))
@@ -119,43 +128,38 @@ def _nearest(key: str, known: Any) -> str:
     return f"; the nearest is {close[0]!r}" if close else ""
 
 
-def dispatch(c: ConfigDict) -> None:
+def dispatch(arguments: Arguments) -> None:
     """Do what the mode says."""
-    if _MODE.value == "plan":
+    c, workdir = arguments.config, arguments.workdir
+    if arguments.mode == "plan":
         from stoa_jax import plan
 
-        print(plan.report(c, _TOPOLOGY.value))
-    elif _MODE.value == "eval":
+        print(plan.report(c, arguments.topology))
+    elif arguments.mode == "eval":
         from stoa_jax import evaluate
 
-        evaluate.run(c, _WORKDIR.value)
+        evaluate.run(c, workdir)
     else:
         from stoa_jax import train
 
-        train.train(c, _WORKDIR.value, profile=_MODE.value == "profile")
+        train.train(c, workdir, profile=arguments.mode == "profile")
 
 
-def guarded(work: Callable[[], Any], c: ConfigDict | None) -> None:
-    """Run it, on all hosts if there are several; errors become one line and an exit code.
-
-    With `c` None nothing distributed is started.
-    """
+def guarded(work: Callable[[], Any], distributed: bool = True) -> None:
+    """Run it, on all hosts if there are several; errors become one line and an exit code."""
     from stoa_jax.train import TrainingError
 
-    code = 1
     try:
-        if c is not None:
+        if distributed:
             start_distributed()
         work()
-        code = 0
     except UserError as error:
         fail(error, 2)
     except TrainingError as error:
         fail(error, 1)
     except Exception:
         traceback.print_exc()
-    if code:
-        leave(code)
+        leave(1)
 
 
 def start_distributed() -> None:

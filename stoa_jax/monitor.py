@@ -201,6 +201,7 @@ class Clock:
         self.productive = productive
         self._reset()
         self._last: float | None = None
+        self._figures: dict[str, float] = {}
 
     def _reset(self) -> None:
         self._steps, self._wait, self._total = 0, 0.0, 0.0
@@ -223,13 +224,15 @@ class Clock:
         """The means since the last call."""
         steps, wait, total = self._steps, self._wait, self._total
         self._reset()
-        found = {"time/goodput": self.productive / max(time.time() - self.started, 1e-9)}
         if steps:
-            found["time/step"] = total / steps
-            found["time/data_wait"] = wait / steps
-            found["time/compute"] = max(total - wait, 0.0) / steps
-            found["time/clips_per_second"] = clips * steps / max(total, 1e-9)
-        return found
+            self._figures = {
+                "time/step": total / steps,
+                "time/data_wait": wait / steps,
+                "time/compute": max(total - wait, 0.0) / steps,
+                "time/clips_per_second": clips * steps / max(total, 1e-9),
+            }
+        goodput = self.productive / max(time.time() - self.started, 1e-9)
+        return {**self._figures, "time/goodput": goodput}
 
 
 def memory() -> dict[str, float]:

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from stoa_jax import checkpoint, monitor, optim, sharding, writers
+from stoa_jax import checkpoint, config, monitor, optim, sharding, writers
 from stoa_jax.errors import UserError
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
@@ -217,6 +217,7 @@ def train(
     `open_loader(start_step)` brings other batches than the configuration's.
     """
     workdir = Path(workdir).absolute()
+    check_config(c)
     claim_workdir(c, workdir)
     # A mesh or a batch that does not fit is said before any data or model is read.
     sharding.check_batch(c, sharding.make_mesh(c))
@@ -303,6 +304,11 @@ class _Run:
         except monitor.Preempted:
             stopped = True
             self.save(state, step)
+        except Exception:
+            # What is being saved is saved; with several processes, peers may be waited for in vain.
+            if self.checkpoints and jax.process_count() == 1:
+                self.checkpoints.wait()
+            raise
         finally:
             batches.close()
             if self.profile and step > PROFILE_STEPS[0]:
@@ -560,6 +566,23 @@ class _Prefetch(Iterator[dict[str, jax.Array]]):
             self._thread.join(timeout=5)
         if hasattr(self._source, "close"):
             self._source.close()
+
+
+def check_config(c: ConfigDict) -> None:
+    """Numbers that cannot be, each in one line."""
+    config.model_config(c)
+    if c.train.steps < 1 and c.train.epochs <= 0:
+        raise UserError(f"config.train.steps: {c.train.steps}; set it, or train.epochs, above 0")
+    for key, least in (
+        ("log.every_steps", 1),
+        ("checkpoint.every_steps", 0),
+        ("eval.every_steps", 0),
+        ("faults.max_nonfinite", 1),
+        ("faults.max_rollbacks", 0),
+    ):
+        section, name = key.split(".")
+        if c[section][name] < least:
+            raise UserError(f"config.{key}: {c[section][name]}; it must be at least {least}")
 
 
 # The work directory.

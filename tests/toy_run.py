@@ -5,6 +5,7 @@ process of a run: `python tests/toy_run.py WORKDIR [--set key=value …] [--faul
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -129,6 +130,27 @@ def toy_config(**settings):
     return c
 
 
+@contextlib.contextmanager
+def compiled_once(folder):
+    """Programs are compiled once and read from `folder` from then on."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 def run(workdir, c=None, **faults):
     """The loop on the toy, in this process."""
     from stoa_jax import train
@@ -180,7 +202,7 @@ def main():
     def work():
         run(args.workdir, c, slow_evaluation=args.slow_evaluation, **loader)
 
-    entry.guarded(work, c)
+    entry.guarded(work)
 
 
 def send(kind, when, workdir):
