@@ -278,7 +278,7 @@ def _refuse_truncated(container, furthest: float, path) -> None:
     told = container.duration / av.time_base
     found = furthest - (container.start_time or 0) / av.time_base
     if found < told * (1 - SLACK_SHARE) - SLACK_SECONDS:
-        raise VideoError(f"{path}: truncated: {found:.1f} s of {told:.1f} s are there")
+        raise VideoError(f"{path}: truncated: {found:.1f} s of {told:.1f} s can be read")
 
 
 def _choose(table: _Table, num: int, start, end, path) -> list[int]:
