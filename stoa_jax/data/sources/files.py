@@ -124,7 +124,8 @@ def parse_json(text: str, place: str, line: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        end = " (cut short?)" if error.pos >= len(text.rstrip()) - 1 else ""
+        cut = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated")
+        end = " (cut short?)" if cut else ""
         raise UserError(
             f"{place}:{line + error.lineno - 1}: not JSON at column {error.colno}: {error.msg}{end}"
         ) from None
