@@ -49,7 +49,7 @@ class Detections:
         self._ids = {name: i for i, name in enumerate(self.class_names)}
 
     def __contains__(self, video: str) -> bool:
-        return bool(self._find(video))
+        return len(self._find(video)) > 0
 
     def __len__(self) -> int:
         """Videos with detections."""
