@@ -12,8 +12,11 @@ from stoa_jax.tagger.treebank import Sentence
 
 Words = list[tuple[str, str]]  # (word, universal tag)
 
-_PLACES = "in on at with by from to into through over under near behind against around for across"
-_PLACES = [(w, "ADP") for w in _PLACES.split() + ["along", "of", "of", "in", "on", "with", "off"]]
+_PREPOSITIONS = (
+    "in in in on on on at with with by from to into through over under near behind against around"
+    " for across along off of of"
+)
+_PLACES = [(w, "ADP") for w in _PREPOSITIONS.split()]
 _DETERMINERS = "a a a a the the the some another his her its their two three".split()
 _KINDS = {
     "two": "NUM",

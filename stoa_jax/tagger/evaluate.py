@@ -1,6 +1,7 @@
 """Prints how good a tagger is: on a treebank's test split, on tagged captions, and its speed.
 
-python -m stoa_jax.tagger.evaluate --treebank=UD_English-EWT --captions=tests/data/captions_tagged.tsv
+python -m stoa_jax.tagger.evaluate \\
+    --treebank=UD_English-EWT --captions=tests/data/captions_tagged.tsv
 """
 
 import argparse

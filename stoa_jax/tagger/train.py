@@ -2,7 +2,7 @@
 
 python -m stoa_jax.tagger.train --treebank=UD_English-EWT --out=stoa_jax/tagger/model
 
-Six to eight minutes on one core. What is trained is a plain spaCy pipeline: hashed word features,
+About six minutes on one core. What is trained is a plain spaCy pipeline: hashed word features,
 a convolution, one softmax over the universal tags. Verb lemmas come from `lemmas.json`, counted
 in the same treebank.
 """
@@ -20,6 +20,13 @@ from stoa_jax.tagger.treebank import Sentence, read_split
 # Feature rows are what a tagger weighs: spaCy's defaults take 6.5 MB, these stay under 4.
 ATTRIBUTES = {"NORM": 3000, "PREFIX": 500, "SUFFIX": 2000, "SHAPE": 500}
 WIDTH, DEPTH = 96, 4
+NOTICE = """\
+The files in this folder were made by `python -m stoa_jax.tagger.train` from the treebank
+UD English EWT (Universal Dependencies, github.com/UniversalDependencies/UD_English-EWT),
+by Natalia Silveira, Timothy Dozat, Marie-Catherine de Marneffe, Samuel Bowman, Miriam Connor,
+John Bauer, Christopher Manning, Nathan Schneider and others; its licence is CC BY-SA 4.0
+(https://creativecommons.org/licenses/by-sa/4.0/), and so is that of this folder.
+"""
 BATCH_WORDS, LEARN_RATE, DROPOUT = 800, 2e-3, 0.15
 
 
@@ -163,6 +170,7 @@ def save(nlp, sentences: list[Sentence], out: Path) -> None:
     meta = json.loads((out / "meta.json").read_text())
     meta["spacy_version"] = ">=3.8,<4"  # the exact version would warn on every other
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    (out / "LICENSE").write_text(NOTICE)
     lemmas = verb_lemmas(sentences)
     (out / "lemmas.json").write_text(json.dumps(lemmas, indent=0) + "\n")
 
@@ -181,10 +189,8 @@ def main() -> None:
     args = parser.parse_args()
     nlp = train(args.treebank, args.epochs, args.captions, args.made, args.seed)
     save(nlp, read_split(args.treebank, "train"), args.out)
-    size = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file())
-    print(
-        f"{args.out}: {size / 1e6:.2f} MB, dev {accuracy(nlp, read_split(args.treebank, 'dev')):.4f}"
-    )
+    size = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file()) / 1e6
+    print(f"{args.out}: {size:.2f} MB, dev {accuracy(nlp, read_split(args.treebank, 'dev')):.4f}")
 
 
 if __name__ == "__main__":

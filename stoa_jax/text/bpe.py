@@ -4,6 +4,7 @@ Ids: 256 bytes, the same 256 at the end of a word, one id a merge in rank order,
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class Vocabulary:
         ids = [_ID_OF_BYTE[b] for b in word.encode()]
         ids[-1] += 256
         while len(ids) > 1:
-            merged = min((self._ranks.get(p, self.size) for p in zip(ids, ids[1:], strict=False)))
+            merged = min(self._ranks.get(p, self.size) for p in itertools.pairwise(ids))
             if merged == self.size:
                 break
             left, right = self.merges[merged - BASE].tolist()
