@@ -8,7 +8,7 @@ configuration of the model.
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+        self._writing: int | None = None
 
     @property
     def saving(self) -> bool:
@@ -81,17 +82,19 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(_nest(optimizer)),
             meta=ocp.args.JsonSave({**meta, "step": step, "checksums": sums}),
         )
+        self.wait()  # for the one before, so that an error is put down to the right step
+        self._writing = step
         self._guard(
-            step, lambda: self._manager.save(step, args=args, metrics=dict(metrics or {}) or None)
+            lambda: self._manager.save(step, args=args, metrics=dict(metrics or {}) or None)
         )
 
     def wait(self) -> None:
         """Until what was begun is on the disk."""
-        self._guard(None, self._manager.wait_until_finished)
+        self._guard(self._manager.wait_until_finished)
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did."""
-        self._guard(None, self._manager.check_for_errors)
+        self._guard(self._manager.check_for_errors)
 
     def close(self) -> None:
         """Wait, and let go."""
@@ -164,20 +167,17 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=self._options)
         return aside
 
-    def _guard(self, step: int | None, call) -> None:
+    def _guard(self, call: Callable[[], Any]) -> None:
         try:
             call()
         except Exception as error:
             if not _disk_full(error):
                 raise
-            good = self.steps()
-            if step in good:
-                good.remove(step)
-            which = f"checkpoint {step}" if step is not None else "the last checkpoint"
+            good = [step for step in self.steps() if step != self._writing]
             raise UserError(
-                f"{which} could not be written, no space left for {self.folder}; the last good "
-                f"one is {f'of step {good[-1]}' if good else 'none'}; free some space and run the "
-                "same command again"
+                f"checkpoint {self._writing} could not be written, no space left for "
+                f"{self.folder}; the last good one is {f'of step {good[-1]}' if good else 'none'}; "
+                "free some space and run the same command again"
             ) from error
 
 

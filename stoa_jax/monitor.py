@@ -34,6 +34,7 @@ class Stopper:
         self.requested = False
         self._raise = False
         self._before: dict[int, Any] = {}
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "Stopper":
         # The preemption service has its own handler for SIGTERM, which must stay.
@@ -45,6 +46,8 @@ class Stopper:
     def __exit__(self, *_: Any) -> None:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _handle(self, kind: int, _frame: Any) -> None:
         if self.requested and kind == signal.SIGINT:
@@ -62,9 +65,9 @@ class Stopper:
         def late() -> None:
             give_up(f"not saved within faults.grace_seconds={self.grace_seconds:g} of SIGTERM")
 
-        timer = threading.Timer(self.grace_seconds, late)
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(self.grace_seconds, late)
+        self._timer.daemon = True
+        self._timer.start()
 
     def now(self, step: int) -> bool:
         """Do all processes stop after this step? To be asked after every step."""

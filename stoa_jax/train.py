@@ -283,17 +283,15 @@ class _Run:
                 tick += 1  # not the step: a roll-back would turn it back
                 stopped = stopped or self.stopper.now(tick)
                 edge = stopped or self.due(step) or self.save_due(step) or step == self.steps
-                streak = 0
-                while len(pending) > (0 if edge else 1):
-                    streak = self.look(*pending.pop(0))
-                    if streak >= self.c.faults.max_nonfinite:
-                        break
+                streak, seen = 0, step
+                while len(pending) > (0 if edge else 1) and streak < self.c.faults.max_nonfinite:
+                    seen, figures = pending.pop(0)
+                    streak = self.look(seen, figures)
                 self.clock.step(waited)
                 self.progress.step(step)
-                self.dog.beat(f"after step {step}")
                 if streak >= self.c.faults.max_nonfinite:
                     batches.close()
-                    state, step = self.roll_back(step)
+                    state, step = self.roll_back(seen)
                     pending.clear()
                     batches = self.batches(step)
                 elif not stopped and edge and (streak == 0 or step == self.steps):
@@ -301,6 +299,7 @@ class _Run:
                 if stopped:
                     self.save(state, step)
                     break
+                self.dog.beat(f"after step {step}")
         except monitor.Preempted:
             stopped = True
             self.save(state, step)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -177,6 +178,7 @@ def main():
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--loader", default="{}", help="JSON: what the loader does wrong")
     parser.add_argument("--signal", help="NAME:SECONDS or NAME:save, to this process")
+    parser.add_argument("--largest-file", type=int, help="bytes; as on a full disk")
     parser.add_argument("--slow-evaluation", type=float, default=0.0)
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -192,6 +194,9 @@ def main():
         key, _, value = pair.partition("=")
         settings[key.replace(".", "__")] = json.loads(value)
     c = toy_config(**settings)
+    if args.largest_file:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (args.largest_file,) * 2)
     if args.signal:
         name, _, when = args.signal.partition(":")
         threading.Thread(
