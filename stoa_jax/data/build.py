@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def build_source(
     retry_failed: bool = False,
     progress: bool = True,
 ) -> Summary:
-    """Builds from an open source; `root` is the part of paths that does not count as a change."""
+    """Builds from an open source; `root` is where its files lie."""
     settings = settings or builders.Settings()
     entries = {s: e[:limit] if limit else e for s, e in source.splits.items() if len(e)}
     if not entries:
@@ -120,7 +121,7 @@ def build_source(
         "settings": dataclasses.asdict(settings),
         **(made_from or {}),
         "limit": limit,
-        "entries": _hash(entries, root),
+        "entries": _hash(entries),
     }
 
     final = Path(data_dir).expanduser() / dataset / builders.VERSION
@@ -158,6 +159,7 @@ def build_source(
             entries,
             todo,
             unfinished,
+            name=functools.partial(_shown, dataset, root),
             processes=processes,
             timeout=timeout,
             progress=progress,
@@ -185,13 +187,22 @@ def _without_splits(source: Any) -> Any:
     return light
 
 
-def _hash(entries: dict[str, Sequence[Any]], root: str) -> str:
-    """Of all that is listed. Paths count from the root: a directory may be moved."""
+def _shown(dataset: str, root: str, entry: Any) -> str:
+    """A clip as `failures.jsonl` names it: its id, or the file in a directory of one's own."""
+    path = getattr(entry, "video_path", None)
+    if path and root and dataset.startswith("folder/"):
+        return Path(os.path.relpath(path, root)).as_posix()
+    return entry.video_id
+
+
+def _hash(entries: dict[str, Sequence[Any]]) -> str:
+    """Of all that is listed, wherever it lies: directories move, missing videos are found."""
     digest = hashlib.sha256()
     for split, items in entries.items():
         for entry in items:
-            row = json.dumps([split, *dataclasses.astuple(entry)], default=str)
-            digest.update((row.replace(root, "") if root else row).encode() + b"\n")
+            fields = (f.name for f in dataclasses.fields(entry) if f.name != "video_path")
+            row = [split, *(getattr(entry, name) for name in fields)]
+            digest.update(json.dumps(row, default=list).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -252,25 +263,29 @@ def _build_shards(
     todo: list[Shard],
     directory: Path,
     *,
+    name: Callable[[Any], str],
     processes: int,
     timeout: float,
     progress: bool,
 ) -> None:
     """Encodes the entries of all shards in parallel; writes a shard when its last clip is in."""
-    tasks, shard_of = [], {}
-    for shard in todo:
-        for i in range(shard.start, shard.stop):
-            shard_of[len(tasks)] = (shard, i)
-            tasks.append((len(tasks), entries[shard.split][i]))
-    results: dict[Shard, dict[int, workers.Result]] = {shard: {} for shard in todo}
-    meter = _Meter(len(tasks), progress)
-    with contextlib.closing(workers.encode_all(job, tasks, processes, timeout)) as stream:
-        for number, result in stream:
-            shard, i = shard_of.pop(number)
-            results[shard][i] = result
-            if len(results[shard]) == shard.stop - shard.start:
-                ids = [e.video_id for e in entries[shard.split][shard.start : shard.stop]]
-                _write_shard(directory, job.dataset, shard, results.pop(shard), ids)
+    total = sum(shard.stop - shard.start for shard in todo)
+    tasks = (
+        ((number, i), entries[shard.split][i])
+        for number, shard in enumerate(todo)
+        for i in range(shard.start, shard.stop)
+    )
+    results: dict[int, dict[int, workers.Result]] = {}
+    meter = _Meter(total, progress)
+    stream = workers.encode_all(job, tasks, total, processes, timeout)
+    with contextlib.closing(stream):
+        for (number, i), result in stream:
+            shard = todo[number]
+            of_shard = results.setdefault(number, {})
+            of_shard[i] = result
+            if len(of_shard) == shard.stop - shard.start:
+                names = [name(e) for e in entries[shard.split][shard.start : shard.stop]]
+                _write_shard(directory, job.dataset, shard, results.pop(number), names)
             meter.add(shard.split, bool(result.error))
     meter.end()
 
@@ -280,7 +295,7 @@ def _write_shard(
     dataset: str,
     shard: Shard,
     results: dict[int, workers.Result],
-    ids: Sequence[str],
+    names: Sequence[str],
 ) -> None:
     """Writes a shard beside its place, then moves it there; then the list of its clips."""
     path = _file(directory, dataset, shard)
@@ -289,7 +304,7 @@ def _write_shard(
     with _writing(path):
         writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         try:
-            for (_, result), video in zip(sorted(results.items()), ids, strict=True):
+            for (_, result), video in zip(sorted(results.items()), names, strict=True):
                 failures += [{"video": video, "error": e} for e in result.dropped]
                 if result.error:
                     failures.append({"video": video, "error": result.error, "clip": True})

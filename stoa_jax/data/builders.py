@@ -1,12 +1,13 @@
 """The data sets as TFDS builders, and what every way of building them shares.
 
-`python -m stoa_jax.data.build` builds in parallel and is the way to go; `tfds build` works too:
+`python -m stoa_jax.data.build` builds in parallel and is the way to go. TFDS's own way works too:
 
-    tfds build msrvtt/captioning --imports=stoa_jax.data.builders \
-        --manual_dir=DIR --data_dir=OUT --file_format=array_record
+    python -m stoa_jax.data.tfds_build msrvtt/captioning --manual_dir=DIR --data_dir=OUT
 
-Both write the same records. Importing this module registers the builders; it needs no TensorFlow,
-building through TFDS does.
+is `tfds build --imports=stoa_jax.data.builders --file_format=array_record …`, and takes its flags;
+the program `tfds` itself starts only where apache-beam is installed (TFDS 4.9.10). Both ways write
+the same records. Importing this module registers the builders and needs no TensorFlow; building
+through TFDS does.
 """
 
 import dataclasses

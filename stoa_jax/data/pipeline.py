@@ -83,7 +83,7 @@ class Split:
 
     @functools.cached_property
     def _listed(self) -> list[Metadata]:
-        listed = read_metadata(self.directory, self.split)
+        listed = list(read_metadata(self.directory, self.split))
         if not listed:  # `tfds build` writes no lists
             listed = [_metadata(self.read(i)) for i in range(len(self))]
         if len(listed) != len(self):
@@ -133,17 +133,14 @@ def _metadata(record: Mapping[str, Any]) -> Metadata:
     return Metadata(record["video_id"].decode(), tuple(texts), tuple(answers))
 
 
-def read_metadata(directory: Path, split: str) -> list[Metadata]:
+def read_metadata(directory: Path, split: str) -> Iterator[Metadata]:
     """The clips of a split as `stoa_jax.data.build` lists them beside its shards."""
-    listed = []
     for path in sorted((directory / "clips").glob(f"{split}-{'[0-9]' * 5}-of-*.jsonl")):
         with open(path, encoding="utf-8") as file:
             next(file)  # the shard's own line
             for line in file:
                 row = json.loads(line)
-                answers = tuple(row["answers"])
-                listed.append(Metadata(row["video_id"], tuple(row["texts"]), answers))
-    return listed
+                yield Metadata(row["video_id"], tuple(row["texts"]), tuple(row["answers"]))
 
 
 def fingerprint(clips: Iterable[Metadata]) -> str:

@@ -6,19 +6,21 @@ that is watched: when it dies or takes too long, the clip has failed and a new p
 
 import collections
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any
 
 from stoa_jax.data import builders, records
 from stoa_jax.errors import UserError
 
+Key = Hashable
 START_SECONDS = 600.0  # to import, read the tagger and open the source
 
 
@@ -53,12 +55,12 @@ class _Worker:
         theirs.close()
         self.ready = False
         self.drained = False  # its end of the pipe is closed and all it sent was read
-        self.waiting: collections.deque[int] = collections.deque()
+        self.waiting: collections.deque[Key] = collections.deque()
         self.since = time.monotonic()
 
-    def give(self, tasks: list[tuple[int, Any]]) -> None:
+    def give(self, tasks: list[tuple[Key, Any]]) -> None:
         """Sends tasks; only to a process that waits, or both could block on full pipes."""
-        self.waiting.extend(number for number, _ in tasks)
+        self.waiting.extend(key for key, _ in tasks)
         self.since = time.monotonic()
         self.pipe.send(tasks)
 
@@ -70,26 +72,31 @@ class _Worker:
 
 
 def encode_all(
-    job: Job, entries: Iterable[tuple[int, Any]], processes: int, timeout: float
-) -> Iterator[tuple[int, Result]]:
-    """Encodes numbered entries in parallel; yields (number, result) as they come, in any order."""
+    job: Job, entries: Iterable[tuple[Key, Any]], total: int, processes: int, timeout: float
+) -> Iterator[tuple[Key, Result]]:
+    """Encodes (key, entry) pairs in parallel; yields (key, result) as they come, in any order.
+
+    `entries` is read as processes get free. `total` is how many there are.
+    """
     packed = pickle.dumps(job)
-    todo = collections.deque(entries)
-    chunk = max(1, min(8, len(todo) // (4 * processes)))
-    entry_of: dict[int, Any] = {}
-    workers = [_Worker(packed) for _ in range(min(processes, len(todo)))]
+    stream, returned = iter(entries), collections.deque()
+    chunk = max(1, min(8, total // (4 * processes)))
+    given: dict[Key, Any] = {}
+    workers = [_Worker(packed) for _ in range(min(processes, total))]
+    left = total
     try:
-        while todo or any(worker.waiting for worker in workers):
+        while left:
             for worker in workers:
-                if worker.ready and not worker.waiting and todo:
-                    tasks = [todo.popleft() for _ in range(min(chunk, len(todo)))]
-                    entry_of.update(tasks)
+                if worker.ready and not worker.waiting:
+                    tasks = _draw(returned, stream, chunk)
+                    given.update(tasks)
                     _give(worker, tasks)
             connection.wait([worker.pipe for worker in workers], timeout=1.0)
             for place, worker in enumerate(workers):
-                for number, result in _received(worker):
-                    del entry_of[number]
-                    yield number, result
+                for key, result in _received(worker):
+                    del given[key]
+                    left -= 1
+                    yield key, result
                 error = _broken(worker, timeout)
                 if not error:
                     continue
@@ -97,25 +104,35 @@ def encode_all(
                     raise UserError(f"a build process does not start: {error}")
                 worker.end()
                 if worker.waiting:
-                    number = worker.waiting.popleft()
-                    del entry_of[number]
-                    yield number, Result(error=error)
-                    for left in reversed(worker.waiting):
-                        todo.appendleft((left, entry_of.pop(left)))
+                    key = worker.waiting.popleft()
+                    del given[key]
+                    left -= 1
+                    yield key, Result(error=error)
+                    returned.extend((key, given.pop(key)) for key in worker.waiting)
                 workers[place] = _Worker(packed)
     finally:
         for worker in workers:
             worker.end()
 
 
-def _give(worker: _Worker, tasks: list[tuple[int, Any]]) -> None:
+def _draw(
+    returned: collections.deque[tuple[Key, Any]], stream: Iterator[tuple[Key, Any]], count: int
+) -> list[tuple[Key, Any]]:
+    """First what a process that broke did not come to, then what is new."""
+    tasks = [returned.popleft() for _ in range(min(count, len(returned)))]
+    return tasks + list(itertools.islice(stream, count - len(tasks)))
+
+
+def _give(worker: _Worker, tasks: list[tuple[Key, Any]]) -> None:
+    if not tasks:
+        return
     try:
         worker.give(tasks)
     except (BrokenPipeError, ConnectionResetError):
         pass  # it has died; _broken sees that and the tasks come back
 
 
-def _received(worker: _Worker) -> Iterator[tuple[int, Result]]:
+def _received(worker: _Worker) -> Iterator[tuple[Key, Result]]:
     while True:
         try:
             if not worker.pipe.poll():
@@ -172,8 +189,8 @@ def _run(pipe: connection.Connection, packed: bytes) -> None:
             tasks = pipe.recv()
         except EOFError:
             return
-        for number, entry in tasks:
-            pipe.send((number, _encode(job, spec, parse, entry)))
+        for key, entry in tasks:
+            pipe.send((key, _encode(job, spec, parse, entry)))
 
 
 def _encode(job: Job, spec: Any, parse: records.Parse, entry: Any) -> Result:
