@@ -354,7 +354,8 @@ class _Run:
                 f"config.init.path: {self.c.init.path!r} cannot be read, this installation has no "
                 "stoa_jax.weights; reinstall stoa_jax or leave it empty"
             ) from error
-        loaded = initial_parameters(self.c.init.path, self.task.model_config())
+        loaded, report = initial_parameters(self.c.init.path, self.task.model_config())
+        logging.info("%s", report)
         for name, value in loaded.items():
             if name not in params or params[name].shape != value.shape:
                 there = params[name].shape if name in params else "no such parameter"

@@ -1,0 +1,343 @@
+"""CLIP's files: Hugging Face's names, and those that OpenAI and open_clip share."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from stoa_jax.errors import UserError
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.weights.files import TensorFile
+from stoa_jax.weights.tables import (
+    CONV,
+    LINEAR,
+    OUT_KERNEL,
+    QKV_BIAS,
+    QKV_KERNEL,
+    Entry,
+    Report,
+    Shape,
+    entry,
+    read_table,
+)
+
+CLIP_VOCABULARY = 49408
+
+
+def openai_blocks(ours: str, theirs: str) -> list[Entry]:
+    """A stack of blocks as OpenAI, open_clip and the authors' code name them."""
+    return [
+        entry(f"{ours}/ln_1/scale", f"{theirs}.ln_1.weight"),
+        entry(f"{ours}/ln_1/bias", f"{theirs}.ln_1.bias"),
+        entry(f"{ours}/attention/qkv/kernel", f"{theirs}.attn.in_proj_weight", layout=QKV_KERNEL),
+        entry(f"{ours}/attention/qkv/bias", f"{theirs}.attn.in_proj_bias", layout=QKV_BIAS),
+        entry(f"{ours}/attention/out/kernel", f"{theirs}.attn.out_proj.weight", layout=OUT_KERNEL),
+        entry(f"{ours}/attention/out/bias", f"{theirs}.attn.out_proj.bias"),
+        entry(f"{ours}/ln_2/scale", f"{theirs}.ln_2.weight"),
+        entry(f"{ours}/ln_2/bias", f"{theirs}.ln_2.bias"),
+        entry(f"{ours}/mlp/up/kernel", f"{theirs}.mlp.c_fc.weight", layout=LINEAR),
+        entry(f"{ours}/mlp/up/bias", f"{theirs}.mlp.c_fc.bias"),
+        entry(f"{ours}/mlp/down/kernel", f"{theirs}.mlp.c_proj.weight", layout=LINEAR),
+        entry(f"{ours}/mlp/down/bias", f"{theirs}.mlp.c_proj.bias"),
+    ]
+
+
+def norm(ours: str, theirs: str) -> list[Entry]:
+    """A layer normalisation."""
+    return [entry(f"{ours}/scale", f"{theirs}.weight"), entry(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def openai_towers(prefix: str = "") -> list[Entry]:
+    """Both towers as OpenAI's file names them, each name behind `prefix`."""
+    return [
+        entry("visual/patch/kernel", f"{prefix}visual.conv1.weight", layout=CONV),
+        entry("visual/cls", f"{prefix}visual.class_embedding"),
+        entry("visual/positions", f"{prefix}visual.positional_embedding"),
+        *norm("visual/ln_pre", f"{prefix}visual.ln_pre"),
+        *openai_blocks("visual/blocks", f"{prefix}visual.transformer.resblocks.{{}}"),
+        *norm("visual/ln_post", f"{prefix}visual.ln_post"),
+        entry("visual/proj", f"{prefix}visual.proj"),
+        entry("text/token_embedding", f"{prefix}token_embedding.weight"),
+        entry("text/positions", f"{prefix}positional_embedding"),
+        *openai_blocks("text/blocks", f"{prefix}transformer.resblocks.{{}}"),
+        *norm("text/ln_final", f"{prefix}ln_final"),
+        entry("text/proj", f"{prefix}text_projection"),
+        entry("logit_scale", f"{prefix}logit_scale"),
+    ]
+
+
+def _hf_blocks(ours: str, theirs: str) -> list[Entry]:
+    return [
+        *norm(f"{ours}/ln_1", f"{theirs}.layer_norm1"),
+        entry(
+            f"{ours}/attention/qkv/kernel",
+            *(f"{theirs}.self_attn.{x}_proj.weight" for x in "qkv"),
+            layout=QKV_KERNEL,
+        ),
+        entry(
+            f"{ours}/attention/qkv/bias",
+            *(f"{theirs}.self_attn.{x}_proj.bias" for x in "qkv"),
+            layout=QKV_BIAS,
+        ),
+        entry(
+            f"{ours}/attention/out/kernel", f"{theirs}.self_attn.out_proj.weight", layout=OUT_KERNEL
+        ),
+        entry(f"{ours}/attention/out/bias", f"{theirs}.self_attn.out_proj.bias"),
+        *norm(f"{ours}/ln_2", f"{theirs}.layer_norm2"),
+        entry(f"{ours}/mlp/up/kernel", f"{theirs}.mlp.fc1.weight", layout=LINEAR),
+        entry(f"{ours}/mlp/up/bias", f"{theirs}.mlp.fc1.bias"),
+        entry(f"{ours}/mlp/down/kernel", f"{theirs}.mlp.fc2.weight", layout=LINEAR),
+        entry(f"{ours}/mlp/down/bias", f"{theirs}.mlp.fc2.bias"),
+    ]
+
+
+OPENAI: list[Entry] = openai_towers()
+HUGGING_FACE: list[Entry] = [
+    entry("visual/patch/kernel", "vision_model.embeddings.patch_embedding.weight", layout=CONV),
+    entry("visual/cls", "vision_model.embeddings.class_embedding"),
+    entry("visual/positions", "vision_model.embeddings.position_embedding.weight"),
+    *norm("visual/ln_pre", "vision_model.pre_layrnorm"),
+    *_hf_blocks("visual/blocks", "vision_model.encoder.layers.{}"),
+    *norm("visual/ln_post", "vision_model.post_layernorm"),
+    entry("visual/proj", "visual_projection.weight", layout=LINEAR),
+    entry("text/token_embedding", "text_model.embeddings.token_embedding.weight"),
+    entry("text/positions", "text_model.embeddings.position_embedding.weight"),
+    *_hf_blocks("text/blocks", "text_model.encoder.layers.{}"),
+    *norm("text/ln_final", "text_model.final_layer_norm"),
+    entry("text/proj", "text_projection.weight", layout=LINEAR),
+    entry("logit_scale", "logit_scale"),
+]
+UNUSED = (
+    (r"(vision|text)_model\.embeddings\.position_ids", "0, 1, 2 …, a constant"),
+    (r"input_resolution|context_length|vocab_size", "a size, which the shapes tell"),
+    (r"(.*\.)?attn_mask", "the causal mask, a constant"),
+)
+
+
+def kind_of(tensors: TensorFile) -> str | None:
+    """Whose names these are: `hugging_face`, `openai`, `open_clip`; None: not CLIP's."""
+    if "vision_model.embeddings.class_embedding" in tensors:
+        return "hugging_face"
+    if "visual.class_embedding" not in tensors:
+        return None
+    openai = tensors.torchscript or "input_resolution" in tensors
+    return "openai" if openai and "open_clip" not in tensors.path.name else "open_clip"
+
+
+def table_of(kind: str) -> list[Entry]:
+    """The table of a kind of file."""
+    return HUGGING_FACE if kind == "hugging_face" else OPENAI
+
+
+def activation_of(tensors: TensorFile, kind: str) -> str | None:
+    """The activation a file's model was trained with; None if neither it nor its name says."""
+    config = tensors.config
+    if kind == "openai":
+        return "quick_gelu"
+    if kind == "hugging_face":
+        acts = {
+            (config.get(side) or {}).get("hidden_act", "quick_gelu")
+            for side in ("vision_config", "text_config")
+        }
+        if not config:
+            return None
+        if len(acts) > 1 or not acts <= {"quick_gelu", "gelu"}:
+            raise UserError(
+                f"{tensors.path}: config.json names hidden_act {', '.join(sorted(acts))}; "
+                "quick_gelu or gelu, the same in both towers, can be run"
+            )
+        return acts.pop()
+    if "model_cfg" in config:
+        return "quick_gelu" if config["model_cfg"].get("quick_gelu") else "gelu"
+    name = tensors.path.name.lower()
+    if "quickgelu" in name or "openai" in name:
+        return "quick_gelu"
+    return "gelu" if "open_clip" in name or "laion" in name else None
+
+
+def config_of(tensors: TensorFile, kind: str, activation: str | None = None) -> ModelConfig:
+    """The configuration of the CLIP in a file, from its shapes and the JSON beside it."""
+    theirs = {e.ours: e.theirs[0] for e in table_of(kind)}
+
+    def shape(ours: str) -> Shape:
+        name = theirs[ours].replace("{}", "0")
+        if name not in tensors:
+            raise UserError(f"{tensors.path}: tensor {name} is missing, so this is no whole CLIP")
+        return tensors[name].shape
+
+    def depth(ours: str) -> int:
+        pattern = re.escape(theirs[ours]).replace(r"\{\}", r"(\d+)")
+        found = [int(m[1]) for name in tensors if (m := re.fullmatch(pattern, name))]
+        return max(found, default=-1) + 1
+
+    width, _, patch, _ = _rank(
+        tensors, theirs["visual/patch/kernel"], shape("visual/patch/kernel"), 4
+    )
+    places, _ = _rank(tensors, theirs["visual/positions"], shape("visual/positions"), 2)
+    vocab_size, text_width = _rank(
+        tensors, theirs["text/token_embedding"], shape("text/token_embedding"), 2
+    )
+    rows, _ = shape("text/positions")
+    grid = round((places - 1) ** 0.5)
+    vision, text = (tensors.config.get(f"{s}_config") or {} for s in ("vision", "text"))
+    vision_depth, text_depth = depth("visual/blocks/ln_1/scale"), depth("text/blocks/ln_1/scale")
+    known = kind == "hugging_face" and bool(tensors.config)
+    vision_heads = vision.get("num_attention_heads", 12) if known else max(width // 64, 1)
+    text_heads = text.get("num_attention_heads", 8) if known else max(text_width // 64, 1)
+    out = shape("visual/proj")[0 if kind == "hugging_face" else 1]
+    if out != text_width:
+        raise UserError(
+            f"{tensors.path}: tensor {theirs['visual/proj']} projects to {out}, the text tower is "
+            f"{text_width} wide; CLIPs where these differ have no STOA-VLP (ViT-B and L are equal)"
+        )
+    if activation is None:
+        activation = activation_of(tensors, kind) or "quick_gelu"
+    return ModelConfig(
+        image_size=grid * patch,
+        patch_size=patch,
+        vision_width=width,
+        vision_depth=vision_depth,
+        vision_heads=vision_heads,
+        vocab_size=vocab_size,
+        text_length=min(rows, 77),
+        text_positions=rows,
+        text_width=text_width,
+        text_depth=text_depth,
+        text_heads=text_heads,
+        fusion_heads=text_heads,
+        fusion_depth=min(6, text_depth),
+        object_block=max(vision_depth - 2, 1),
+        action_block=max(vision_depth - 1, 1),
+        activation=activation,
+    )
+
+
+def _rank(tensors: TensorFile, name: str, shape: Shape, rank: int) -> Shape:
+    if len(shape) != rank:
+        raise UserError(
+            f"{tensors[name].file}: tensor {name} is {list(shape)}, it should have {rank} dimensions"
+        )
+    return shape
+
+
+def read_clip(
+    tensors: TensorFile, kind: str, c: ModelConfig, shapes: dict[str, Shape], report: Report
+) -> dict[str, np.ndarray]:
+    """The towers of a CLIP file, its position tables brought to the model's lengths."""
+    said = activation_of(tensors, kind)
+    if said is None:
+        report.notes.append(
+            f"the file does not say its activation; {c.activation} is used. open_clip models not "
+            "named quickgelu were trained with gelu"
+        )
+    elif said != c.activation:
+        raise UserError(
+            f"{tensors.path}: this CLIP was trained with {said}, the model has {c.activation}; "
+            f"set config.model.activation={said}"
+        )
+    return read_table(
+        table_of(kind),
+        tensors,
+        shapes,
+        UNUSED,
+        report,
+        resize={
+            "visual/positions": resize_grid,
+            "text/positions": resize_rows,
+            "text/token_embedding": cut_vocabulary,
+        },
+    )
+
+
+def initial_from_clip(
+    params: dict[str, np.ndarray], c: ModelConfig, shapes: dict[str, Shape], report: Report
+) -> None:
+    """What starts from CLIP besides the towers: the small encoders, fusion, their projections."""
+
+    def copy(ours: str, source: str, cut: slice = slice(None)) -> None:
+        if ours in shapes and source in params:
+            x = params[source][cut]
+            if x.size != int(np.prod(shapes[ours])):
+                raise UserError(
+                    f"config.model: {ours} {list(shapes[ours])} starts from {source}, which has "
+                    f"{list(x.shape)} to give; make it no deeper, and as wide"
+                )
+            # The projections are the same whatever number of heads they are cut into.
+            params[ours] = x.reshape(shapes[ours]).copy()
+            report.copied[ours] = source
+
+    blocks = [n.removeprefix("visual/blocks") for n in shapes if n.startswith("visual/blocks/")]
+    for encoder, depth in (("trajectory", c.trajectory_depth), ("action", c.action_depth)):
+        for rest in blocks:
+            copy(f"{encoder}/blocks{rest}", f"visual/blocks{rest}", slice(-depth, None))
+        for rest in ("ln_post/scale", "ln_post/bias", "proj"):
+            copy(f"{encoder}/{rest}", f"visual/{rest}")
+    for rest in blocks:
+        copy(f"fusion/blocks{rest}", f"text/blocks{rest}", slice(0, c.fusion_depth))
+
+
+def fusion_positions(new: np.ndarray, params: dict[str, np.ndarray], report: Report) -> np.ndarray:
+    """The first 77 rows from CLIP's text positions, the rest as they were drawn."""
+    rows = min(77, *(len(x) for x in (new, params["text/positions"])))
+    report.copied["fusion/positions"] = f"text/positions, the first {rows} rows; the rest are new"
+    return np.concatenate([params["text/positions"][:rows], new[rows:]])
+
+
+# Tables of positions and words
+
+
+def cubic_matrix(size: int, to: int) -> np.ndarray:
+    """Weights [to, size] of cubic interpolation (a = -0.75, half-pixel, clamped at the edge).
+
+    That of torch and so of everyone who resizes CLIP: `bicubic`, `align_corners=False`, and no
+    anti-aliasing.
+    """
+    at = (np.arange(to) + 0.5) * size / to - 0.5
+    base = np.floor(at).astype(int)
+    weights = np.zeros((to, size))
+    for tap in (-1, 0, 1, 2):
+        x = np.abs(at - (base + tap))
+        near = (1.25 * x - 2.25) * x * x + 1
+        far = ((-0.75 * x + 3.75) * x - 6) * x + 3
+        np.add.at(
+            weights,
+            (np.arange(to), np.clip(base + tap, 0, size - 1)),
+            np.where(x <= 1, near, np.where(x < 2, far, 0)),
+        )
+    return weights
+
+
+def resize_grid(x: np.ndarray, shape: Shape) -> np.ndarray:
+    """Image positions [1 + g·g, h] for another grid; [CLS] keeps its own."""
+    cls, grid = x[:1], x[1:]
+    size, to = round(len(grid) ** 0.5), round((shape[0] - 1) ** 0.5)
+    if size * size != len(grid) or x.shape[1:] != shape[1:]:
+        raise UserError(f"image positions {list(x.shape)} cannot be resized to {list(shape)}")
+    weights = cubic_matrix(size, to)
+    grid = grid.reshape(size, size, -1).astype(np.float64)
+    grid = np.einsum("yi,xj,ijh->yxh", weights, weights, grid, optimize=True)
+    return np.concatenate([cls, grid.reshape(to * to, -1).astype(np.float32)])
+
+
+def resize_rows(x: np.ndarray, shape: Shape) -> np.ndarray:
+    """Text positions [L, d]: fewer are the first ones, which mean the same; more are stretched."""
+    if x.shape[1:] != shape[1:]:
+        raise UserError(f"text positions {list(x.shape)} cannot be resized to {list(shape)}")
+    if shape[0] <= len(x):
+        return x[: shape[0]]
+    return (cubic_matrix(len(x), shape[0]) @ x.astype(np.float64)).astype(np.float32)
+
+
+def cut_vocabulary(x: np.ndarray, shape: Shape) -> np.ndarray:
+    """Token embeddings [V, d] of fewer merges: the first ids, and start and end, always last."""
+    if x.shape[1:] != shape[1:] or len(x) < shape[0]:
+        raise UserError(
+            f"token embeddings {list(x.shape)} cannot serve a vocabulary of {list(shape)}; "
+            "lower config.model.vocab_size"
+        )
+    return np.concatenate([x[: shape[0] - 2], x[-2:]])
+
+
+def vision_and_text(c: ModelConfig) -> ModelConfig:
+    """The same CLIP without what STOA-VLP adds."""
+    return dataclasses.replace(c, objects=False, actions=False, masked_text="zero")
