@@ -1,5 +1,6 @@
 import base64
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -97,6 +98,7 @@ UNIT_CAT, UNIT_DOG = [0.1, 0.1, 0.3, 0.5], [0.5, 0.0, 1.0, 1.0]
 )
 def test_the_same_objects_from_every_format(tmp_path, make):
     found = open_detections(make(tmp_path))
+    found = pickle.loads(pickle.dumps(found))  # as build processes get it
     assert found.class_names == ("cat", "dog") and found.problems == []
     assert "v" in found and "v.mp4" in found and "w" not in found and len(found) == 1
     boxes, classes, scores = found.objects("v", info(), 3)

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -211,12 +211,30 @@ def open_detections(path: str | os.PathLike[str]) -> Detections:
         first = f"; the first problem: {problems[0]}" if problems else ""
         raise UserError(f"{path}: no line with detections{first}")
 
-    def parse(offset: int, line: int) -> list[Frame]:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return parser(file.readline(MAX_LINE), line)
+    return Detections(path, rows, class_names, problems, _Lines(path, parser))
 
-    return Detections(path, rows, class_names, problems, parse)
+
+@dataclasses.dataclass
+class _Lines:
+    """(offset, line) -> frames, from a file of lines."""
+
+    path: Path
+    parser: Callable[[bytes, int], list[Frame]]
+
+    def __call__(self, offset: int, line: int) -> list[Frame]:
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return self.parser(file.readline(MAX_LINE), line)
+
+
+@dataclasses.dataclass
+class _Videos:
+    """(place in the list, _) -> frames, from one file a video."""
+
+    paths: Sequence[Path]
+
+    def __call__(self, place: int, line: int) -> list[Frame]:
+        return parse_video(self.paths[place])
 
 
 def _build_index(path: Path, parser):
@@ -339,9 +357,7 @@ def _open_files(root: Path, paths: Sequence[Path]) -> Detections:
         raise UserError(f"{root}: no file with detections; the first: {problems.rows[0]}")
     table = np.array(rows, _ROW)
     table = table[np.argsort(table["key"], kind="stable")]
-    return Detections(
-        root, table, sorted(names), problems.named(), lambda i, line: parse_video(paths[i])
-    )
+    return Detections(root, table, sorted(names), problems.named(), _Videos(paths))
 
 
 def _hash(name: str) -> np.uint64:

@@ -13,12 +13,12 @@ import numpy as np
 
 from stoa_jax.data import records, video
 from stoa_jax.data.sources import didemo, folder, lsmdc, msrvtt, msvd, webvid
-from stoa_jax.data.sources.counts import EXPECTED
+from stoa_jax.data.sources.counts import EXPECTED, EXPECTED_ITEMS
 from stoa_jax.data.sources.entries import Entry, Skipped, SkippedRows
 from stoa_jax.data.sources.files import Files
 from stoa_jax.errors import UserError
 
-__all__ = ["EXPECTED", "NAMES", "Entry", "Skipped", "VideoSource", "open_source"]
+__all__ = ["EXPECTED", "EXPECTED_ITEMS", "NAMES", "Entry", "Skipped", "VideoSource", "open_source"]
 
 _READERS = {
     "folder/captions": folder.read_captions,

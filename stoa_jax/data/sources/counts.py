@@ -13,3 +13,10 @@ EXPECTED: dict[str, dict[str, int]] = {
     "lsmdc/retrieval": {"train": 101046, "validation": 7408, "test": 1000},
     "didemo/retrieval": {"train": 8395, "validation": 1065, "test": 1004},
 }
+
+# The same of questions, where figures are means over them.
+EXPECTED_ITEMS: dict[str, dict[str, int]] = {
+    "msrvtt/captioning": {"train": 130260, "validation": 9940, "test": 59800},
+    "msrvtt/qa": {"train": 158581, "validation": 12278, "test": 72821},
+    "msvd/qa": {"train": 30933, "validation": 6415, "test": 13157},
+}

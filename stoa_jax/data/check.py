@@ -1,0 +1,412 @@
+"""Is the data what the experiment's figures will claim to be measured on?
+
+    python -m stoa_jax.data.check --config=configs/retrieval.py:msrvtt [--data-dir=DIR]
+        [--manual-dir=DIR [--detections=PATH]] [--trained-on=SET:SPLIT,…] [--out=DIR]
+
+For the configuration's sets and splits: published and found counts, missing videos and detections,
+unreadable files, clips of the evaluation that also stand in the training list, statistics of
+captions and objects, and a contact sheet as PNG. With --manual-dir the published files are looked
+at too, before or after a build. --trained-on names sets of an earlier stage.
+
+Exit code 0: figures on this data are comparable. 1: they are not, and the reason is printed.
+2: nothing could be checked.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stoa_jax.data import contact_sheet, pipeline, records, sources, video
+from stoa_jax.errors import UserError
+
+SHOWN = 10  # names printed of a list; all are in check.json
+_SAMPLE, _PROBE = 20_000, 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A split in the experiment."""
+
+    dataset: str
+    split: str
+    evaluated: bool  # else trained on
+
+    def __str__(self) -> str:
+        return f"{self.dataset}:{self.split}"
+
+
+@dataclasses.dataclass
+class Report:
+    """What was found. `problems` make figures incomparable; `notes` are worth knowing."""
+
+    problems: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    parts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    sheets: list[str] = dataclasses.field(default_factory=list)
+
+    def of(self, part: Part) -> dict[str, Any]:
+        """The findings on a split."""
+        return self.parts.setdefault(str(part), {"role": "eval" if part.evaluated else "train"})
+
+    def add(self, part: Part, text: str) -> None:
+        """Something that makes an evaluation incomparable, and training only poorer."""
+        (self.problems if part.evaluated else self.notes).append(f"{part}: {text}")
+
+
+def parts_of(c: Any, trained_on: Sequence[str] = ()) -> list[Part]:
+    """The splits that an experiment trains on and is measured on."""
+    train = [Part(name, c.data.train_split, False) for name, _ in c.data.sets]
+    for text in trained_on:
+        dataset, _, split = text.partition(":")
+        train.append(Part(dataset, split or "train", False))
+    evaluated = [Part(name, c.data.eval_split, True) for name, _ in c.data.sets]
+    return list(dict.fromkeys([*train, *evaluated]))
+
+
+def check(
+    c: Any,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    manual_dir: str | os.PathLike[str] | None = None,
+    detections: str | os.PathLike[str] | None = None,
+    trained_on: Sequence[str] = (),
+    sample: int = _SAMPLE,
+    probe: int = _PROBE,
+    out: str | os.PathLike[str] | None = None,
+) -> Report:
+    """Checks what an experiment's configuration names; writes sheets and check.json to `out`."""
+    data_dir = Path(data_dir or c.data.dir or os.environ.get("STOA_DATA") or "data").expanduser()
+    out = Path(out or data_dir / "check")
+    parts, report = parts_of(c, trained_on), Report()
+    ids: dict[Part, list[str]] = {}
+    if manual_dir is not None:
+        for dataset in dict.fromkeys(p.dataset for p in parts):
+            if dataset.startswith("synthetic/"):
+                continue
+            source = sources.open_source(dataset, manual_dir, detections=detections)
+            of_set = [p for p in parts if p.dataset == dataset]
+            ids |= _check_source(source, of_set, report, probe)
+    missing = []
+    for part in parts:
+        try:
+            split = pipeline.open_split(data_dir, part.dataset, part.split)
+        except UserError as error:
+            missing.append((part, error))
+            continue
+        ids[part] = _check_split(split, part, report, sample, c.model.text_length)
+        sheet = out / f"{part.dataset.replace('/', '-')}-{part.split}.png"
+        _sheet(split, sheet)
+        report.sheets.append(str(sheet))
+    if len(missing) == len(parts) and manual_dir is None:
+        raise missing[0][1]
+    for part, error in missing:
+        report.add(part, str(error))
+    _check_overlap(ids, report)
+    _write(report, out)
+    return report
+
+
+def _check_source(
+    source: sources.VideoSource, parts: Sequence[Part], report: Report, probe: int
+) -> dict[Part, list[str]]:
+    ids = {}
+    for part in parts:
+        entries = source.splits.get(part.split, ())
+        ids[part] = [e.video_id for e in entries]
+        found = report.of(part)
+        found["listed"] = len(entries)
+        found["listed_items"] = sum(len(e.answers) or len(e.texts) for e in entries)
+        _compare(part, "listed", len(entries), found["listed_items"], report)
+        absent = [e for e in entries if not os.path.isfile(e.video_path)]
+        found["missing_videos"] = [e.video_id for e in absent]
+        if absent:
+            report.add(part, f"{len(absent)} videos are missing: {_names(found['missing_videos'])}")
+        there = [e for e in entries if os.path.isfile(e.video_path)] if probe else []
+        step = max(1, -(-len(there) // probe)) if probe else 1
+        bad = _unreadable(there[::step])
+        found["probed"], found["unreadable"] = len(there[::step]), bad
+        if bad:
+            first = next(iter(bad.values()))
+            report.add(part, f"{len(bad)} videos are unreadable: {_names(bad)}; the first: {first}")
+        if step > 1:
+            report.notes.append(f"{part}: every {step}th of {len(there)} videos was probed")
+    wrong = [s for s in source.skipped if "objects are padding" not in s.error]
+    bare = sorted({s.video for s in source.skipped if "objects are padding" in s.error})
+    details = {"skipped": [str(s) for s in wrong], "without_detections": bare}
+    report.parts.setdefault(f"{source.name} (files)", {}).update(details)
+    if wrong:
+        report.notes.append(f"{source.name}: {len(wrong)} rows were skipped; the first: {wrong[0]}")
+    if bare:
+        report.notes.append(f"{source.name}: {len(bare)} videos lack detections: {_names(bare)}")
+    return ids
+
+
+def _unreadable(entries: Sequence[sources.Entry]) -> dict[str, str]:
+    def reason(entry: sources.Entry) -> str:
+        try:
+            video.probe(entry.video_path)
+        except video.VideoError as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        reasons = list(pool.map(reason, entries))
+    return {e.video_id: r for e, r in zip(entries, reasons, strict=True) if r}
+
+
+def _compare(part: Part, word: str, clips: int, items: int, report: Report) -> None:
+    """Found against published counts."""
+    for unit, table, count in (
+        ("clips", sources.EXPECTED, clips),
+        ("items", sources.EXPECTED_ITEMS, items),
+    ):
+        due = table.get(part.dataset, {}).get(part.split)
+        report.of(part)[f"expected_{unit}"] = due
+        if due is not None and count != due:
+            report.add(part, f"{count} {unit} {word} where {due} are published")
+
+
+def _check_split(
+    split: pipeline.Split, part: Part, report: Report, sample: int, text_length: int
+) -> list[str]:
+    found = report.of(part)
+    rows = [split.metadata(i) for i in range(len(split))]
+    items = sum(len(m.answers) or len(m.texts) for m in rows)
+    found |= {"built": len(rows), "items": items, "fingerprint": split.fingerprint}
+    _compare(part, "built", len(rows), items, report)
+    failures = [f for f in _failures(split) if f.get("clip")]
+    found["failed"] = [f"{f['video']}: {f['error']}" for f in failures]
+    if failures:
+        names = _names(f["video"] for f in failures)
+        report.add(part, f"{len(failures)} clips failed to build: {names}")
+    if part.evaluated and part.dataset == "msrvtt/retrieval":
+        several = [m.video_id for m in rows if len(m.texts) != 1]
+        if several:
+            report.add(part, f"1k-A has one caption a video; not so {_names(several)}")
+    twice = [v for v, n in collections.Counter(m.video_id for m in rows).items() if n > 1]
+    if twice:
+        report.add(part, f"{len(twice)} clips stand in it twice: {_names(twice)}")
+    step = max(1, -(-len(split) // sample))
+    found["statistics"] = _statistics(split, range(0, len(split), step), text_length)
+    bare = found["statistics"]["clips_without_objects"]
+    if not found["statistics"]["objects_per_frame"]:
+        report.notes.append(f"{part}: no objects at all; they are padding")
+    elif bare:
+        report.notes.append(f"{part}: {len(bare)} clips without any object: {_names(bare)}")
+    return [m.video_id for m in rows]
+
+
+def _failures(split: pipeline.Split) -> Iterable[dict]:
+    """What the build left beside the set about this split."""
+    for path in sorted((split.directory / "clips").glob(f"{split.split}-*.jsonl")):
+        with open(path) as file:
+            yield from json.loads(file.readline()).get("failures", ())
+    path = split.directory / "failures.jsonl"  # of `tfds build`
+    if path.exists():
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if row.get("split") == split.split:
+                yield row | {"clip": True}
+
+
+def _statistics(split: pipeline.Split, indices: Sequence[int], text_length: int) -> dict[str, Any]:
+    """Of captions and objects, over some clips."""
+    lengths, words, nouns, verbs, texts = [], [], 0, 0, []
+    objects, scores, classes, without, frames, empty = [], [], collections.Counter(), [], 0, 0
+    for i in indices:
+        record = split.read(i)
+        tokens, tags = record["tokens"], record["tags"]
+        lengths += ((tokens == records.END).argmax(1) + 1).tolist()
+        words += [len(t.split()) for t in record["texts"]]
+        texts.append(len(tokens))
+        nouns += int(np.isin(tags, (1, 2)).sum())
+        verbs += int((tags == 3).sum())
+        real = record["classes"] >= 0
+        objects += real.sum(1).tolist()
+        scores += record["scores"][real].tolist()
+        classes.update(record["classes"][real].tolist())
+        frames += len(real)
+        empty += int((~real.any(1)).sum())
+        if not real.any():
+            without.append(record["video_id"].decode())
+    names = split.class_names
+    top = classes.most_common(10)
+    return {
+        "clips": len(indices),
+        "texts_per_clip": _mean(texts),
+        "words_per_text": _mean(words),
+        "longest_text_words": max(words),
+        "tokens_per_text": _mean(lengths),
+        "texts_cut": float(np.mean(np.array(lengths) > text_length)),
+        "nouns_per_text": nouns / max(1, sum(texts)),
+        "verbs_per_text": verbs / max(1, sum(texts)),
+        "objects_per_frame": _mean(objects),
+        "frames_without_objects": empty / max(1, frames),
+        "classes": len(classes),
+        "top_classes": {names[c] if c < len(names) else str(c): n for c, n in top},
+        "mean_score": _mean(scores),
+        "clips_without_objects": without if objects and any(objects) else [],
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def _check_overlap(ids: dict[Part, list[str]], report: Report) -> None:
+    """Clips of an evaluation that also stand in a training list of the same videos."""
+    for part, clips in ids.items():
+        if not part.evaluated:
+            continue
+        for other, trained in ids.items():
+            same_videos = other.dataset.split("/")[0] == part.dataset.split("/")[0]
+            if other.evaluated or not same_videos:
+                continue
+            known = set(trained)
+            both = [v for v in clips if v in known]
+            report.of(part).setdefault("in_training", {})[str(other)] = both
+            if both:
+                report.problems.append(
+                    f"{part}: {len(both):,} of {len(clips):,} clips also stand in the training "
+                    f"list {other}: {_names(both)}"
+                )
+            # The same film, cut at other times.
+            films = {v.partition("@")[0] for v in trained}
+            parts = [v for v in clips if v not in known and v.partition("@")[0] in films]
+            if parts:
+                report.notes.append(f"{part}: other times of {len(parts)} clips are in {other}")
+
+
+def _names(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _sheet(split: pipeline.Split, path: Path) -> None:
+    from stoa_jax import text
+
+    count = min(contact_sheet.CLIPS, len(split))
+    clips, nouns = [], []
+    tokenizer, tagger = text.Tokenizer(), text.Tagger()
+    for i in range(count):
+        record = split.read(i * len(split) // count)
+        texts = [t.decode() for t in record["texts"]]
+        clips.append(
+            {
+                "video_id": record["video_id"].decode(),
+                "frames": [records.decode_jpeg(f) for f in record["frames"]],
+                "texts": texts,
+                "answers": [a.decode() for a in record["answers"]],
+                **{k: record[k] for k in ("boxes", "classes", "scores")},
+            }
+        )
+        shown = texts[: contact_sheet.TEXTS]
+        nouns.append([p.nouns for p in text.parse_many(shown, tokenizer, tagger)])
+    contact_sheet.draw(clips, split.class_names, nouns, path)
+
+
+def _write(report: Report, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False)
+    (out / "check.json").write_text(text + "\n")
+
+
+def show(report: Report) -> str:
+    """The report as lines for people."""
+    lines = []
+    for name, found in report.parts.items():
+        if "role" not in found:
+            continue
+        due = found.get("expected_clips")
+        counts = [f"{found[k]:,} {k}" for k in ("listed", "built") if k in found]
+        published = f"{due:,} published" if due is not None else "no published count"
+        lines.append(f"{name} ({found['role']}): {', '.join(counts) or 'not found'}; {published}")
+        if s := found.get("statistics"):
+            lines.append(
+                f"  texts: {s['texts_per_clip']:.1f} a clip, {s['words_per_text']:.1f} words "
+                f"(longest {s['longest_text_words']}), {s['nouns_per_text']:.1f} nouns, "
+                f"{s['verbs_per_text']:.1f} verbs; {s['texts_cut']:.1%} longer than the model reads"
+            )
+            top = ", ".join(f"{c} {n}" for c, n in s["top_classes"].items())
+            lines.append(
+                f"  objects: {s['objects_per_frame']:.1f} a frame of {s['classes']} classes, "
+                f"{s['frames_without_objects']:.1%} of the frames have none"
+                + (f"; {top}" if top else "")
+            )
+    lines += [f"note: {n}" for n in report.notes]
+    lines += [f"NOT COMPARABLE: {p}" for p in report.problems]
+    lines += [f"contact sheet: {s}" for s in report.sheets]
+    if not report.problems:
+        lines.append("comparable: nothing found that would make the figures incomparable")
+    return "\n".join(lines)
+
+
+def _load_config(argv: list[str]):
+    """The configuration of --config and --config.KEY=VALUE."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    known = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", None, "The experiment.", flag_values=known)
+    try:
+        known(["check", *argv])
+        if holder.value is None:
+            raise UserError("--config is missing; for example --config=configs/retrieval.py:msrvtt")
+        return holder.value
+    except UserError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise UserError(f"{' '.join(argv)}: {' '.join(str(error).split())[:300]}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stoa_jax.data.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data-dir", help="where the built sets are; else the configuration's")
+    parser.add_argument("--manual-dir", help="the published files, to be checked too")
+    parser.add_argument("--detections", help="with --manual-dir: the file or directory of objects")
+    parser.add_argument("--trained-on", default="", metavar="SET:SPLIT,…")
+    parser.add_argument("--sample", type=int, default=_SAMPLE, help="clips a split for statistics")
+    parser.add_argument("--probe", type=int, default=_PROBE, help="videos to open; 0: none")
+    parser.add_argument("--out", help="for the sheets and check.json; else DATA_DIR/check")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known, rest = parser.parse_known_args(argv)
+    try:
+        report = check(
+            _load_config(rest),
+            data_dir=known.data_dir,
+            manual_dir=known.manual_dir,
+            detections=known.detections,
+            trained_on=[t for t in known.trained_on.split(",") if t],
+            sample=max(1, known.sample),
+            probe=max(0, known.probe),
+            out=known.out,
+        )
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(show(report))
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
