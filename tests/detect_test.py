@@ -1,0 +1,154 @@
+import json
+
+import numpy as np
+import pytest
+from video_test import write
+
+from stoa_jax.data import detect, sources
+from stoa_jax.data.detections import open_detections
+from stoa_jax.errors import UserError
+
+
+def fake(pictures):
+    """Finds the red corner in every picture, and something less sure."""
+    found = []
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        red = [0.0, 0.0, width / 4, height / 4]
+        found.append([([0, 0, 9, 9], "thing", 0.3), (red, "red corner", 0.9)])
+    return found
+
+
+def folder(tmp_path):
+    videos = tmp_path / "videos"
+    (videos / "deep").mkdir(parents=True)
+    write(videos / "a.mp4", 24, 12)
+    write(videos / "deep" / "b.mkv", 6, 12)
+    (videos / "bad.mp4").write_bytes(b"no video")
+    return videos
+
+
+def run(videos, out, detector=fake, frames=4):
+    found = list(detect.find_videos(videos))
+    return detect.detect_videos(found, detector, out, frames=frames, progress=False)
+
+
+def test_what_is_written_is_what_the_build_reads(tmp_path):
+    videos, out = folder(tmp_path), tmp_path / "out" / "found.jsonl"
+    assert run(videos, out) == (2, 1)
+    failures = (tmp_path / "out" / "found.jsonl.failures.jsonl").read_text()
+    assert json.loads(failures)["video"] == "bad"
+    (videos / "captions.csv").write_text("video,caption\na.mp4,x\nb,y\n")
+    source = sources.open_source("folder/captions", videos, detections=out)
+    assert source.class_names == ("red corner", "thing")
+    for entry in source.splits["train"]:
+        clip = source.load(entry, 4, 32, 3)
+        np.testing.assert_allclose(clip.boxes[:, 0], [[0, 0, 0.25, 0.25]] * 4, atol=1e-3)
+        np.testing.assert_array_equal(clip.classes, [[0, 1, -1]] * 4)
+        # The box lies on the red corner of the stored frame.
+        height, width = clip.frames[0].shape[:2]
+        inside = clip.frames[0][: height // 4 - 1, : width // 4 - 1].astype(int)
+        assert (inside[..., 0] > inside[..., 1] + 80).all()
+
+
+@pytest.mark.parametrize("cut", [1, 40, 200, 700, 1000])
+def test_after_a_stop_it_goes_on_and_ends_with_the_same_lines(tmp_path, cut):
+    videos, out = folder(tmp_path), tmp_path / "found.jsonl"
+    run(videos, out)
+    whole = out.read_bytes()
+    assert cut < len(whole)
+    out.write_bytes(whole[:-cut])
+    seen = []
+    run(videos, out, lambda pictures: seen.append(len(pictures)) or fake(pictures))
+    assert out.read_bytes() == whole
+    assert len(seen) <= 2
+    run(videos, out, lambda pictures: pytest.fail("done videos are not looked at again"))
+    assert out.read_bytes() == whole
+
+
+def test_another_number_of_frames_and_other_files_are_left_alone(tmp_path):
+    videos, out = folder(tmp_path), tmp_path / "found.jsonl"
+    run(videos, out, frames=4)
+    whole = out.read_bytes()
+    for frames in (3, 6):
+        with pytest.raises(UserError, match=f"other than {frames} frames"):
+            run(videos, out, frames=frames)
+    out.write_text('{"precious": 1}\n')
+    with pytest.raises(UserError, match=r"other lines than detections, at byte 0"):
+        run(videos, out)
+    assert out.read_text() == '{"precious": 1}\n'
+    assert len(whole) > 100
+
+
+def test_names_are_those_of_a_folder_set(tmp_path):
+    videos = folder(tmp_path)
+    write(videos / "a.avi", 3, 12)
+    assert [name for name, _ in detect.find_videos(videos)] == ["a.avi", "a.mp4", "bad", "deep/b"]
+    assert [name for name, _ in detect.find_videos(videos / "a.avi")] == ["a"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no video in it \(\.3gp"):
+        list(detect.find_videos(tmp_path / "empty"))
+
+
+def test_without_a_model_one_line(tmp_path, capsys):
+    arguments = [f"--videos={folder(tmp_path)}", "--model=nowhere", f"--out={tmp_path / 'o'}"]
+    assert detect.main(["--videos=/nowhere/at/all", *arguments[1:]]) == 2
+    assert capsys.readouterr().err == "error: --videos=/nowhere/at/all: no such file or directory\n"
+
+
+def test_missing_packages_are_named_with_the_install_line(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-torch\.txt"):
+        detect.load_detector("nowhere", 0.1)
+
+
+def tiny_yolos(directory):
+    import torch
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=[64, 96],
+        patch_size=16,
+        num_detection_tokens=8,
+        id2label={0: "cat", 1: "dog"},
+        label2id={"cat": 0, "dog": 1},
+    )
+    YolosForObjectDetection(config).save_pretrained(directory)
+    YolosImageProcessor(size={"height": 64, "width": 96}).save_pretrained(directory)
+
+
+@pytest.mark.torch
+def test_a_hugging_face_detector_end_to_end(tmp_path, capsys):
+    videos = folder(tmp_path)
+    tiny_yolos(tmp_path / "model")
+    out = tmp_path / "found.jsonl"
+    arguments = [f"--videos={videos}", f"--model={tmp_path / 'model'}", f"--out={out}"]
+    assert detect.main([*arguments, "--frames=3", "--threshold=0.0", "--device=cpu"]) == 0
+    assert "2 videos done, 0 were done before, 1 failed" in capsys.readouterr().out
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["video"], r["frame"]) for r in rows] == [
+        (v, i) for v in ("a", "deep/b") for i in range(3)
+    ]
+    assert {o["class"] for r in rows for o in r["objects"]} <= {"cat", "dog"}
+    assert all(len(r["objects"]) == 8 for r in rows)
+    assert all(0 <= o["score"] <= 1 for r in rows for o in r["objects"])
+    assert (rows[0]["width"], rows[0]["height"]) == (96, 64)
+    assert open_detections(out).class_names in (("cat",), ("dog",), ("cat", "dog"))
+    whole = out.read_bytes()
+    assert detect.main([*arguments, "--frames=3", "--threshold=0.0"]) == 0
+    assert "0 videos done, 2 were done before, 1 failed" in capsys.readouterr().out
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.torch
+def test_a_directory_that_is_no_detector(tmp_path):
+    with pytest.raises(UserError, match="no object-detection model"):
+        detect.load_detector(tmp_path / "nowhere", 0.1)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no object-detection model"):
+        detect.load_detector(tmp_path, 0.1)
