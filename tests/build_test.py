@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import toy_source
 
-from stoa_jax.data import build, builders, pipeline
+from stoa_jax.data import build, builders, pipeline, shards
 from stoa_jax.errors import UserError
 
 HERE = Path(__file__).parent
@@ -20,12 +20,12 @@ def failures(directory):
 
 
 def test_shards_are_fixed_by_the_order_alone():
-    for entries, shards, size in ((1, 1, 1), (16, 1, 16), (17, 2, 16), (40, 3, 16), (3000, 64, 47)):
-        parts = build.shards_of("train", entries)
-        assert len(parts) == shards and parts[0].stop == size
+    for entries, count, size in ((1, 1, 1), (16, 1, 16), (17, 2, 16), (40, 3, 16), (3000, 64, 47)):
+        parts = shards.shards_of("train", entries)
+        assert len(parts) == count and parts[0].stop == size
         assert [p.start for p in parts[1:]] == [p.stop for p in parts[:-1]]
-        assert parts[-1].stop == entries and {p.count for p in parts} == {shards}
-    assert build.shards_of("t", 2_500_000)[0].stop == 1024
+        assert parts[-1].stop == entries and {p.count for p in parts} == {count}
+    assert shards.shards_of("t", 2_500_000)[0].stop == 1024
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
@@ -181,7 +181,7 @@ def test_a_build_killed_in_the_middle_goes_on_where_it_was(tmp_path):
 
 
 def shard_clips(name):
-    shard = build.shards_of("train", 80)[int(name.split("-")[1])]
+    shard = shards.shards_of("train", 80)[int(name.split("-")[1])]
     return range(shard.start, shard.stop)
 
 
@@ -215,8 +215,8 @@ def test_a_full_disk_is_one_clear_error_and_no_loss(tmp_path):
 def test_two_builds_of_one_set_do_not_meet(tmp_path):
     directory = tmp_path / "folder" / "captions"
     directory.mkdir(parents=True)
-    with build._lock(directory / ".lock", "folder/captions"):
-        with pytest.raises(UserError, match="being built there by another process"):
+    with build._lock(directory / ".lock"):
+        with pytest.raises(UserError, match="another process is building there"):
             toy_source.build(tmp_path, toy_source.Source({"train": 2}))
 
 

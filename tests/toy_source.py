@@ -1,6 +1,7 @@
 """A source of small clips for tests, in a module of its own so that spawned processes find it."""
 
 import dataclasses
+import functools
 import os
 import signal
 import time
@@ -80,10 +81,11 @@ def words(entry):
     return captions + ([" "] if entry.fault == "one empty" else []), []
 
 
-def build(directory, source, dataset="folder/captions", **options):
+def build(directory, source, dataset="folder/captions", processes=1, timeout=60.0, **options):
     from stoa_jax.data import build
 
-    options = {"settings": SETTINGS, "progress": False, **options}
+    run = functools.partial(build.encode_parts, processes=processes, timeout=timeout)
+    options = {"settings": SETTINGS, "run": run, **options}
     return build.build_source(dataset, source, directory, **options)
 
 

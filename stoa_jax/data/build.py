@@ -13,6 +13,7 @@ built from), `classes.json`, and for every shard, in `clips/`, the ids and texts
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import functools
@@ -27,29 +28,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from array_record.python import array_record_module
 from tensorflow_datasets.core import naming, splits
 
-from stoa_jax.data import builders, records, workers
+from stoa_jax.data import builders, records, shards, workers
 from stoa_jax.errors import UserError
 
 FORMAT = 1  # of the records; raised when they change
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A stretch of a split's entries, fixed by their order alone."""
-
-    split: str
-    index: int
-    count: int  # shards of the split
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """As in `train-00003-of-00010`."""
-        return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
+CLIP_SECONDS = 120.0  # a clip that takes longer has failed
 
 
 @dataclasses.dataclass
@@ -59,15 +44,38 @@ class Summary:
     directory: Path
     built: dict[str, int]
     failed: dict[str, int]
-    dropped: int = 0
+    dropped: int = 0  # captions, questions and choices without words
     objects: int = 0
+    skipped: int = 0  # rows of the annotation files, and clips without detections
 
 
-def shards_of(split: str, entries: int) -> list[Shard]:
-    """At most 64 shards of at least 16 clips, or shards of 1024 where that is more."""
-    size = min(1024, max(16, -(-entries // 64)))
-    count = -(-entries // size)
-    return [Shard(split, i, count, i * size, min(entries, (i + 1) * size)) for i in range(count)]
+def encode_parts(
+    job: workers.Job,
+    parts: Sequence[shards.Part],
+    directory: Path,
+    *,
+    processes: int = 1,
+    timeout: float = CLIP_SECONDS,
+    progress: bool = False,
+) -> None:
+    """Encodes all entries in parallel processes; writes a shard when its last clip is in."""
+    total = sum(len(part.entries) for part in parts)
+    tasks = (
+        ((p, i), entry) for p, part in enumerate(parts) for i, entry in enumerate(part.entries)
+    )
+    results: dict[int, dict[int, workers.Result]] = {}
+    meter = _Meter(total, progress)
+    stream = workers.encode_all(job, tasks, total, processes, timeout)
+    with contextlib.closing(stream):
+        for (p, i), result in stream:
+            part, of_part = parts[p], results.setdefault(p, {})
+            of_part[i] = result
+            if len(of_part) == len(part.entries):
+                in_order = [of_part[i] for i in range(len(of_part))]
+                shards.write(directory, job.dataset, part.shard, in_order, part.names)
+                del results[p]
+            meter.add(part.shard.split, bool(result.error))
+    meter.end()
 
 
 def build(
@@ -100,17 +108,15 @@ def build_source(
     source: Any,
     data_dir: str | os.PathLike[str],
     *,
-    processes: int = 1,
+    run: Callable[[workers.Job, Sequence[shards.Part], Path], None] = encode_parts,
     settings: builders.Settings | None = None,
     made_from: dict[str, Any] | None = None,
     root: str = "",
     limit: int = 0,
-    timeout: float = 120.0,
     overwrite: bool = False,
     retry_failed: bool = False,
-    progress: bool = True,
 ) -> Summary:
-    """Builds from an open source; `root` is where its files lie."""
+    """Builds from an open source whose files lie in `root`; `run` builds the missing shards."""
     settings = settings or builders.Settings()
     entries = {s: e[:limit] if limit else e for s, e in source.splits.items() if len(e)}
     if not entries:
@@ -130,44 +136,35 @@ def build_source(
         unfinished.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--data-dir={data_dir}: {error.strerror}: {error.filename}") from None
-    with _lock(final.parent / ".lock", dataset):
+    with _lock(final.parent / ".lock"):
         if overwrite:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
         if final.exists():
             _same_key(final, key)
             if not retry_failed:
-                summary = _summary(final, entries)
                 _write_failures(Path(data_dir), dataset, final, source.skipped)
-                return summary
+                return _summary(final, entries, source.skipped)
             final.rename(unfinished)
             _forget_failed(unfinished)
         elif unfinished.exists():
             _same_key(unfinished, key)
         unfinished.mkdir(exist_ok=True)
         (unfinished / "clips").mkdir(exist_ok=True)
-        _write_json(unfinished / "build.json", key)
+        shards.write_json(unfinished / "build.json", key)
 
-        todo = [
-            shard
+        parts = [
+            shards.Part(shard, some, [_shown(dataset, root, entry) for entry in some])
             for split, items in entries.items()
-            for shard in shards_of(split, len(items))
-            if not _is_done(unfinished, dataset, shard)
+            for shard in shards.shards_of(split, len(items))
+            if not shards.is_done(unfinished, dataset, shard)
+            for some in [items[shard.start : shard.stop]]
         ]
-        _build_shards(
-            workers.Job(dataset, _without_splits(source), settings),
-            entries,
-            todo,
-            unfinished,
-            name=functools.partial(_shown, dataset, root),
-            processes=processes,
-            timeout=timeout,
-            progress=progress,
-        )
+        run(workers.Job(dataset, _without_splits(source), settings), parts, unfinished)
         _write_failures(Path(data_dir), dataset, unfinished, source.skipped)
-        summary = _summary(unfinished, entries)
+        summary = _summary(unfinished, entries, source.skipped)
         if not any(summary.built.values()):
-            error = next(_failures(unfinished), {"error": "no clips"})
+            error = next(shards.failures(unfinished), {"error": "no clips"})
             shutil.rmtree(unfinished)
             raise UserError(
                 f"{dataset}: none of {sum(summary.failed.values())} clips could be built; the "
@@ -180,8 +177,6 @@ def build_source(
 
 def _without_splits(source: Any) -> Any:
     """The source as the processes need it: 2.5 million entries would be copied to each."""
-    import copy
-
     light = copy.copy(source)
     light.splits, light.skipped = {}, []
     return light
@@ -235,131 +230,10 @@ def _same_key(directory: Path, key: dict[str, Any]) -> None:
         )
 
 
-def _file(directory: Path, dataset: str, shard: Shard) -> Path:
-    return directory / (
-        f"{dataset.partition('/')[0]}-{shard.split}.array_record-"
-        f"{shard.index:05d}-of-{shard.count:05d}"
-    )
-
-
-def _is_done(directory: Path, dataset: str, shard: Shard) -> bool:
-    """The list of a shard's clips is written after the shard, so it is the sign of its end."""
-    header = _header(directory, shard)
-    file = _file(directory, dataset, shard)
-    return header is not None and file.exists() and file.stat().st_size == header["file_bytes"]
-
-
-def _header(directory: Path, shard: Shard) -> dict[str, Any] | None:
-    try:
-        with open(directory / "clips" / f"{shard.name}.jsonl") as file:
-            return json.loads(file.readline())
-    except (OSError, ValueError):
-        return None
-
-
-def _build_shards(
-    job: workers.Job,
-    entries: dict[str, Sequence[Any]],
-    todo: list[Shard],
-    directory: Path,
-    *,
-    name: Callable[[Any], str],
-    processes: int,
-    timeout: float,
-    progress: bool,
-) -> None:
-    """Encodes the entries of all shards in parallel; writes a shard when its last clip is in."""
-    total = sum(shard.stop - shard.start for shard in todo)
-    tasks = (
-        ((number, i), entries[shard.split][i])
-        for number, shard in enumerate(todo)
-        for i in range(shard.start, shard.stop)
-    )
-    results: dict[int, dict[int, workers.Result]] = {}
-    meter = _Meter(total, progress)
-    stream = workers.encode_all(job, tasks, total, processes, timeout)
-    with contextlib.closing(stream):
-        for (number, i), result in stream:
-            shard = todo[number]
-            of_shard = results.setdefault(number, {})
-            of_shard[i] = result
-            if len(of_shard) == shard.stop - shard.start:
-                names = [name(e) for e in entries[shard.split][shard.start : shard.stop]]
-                _write_shard(directory, job.dataset, shard, results.pop(number), names)
-            meter.add(shard.split, bool(result.error))
-    meter.end()
-
-
-def _write_shard(
-    directory: Path,
-    dataset: str,
-    shard: Shard,
-    results: dict[int, workers.Result],
-    names: Sequence[str],
-) -> None:
-    """Writes a shard beside its place, then moves it there; then the list of its clips."""
-    path = _file(directory, dataset, shard)
-    temporary = path.with_name(path.name + ".tmp")
-    failures, rows, size = [], [], 0
-    with _writing(path):
-        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-        try:
-            for (_, result), video in zip(sorted(results.items()), names, strict=True):
-                failures += [{"video": video, "error": e} for e in result.dropped]
-                if result.error:
-                    failures.append({"video": video, "error": result.error, "clip": True})
-                    continue
-                writer.write(result.record)
-                rows.append(result.metadata)
-                size += len(result.record)
-        finally:
-            writer.close()
-        _sync(temporary)
-        temporary.rename(path)
-    header = {
-        "clips": len(rows),
-        "bytes": size,
-        "file_bytes": path.stat().st_size,
-        "objects": sum(r.objects for r in results.values()),
-        "failures": failures,
-    }
-    lines = [json.dumps(row, ensure_ascii=False) for row in [header, *rows]]
-    _write_text(directory / "clips" / f"{shard.name}.jsonl", "\n".join(lines) + "\n")
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with _writing(path):
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.rename(path)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _headers(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, header) of every finished shard, in order."""
-    for path in sorted((directory / "clips").glob("*.jsonl")):
-        with open(path) as file:
-            yield path.name.rsplit("-", 3)[0], json.loads(file.readline())
-
-
-def _failures(directory: Path) -> Iterator[dict[str, Any]]:
-    for split, header in _headers(directory):
-        for failure in header["failures"]:
-            yield {"split": split, "video": failure["video"], "error": failure["error"]}
-
-
-def _summary(directory: Path, entries: dict[str, Sequence[Any]]) -> Summary:
-    summary = Summary(directory, dict.fromkeys(entries, 0), dict.fromkeys(entries, 0))
-    for split, header in _headers(directory):
+def _summary(directory: Path, entries: dict[str, Sequence[Any]], skipped: Sequence[Any]) -> Summary:
+    none = dict.fromkeys(entries, 0)
+    summary = Summary(directory, dict(none), dict(none), skipped=len(skipped))
+    for split, header in shards.headers(directory):
         failed = sum(bool(f.get("clip")) for f in header["failures"])
         summary.built[split] += header["clips"]
         summary.failed[split] += failed
@@ -371,17 +245,17 @@ def _summary(directory: Path, entries: dict[str, Sequence[Any]]) -> Summary:
 def _write_failures(data_dir: Path, dataset: str, directory: Path, skipped: Sequence[Any]) -> None:
     """OUT/failures.jsonl: the lines of this data set anew, those of others as they are."""
     path = data_dir / "failures.jsonl"
-    lines = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+    rows = [{k: v for k, v in dataclasses.asdict(s).items() if v is not None} for s in skipped]
+    with _lock(data_dir / ".lock", wait=True):
+        lines = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError):
                 if json.loads(line).get("dataset") != dataset:
                     lines.append(line)
-    rows = [{k: v for k, v in dataclasses.asdict(s).items() if v is not None} for s in skipped]
-    for row in [*rows, *_failures(directory)]:
-        row = {"video": row.pop("video", ""), "error": row.pop("error", ""), **row}
-        lines.append(json.dumps({**row, "dataset": dataset}, ensure_ascii=False, default=str))
-    _write_text(path, "".join(f"{line}\n" for line in lines))
+        for row in [*rows, *shards.failures(directory)]:
+            row = {"video": row.pop("video", ""), "error": row.pop("error", ""), **row}
+            lines.append(json.dumps({**row, "dataset": dataset}, ensure_ascii=False, default=str))
+        shards.write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _forget_failed(directory: Path) -> None:
@@ -408,7 +282,8 @@ def _describe(
     name = dataset.partition("/")[0]
     infos, fingerprints = [], {}
     for split, items in entries.items():
-        headers = [_header(directory, shard) for shard in shards_of(split, len(items))]
+        parts = shards.shards_of(split, len(items))
+        headers = [shards.header_of(directory, shard) for shard in parts]
         infos.append(
             splits.SplitInfo(
                 name=split,
@@ -427,7 +302,7 @@ def _describe(
     info.set_splits(splits.SplitDict(infos))
     info.write_to_directory(directory)
     records.write_class_names(directory, source.class_names)
-    _write_json(directory / "build.json", {**key, "fingerprints": fingerprints})
+    shards.write_json(directory / "build.json", {**key, "fingerprints": fingerprints})
 
 
 def _first(skipped: Sequence[Any]) -> str:
@@ -437,26 +312,13 @@ def _first(skipped: Sequence[Any]) -> str:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, dataset: str) -> Iterator[None]:
+def _lock(path: Path, wait: bool = False) -> Iterator[None]:
     with open(path, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise UserError(f"{dataset} is being built there by another process ({path})") from None
+            raise UserError(f"{path.parent}: another process is building there") from None
         yield
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Says what a failed write means; ArrayRecord's writer raises RuntimeError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"cannot write {path}: {message}; make room and run the same command again, finished "
-            "shards are kept"
-        ) from error
 
 
 class _Meter:
@@ -508,7 +370,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--objects", type=int, default=defaults.objects, help="kept a frame (%(default)s)")
     add("--short-side", type=int, default=defaults.short_side, help="of frames (%(default)s)")
     add("--tagger", default=defaults.tagger, help="spaCy pipeline, or our own (%(default)s)")
-    add("--timeout", type=float, default=120.0, help="seconds a clip may take (%(default)s)")
+    add("--timeout", type=float, default=CLIP_SECONDS, help="seconds a clip may take (%(default)s)")
     add("--limit", type=int, default=0, help="build the first clips of each split only")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
     add("--overwrite", action="store_true", help="throw away what was built before")
@@ -545,14 +407,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.data_dir,
             args.manual_dir,
             detections=args.detections,
-            processes=args.processes,
+            run=functools.partial(
+                encode_parts,
+                processes=args.processes,
+                timeout=args.timeout,
+                progress=not args.quiet,
+            ),
             settings=builders.Settings(args.frames, args.objects, args.short_side, args.tagger),
             options=_options(args.option),
             limit=args.limit,
-            timeout=args.timeout,
             overwrite=args.overwrite,
             retry_failed=args.retry_failed,
-            progress=not args.quiet,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -571,7 +436,9 @@ def _report(dataset: str, data_dir: str, summary: Summary) -> int:
         print(f"  {summary.dropped} empty captions, questions or choices left out")
     if not summary.objects:
         print("  no detections: objects are padding")
-    if summary.dropped or any(summary.failed.values()):
+    if summary.skipped:
+        print(f"  {summary.skipped} rows skipped, or clips without detections")
+    if summary.dropped or summary.skipped or any(summary.failed.values()):
         print(f"  named in {Path(data_dir) / 'failures.jsonl'}")
     empty = [split for split, built in summary.built.items() if not built]
     if empty:

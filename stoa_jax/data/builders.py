@@ -60,24 +60,24 @@ class SyntheticEntry:
 class SyntheticSource:
     """The synthetic world, seen as a source like any other."""
 
-    def __init__(self, kind: str, *, seed: int = 0, size: int = 64, **counts: int):
-        unknown = sorted(set(counts) - set(SYNTHETIC_SPLITS))
-        if unknown:
-            raise UserError(
-                f"synthetic/{kind}: no option {unknown[0]!r}; there are seed, size, train, "
-                "validation, test"
-            )
+    def __init__(self, kind: str, **options: Any):
+        numbers = {"seed": 0, "size": 64, **SYNTHETIC_SPLITS}
+        for name, value in options.items():
+            if name not in numbers:
+                raise UserError(
+                    f"synthetic/{kind}: no option {name!r}; there are {', '.join(numbers)}"
+                )
+            if not str(value).isdecimal():
+                raise UserError(f"synthetic/{kind}: {name}={value!r} is no whole number")
+            numbers[name] = int(value)
         from stoa_jax.data import synthetic
 
-        self.kind, self.seed, self.size = kind, int(seed), int(size)
+        self.kind, self.seed, self.size = kind, numbers["seed"], numbers["size"]
         self.class_names = tuple(synthetic.CLASS_NAMES)
         self.skipped: list[Any] = []
         self.splits: dict[str, Sequence[SyntheticEntry]] = {
-            split: [
-                SyntheticEntry(f"{split}-{i:06d}", split, i)
-                for i in range(int(counts.get(split, default)))
-            ]
-            for split, default in SYNTHETIC_SPLITS.items()
+            split: [SyntheticEntry(f"{split}-{i:06d}", split, i) for i in range(numbers[split])]
+            for split in SYNTHETIC_SPLITS
         }
 
     def load(
@@ -216,6 +216,10 @@ def builder_class(
     """The TFDS builder class of a data set with these configurations."""
     body = {"__module__": __name__, "__doc__": f"The data set {name}.", "name": name}
     body["BUILDER_CONFIGS"] = list(configs)
+    if name != "synthetic":
+        body["MANUAL_DOWNLOAD_INSTRUCTIONS"] = (
+            "The annotation files as published, and the videos; see docs/data.md."
+        )
     return type(name.capitalize(), (ClipBuilder,), body, skip_registration=not register)
 
 

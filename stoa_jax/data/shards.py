@@ -1,0 +1,157 @@
+"""Shards of a data set being built: what is in each, whether it is finished, how it is written.
+
+A shard is two files: the records, and `clips/<shard>.jsonl` with a line about the shard and one for
+each of its clips (id, texts, answers). The second is written last and is the sign of the end.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from array_record.python import array_record_module
+
+from stoa_jax.data import workers
+from stoa_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A stretch of a split's entries, fixed by their order alone."""
+
+    split: str
+    index: int
+    count: int  # shards of the split
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """As in `train-00003-of-00010`."""
+        return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
+
+
+def shards_of(split: str, entries: int) -> list[Shard]:
+    """At most 64 shards of at least 16 clips, or shards of 1024 where that is more."""
+    size = min(1024, max(16, -(-entries // 64)))
+    count = -(-entries // size)
+    return [Shard(split, i, count, i * size, min(entries, (i + 1) * size)) for i in range(count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A shard with its entries, and how `failures.jsonl` names them."""
+
+    shard: Shard
+    entries: Sequence[Any]
+    names: Sequence[str]
+
+
+def file_of(directory: Path, dataset: str, shard: Shard) -> Path:
+    """Where its records are."""
+    return directory / (
+        f"{dataset.partition('/')[0]}-{shard.split}.array_record-"
+        f"{shard.index:05d}-of-{shard.count:05d}"
+    )
+
+
+def is_done(directory: Path, dataset: str, shard: Shard) -> bool:
+    """The list of a shard's clips is written after the shard, so it is the sign of its end."""
+    header = header_of(directory, shard)
+    file = file_of(directory, dataset, shard)
+    return header is not None and file.exists() and file.stat().st_size == header["file_bytes"]
+
+
+def header_of(directory: Path, shard: Shard) -> dict[str, Any] | None:
+    """The line about a shard; None where it is missing or torn."""
+    try:
+        with open(directory / "clips" / f"{shard.name}.jsonl") as file:
+            return json.loads(file.readline())
+    except (OSError, ValueError):
+        return None
+
+
+def write(
+    directory: Path,
+    dataset: str,
+    shard: Shard,
+    results: Sequence[workers.Result],
+    names: Sequence[str],
+) -> None:
+    """Writes a shard beside its place, then moves it there; then the list of its clips."""
+    path = file_of(directory, dataset, shard)
+    temporary = path.with_name(path.name + ".tmp")
+    failures, rows, size = [], [], 0
+    with _writing(path):
+        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+        try:
+            for result, video in zip(results, names, strict=True):
+                failures += [{"video": video, "error": e} for e in result.dropped]
+                if result.error:
+                    failures.append({"video": video, "error": result.error, "clip": True})
+                    continue
+                writer.write(result.record)
+                rows.append(result.metadata)
+                size += len(result.record)
+        finally:
+            writer.close()
+        _sync(temporary)
+        temporary.rename(path)
+    header = {
+        "clips": len(rows),
+        "bytes": size,
+        "file_bytes": path.stat().st_size,
+        "objects": sum(r.objects for r in results),
+        "failures": failures,
+    }
+    lines = [json.dumps(row, ensure_ascii=False) for row in [header, *rows]]
+    write_text(directory / "clips" / f"{shard.name}.jsonl", "\n".join(lines) + "\n")
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with _writing(path):
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def headers(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split, header) of every finished shard, in order."""
+    for path in sorted((directory / "clips").glob("*.jsonl")):
+        with open(path) as file:
+            yield path.name.rsplit("-", 3)[0], json.loads(file.readline())
+
+
+def failures(directory: Path) -> Iterator[dict[str, Any]]:
+    """What was left out of the finished shards, in order: split, video, error."""
+    for split, header in headers(directory):
+        for failure in header["failures"]:
+            yield {"split": split, "video": failure["video"], "error": failure["error"]}
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says what a failed write means; ArrayRecord's writer raises RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot write {path}: {message}; make room and run the same command again, finished "
+            "shards are kept"
+        ) from error
