@@ -94,7 +94,7 @@ def check(
                 continue
             source = sources.open_source(dataset, manual_dir, detections=detections)
             of_set = [p for p in parts if p.dataset == dataset]
-            ids |= _check_source(source, of_set, report, probe)
+            ids |= _check_source(source, manual_dir, of_set, report, probe)
     missing = []
     for part in parts:
         try:
@@ -116,7 +116,7 @@ def check(
 
 
 def _check_source(
-    source: sources.VideoSource, parts: Sequence[Part], report: Report, probe: int
+    source: sources.VideoSource, manual_dir, parts: Sequence[Part], report: Report, probe: int
 ) -> dict[Part, list[str]]:
     ids = {}
     for part in parts:
@@ -125,6 +125,9 @@ def _check_source(
         found = report.of(part)
         found["listed"] = len(entries)
         found["listed_items"] = sum(len(e.answers) or len(e.texts) for e in entries)
+        if not entries:
+            report.add(part, f"no such split in {manual_dir}")
+            continue
         _compare(part, "listed", len(entries), found["listed_items"], report)
         absent = [e for e in entries if not os.path.isfile(e.video_path)]
         found["missing_videos"] = [e.video_id for e in absent]
@@ -356,10 +359,12 @@ def _load_config(argv: list[str]):
     from absl import flags
     from ml_collections import config_flags
 
+    # ml_collections looks for --config.KEY=VALUE in sys.argv, whatever is parsed.
+    before, sys.argv = sys.argv, ["check", *argv]
     known = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", None, "The experiment.", flag_values=known)
     try:
-        known(["check", *argv])
+        known(sys.argv)
         if holder.value is None:
             raise UserError("--config is missing; for example --config=configs/retrieval.py:msrvtt")
         return holder.value
@@ -372,6 +377,8 @@ def _load_config(argv: list[str]):
                 raise cause from None
             cause = cause.__cause__ or cause.__context__
         raise UserError(f"{' '.join(argv)}: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        sys.argv = before
 
 
 def main(argv: Sequence[str] | None = None) -> int:
