@@ -26,9 +26,11 @@ def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]
                 video = field(row, "video", str).strip()
                 if not _NAME.fullmatch(video) or video in (".", ".."):
                     raise RowError(f"field 'video': {shown(video)} is no file name")
-                paragraphs[video].append(caption(field(row, "description", str), "description"))
+                text = caption(field(row, "description", str), "description")
             except RowError as error:
                 skipped.add(row.get("video"), error, path, number)
+                continue
+            paragraphs[video].append(text)
         splits[split] = [
             Entry(video, _path(files, video), [" ".join(texts)], (), None, SECONDS)
             for video, texts in paragraphs.items()

@@ -48,7 +48,7 @@ def _read(files: Files, path: Path, skipped: SkippedRows) -> list[Entry]:
             clip = cells[0].strip().removesuffix(".avi")
             if not _CLIP.fullmatch(clip) or clip in (".", ".."):
                 raise RowError(f"field 1, the clip: {shown(cells[0])} is no name")
-            sentences[clip].append(caption(cells[5], "field 6, the sentence"))
+            sentence = caption(cells[5], "field 6, the sentence")
         except RowError as error:
             skipped.add(cells[0], error, path, line)
     # A few clips of the training file have two sentences.

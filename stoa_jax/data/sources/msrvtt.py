@@ -169,9 +169,11 @@ def _captions(files: Files, skipped: SkippedRows) -> dict[str, list[str]]:
                 video = _stem(field(row, "video_id", str))
                 order = row.get("sen_id", number)
                 order = order if isinstance(order, int) else number
-                found[video].append((order, caption(field(row, "caption", str))))
+                text = caption(field(row, "caption", str))
             except RowError as error:
                 skipped.add(row.get("video_id"), f"sentence {number}: {error}", path, number)
+                continue
+            found[video].append((order, text))
         for row in data.get("videos") or ():
             video = row.get("video_id") if isinstance(row, dict) else None
             if isinstance(video, str) and video not in found:

@@ -93,14 +93,16 @@ def _captions(files: Files, skipped: SkippedRows) -> tuple[dict[str, list[str]],
         return _from_pickle(pickled, skipped), pickled.name
     path = files.require("AllVideoDescriptions.txt", "raw-captions.pkl")
     found: dict[str, list[str]] = defaultdict(list)
-    for line, text in enumerate(read_text(path).splitlines(), 1):
-        if not text.strip() or text.lstrip().startswith("#"):
+    for line, row in enumerate(read_text(path).splitlines(), 1):
+        if not row.strip() or row.lstrip().startswith("#"):
             continue
-        video, _, sentence = text.strip().partition(" ")
+        video, _, sentence = row.strip().partition(" ")
         try:
-            found[video].append(caption(sentence))
+            text = caption(sentence)
         except RowError as error:
             skipped.add(video, error, path, line)
+            continue
+        found[video].append(text)
     return found, path.name
 
 
