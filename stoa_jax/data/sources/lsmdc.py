@@ -51,5 +51,7 @@ def _read(files: Files, path: Path, skipped: SkippedRows) -> list[Entry]:
             sentence = caption(cells[5], "field 6, the sentence")
         except RowError as error:
             skipped.add(cells[0], error, path, line)
+            continue
+        sentences[clip].append(sentence)
     # A few clips of the training file have two sentences.
     return [Entry(clip, files.video(clip), texts) for clip, texts in sentences.items()]
