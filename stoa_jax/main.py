@@ -23,7 +23,7 @@ from stoa_jax.errors import UserError
 
 MODES = ("train", "eval", "plan", "profile")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "gpu:8", "cpu:8")
-PEER_LOST_SECONDS = 60  # without a sign of life of a peer, the others end
+PEER_LOST_SECONDS = 30  # without a sign of life of a peer, the others end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +134,7 @@ def dispatch(arguments: Arguments) -> None:
     if arguments.mode == "plan":
         from stoa_jax import plan
 
+        plan.prepare(arguments.topology)
         print(plan.report(c, arguments.topology))
     elif arguments.mode == "eval":
         from stoa_jax import evaluate

@@ -68,13 +68,13 @@ def make_mesh(c: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_batch(c: ConfigDict, mesh: Mesh) -> None:
+def check_batch(c: ConfigDict, mesh: Mesh, evaluation: bool = True) -> None:
     """Every device gets the same number of clips of every micro-batch."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    for key, size, parts in (
-        ("train.batch_size", c.train.batch_size, c.train.accumulate),
-        ("eval.batch_size", c.eval.batch_size, 1),
-    ):
+    sizes = [("train.batch_size", c.train.batch_size, c.train.accumulate)]
+    if evaluation:
+        sizes.append(("eval.batch_size", c.eval.batch_size, 1))
+    for key, size, parts in sizes:
         if parts < 1 or size < 1 or size % (shards * parts):
             by = f"{shards} device(s)" + (f" times train.accumulate {parts}" if parts > 1 else "")
             near = max(size // (shards * max(parts, 1)), 1) * shards * max(parts, 1)

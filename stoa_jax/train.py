@@ -87,7 +87,7 @@ def make_program(
 ) -> Program:
     """Mesh, abstract state, shardings, and the jitted initialisation and step."""
     mesh = sharding.make_mesh(c, devices)
-    sharding.check_batch(c, mesh)
+    sharding.check_batch(c, mesh, evaluation=False)
 
     def build() -> Any:
         return build_model(task.model_config(), rngs=nnx.Rngs(c.seed))

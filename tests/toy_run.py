@@ -187,8 +187,11 @@ def main():
         os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{args.port}"
         os.environ["JAX_NUM_PROCESSES"] = str(args.processes)
         os.environ["JAX_PROCESS_ID"] = str(args.process)
+    from absl import logging
+
     from stoa_jax import main as entry
 
+    logging.set_verbosity(logging.INFO)
     settings = {}
     for pair in args.set:
         key, _, value = pair.partition("=")

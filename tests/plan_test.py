@@ -1,0 +1,291 @@
+"""The plan's counts against what can be counted otherwise."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from toy_run import ToyTask, build_model, compiled_once, toy_config
+
+from stoa_jax import config, plan, train
+from stoa_jax.data.pipeline import BatchSpec
+from stoa_jax.errors import UserError
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.tasks.pretrain import joint_loss
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilations(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+TOY_BATCH = {
+    "x": jax.ShapeDtypeStruct((16, 8), jnp.float32),
+    "index": jax.ShapeDtypeStruct((16,), jnp.int32),
+}
+
+
+class Joint:
+    """Pre-training's loss on an abstract batch; no data set is opened."""
+
+    def __init__(self, c):
+        self.c = c
+
+    def model_config(self):
+        return config.model_config(self.c)
+
+    def batch_spec(self, train):
+        m = self.model_config()
+        return BatchSpec(
+            frames=m.frames,
+            image_size=m.image_size,
+            objects=m.objects_per_frame,
+            text_length=m.text_length,
+            vocab_size=m.vocab_size,
+        )
+
+    def loss(self, model, batch, key):
+        return joint_loss(model, batch, key, self.c.loss.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "hosts"),
+    [("v5e:16x16", 256, 64), ("v5p:4x4x8", 128, 32), ("gpu:8", 8, 1), ("h200:16", 16, 2)],
+)
+def test_topologies(text, count, hosts):
+    topology = plan.parse_topology(text)
+    assert (topology.count, topology.hosts) == (count, hosts)
+
+
+@pytest.mark.parametrize("text", ["v5e", "v9:2x2", "gpu:", "cpu:8x", ""])
+def test_an_unknown_topology_is_one_line(text):
+    with pytest.raises(UserError, match="write KIND:SHAPE, for example v5e:16x16"):
+        plan.parse_topology(text)
+
+
+def work(function, *arguments):
+    return plan.jaxpr_work(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def test_work_counts_every_turn_of_a_loop_as_the_unrolled_program_does():
+    w = jnp.ones((5, 64, 64))
+    x = jnp.ones((32, 64))
+
+    def scanned(w, x):
+        body = jax.checkpoint(lambda x, w: (jnp.maximum(x @ w, 0), None))
+        return jax.lax.scan(body, x, w)[0].sum()
+
+    def unrolled(w, x):
+        for one in w:
+            x = jax.checkpoint(lambda x, w: jnp.maximum(x @ w, 0))(x, one)
+        return x.sum()
+
+    counted = jax.jit(jax.grad(unrolled, (0, 1))).lower(w, x).cost_analysis()["flops"]
+    ours = work(jax.grad(scanned, (0, 1)), w, x)
+    # The compiler counts the maxima and sums too.
+    assert ours.flops == work(jax.grad(unrolled, (0, 1)), w, x).flops
+    assert ours.flops == pytest.approx(counted, rel=0.02)
+
+
+def test_work_of_a_convolution_and_of_a_batched_product():
+    image, kernel = jnp.ones((2, 16, 16, 3)), jnp.ones((4, 4, 3, 8))
+
+    def convolve(image, kernel):
+        return jax.lax.conv_general_dilated(
+            image, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    counted = jax.jit(convolve).lower(image, kernel).cost_analysis()["flops"]
+    assert work(convolve, image, kernel).flops == pytest.approx(counted, rel=0.02)
+    a, b = jnp.ones((6, 8, 32)), jnp.ones((6, 32, 16))
+    assert work(lambda a, b: a @ b, a, b).flops == 2 * 6 * 8 * 32 * 16
+
+
+def test_work_inside_shard_map_is_of_all_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x, w = jnp.ones((16, 32)), jnp.ones((32, 32))
+    mapped = jax.shard_map(
+        lambda x, w: x @ w, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
+    )
+    assert work(mapped, x, w).flops == 2 * 16 * 32 * 32
+
+
+@pytest.mark.slow
+def test_work_of_the_real_step_is_the_unrolled_programs():
+    """The scanned step by our count, the unrolled one by the compiler's."""
+    flops = []
+    for scan in (True, False):
+        c = config.default(variant="tiny")
+        c.train.batch_size = 8
+        c.model.scan_layers = scan
+        task = Joint(c)
+        program = train.make_program(c, task, 10, devices=jax.devices()[:1])
+        with jax.set_mesh(program.mesh):
+            traced = program.step.trace(program.state, plan.abstract_batch(task, 8))
+        flops.append(plan.jaxpr_work(traced.jaxpr.jaxpr).flops)
+        counted = traced.lower().cost_analysis()["flops"]
+    assert flops[0] == flops[1]
+    # The compiler also counts what is no product: norms, softmax, the optimizer.
+    assert flops[0] == pytest.approx(counted, rel=0.15) and flops[0] < counted
+
+
+HLO = """
+HloModule jit_step
+
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %all-reduce.1 = f32[4]{0} all-reduce(%x), channel_id=3, to_apply=%add
+}
+
+%condition.1 (p: (s32[], f32[4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(12)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%body.2 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %w = (s32[], f32[4]) while(%t), condition=%condition.1, body=%body.1
+}
+
+%never (p: f32[4]) -> f32[4] {
+  %all-reduce.9 = f32[4]{0} all-reduce(%x), channel_id=99, to_apply=%add
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %w2 = (s32[], f32[4]) while(%t), condition=%c, body=%body.2, backend_config={"known_trip_count":{"n":"2"}}
+  %s = (bf16[2,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(%a), channel_id=5, metadata={op_name="jit(step)/gather"}
+  %d = bf16[16,8]{1,0} all-gather-done(%s), channel_id=5
+  %r = (f32[3]{0}, f32[]) all-reduce(%b, %c), channel_id=6, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_collectives_are_counted_once_and_as_often_as_their_loop_runs():
+    found = {c.kind + str(len(c.shapes)): c for c in plan.collectives(HLO)}
+    assert set(found) == {"all-reduce1", "all-gather1", "all-reduce2"}
+    assert found["all-reduce1"].times == 24 and found["all-reduce1"].bytes == 24 * 16
+    assert found["all-gather1"].shapes == (("bf16", (16, 8)),)
+    assert found["all-gather1"].bytes == 256 and found["all-gather1"].source == "jit(step)/gather"
+    assert found["all-reduce2"].bytes == 16
+
+
+def collectives_of(c, task, batch, build=None):
+    program = train.make_program(c, task, 10, *([build] if build else []))
+    with jax.set_mesh(program.mesh):
+        compiled = program.step.lower(program.state, batch).compile()
+    return program, list(plan.collectives(compiled.as_text()))
+
+
+def assert_only_gradients_and_exchange(program, found, clip_size):
+    """Every array is a gradient (of a stack, one layer), or a clip's features for each clip."""
+    batch = found and program and clip_size[0]
+    gradients = set()
+    for name, p in program.state.params.items():
+        shape = tuple(p.shape)
+        layers = {shape[1:], (1, *shape[1:])} if "blocks/" in name else set()
+        gradients |= {math.prod(s) for s in ({shape} | layers)}
+    reduced = 0
+    for collective in found:
+        for _, shape in collective.shapes:
+            size = math.prod(shape)
+            gradient = collective.kind in ("all-reduce", "reduce-scatter") and size in gradients
+            reduced += gradient * size * collective.times
+            exchanged = size <= batch * clip_size[1]
+            assert gradient or exchanged, (collective.kind, shape, collective.source)
+    return reduced
+
+
+def test_the_compiled_toy_step_holds_the_gradients_all_reduce_and_the_batch_exchange():
+    c = toy_config()
+    program, found = collectives_of(c, ToyTask(), TOY_BATCH, build_model)
+    reduced = assert_only_gradients_and_exchange(program, found, (16, 8))
+    assert reduced >= sum(p.size for p in program.state.params.values())
+    assert {x.kind for x in found} <= {"all-reduce", "all-gather"}
+
+
+@pytest.mark.slow
+def test_the_compiled_step_holds_the_gradients_and_the_vtc_and_vtm_exchange_only():
+    """Eight devices, the real losses: no pixels, no patches, no matching between devices."""
+    c = config.default(variant="tiny")
+    c.train.batch_size = 16
+    task, m = Joint(c), ModelConfig.tiny()
+    program, found = collectives_of(c, task, plan.abstract_batch(task, 16))
+    # The largest thing that a clip may bring to another is its text or its fusion input.
+    features = (m.visual_length + m.text_length) * m.text_width
+    assert features < m.frames * m.grid**2 * m.vision_width / 4
+    reduced = assert_only_gradients_and_exchange(program, found, (16, features))
+    whole = sum(p.size for p in program.state.params.values())
+    assert whole <= reduced <= whole + 4 * program.state.params["text/token_embedding"].size
+    assert not [x for x in found if "assign" in x.source or "roi_align" in x.source]
+
+
+def test_a_plan_for_the_devices_here():
+    found = plan.make_plan(
+        toy_config(), ToyTask(), plan.parse_topology("cpu:8"), TOY_BATCH, build_model
+    )
+    assert found.clips == 16 and found.steps == 20 and found.mesh["data"] == 8
+    sizes = [8 * 16, 16, 16 * 8, 8]
+    assert found.state_bytes >= 3 * 4 * sum(sizes)
+    assert found.memory_bytes > found.state_bytes
+    # Forward and backward of two layers and of the similarities.
+    assert found.flops * 8 >= 3 * 2 * 16 * (8 * 16 + 16 * 8)
+    text = plan.describe(found)
+    assert "cpu:8: 8 × virtual CPU device, 1 host(s); mesh data=8 fsdp=1 tensor=1" in text
+    assert "all-reduce" in text and "roofline" not in text
+
+
+def test_a_plan_for_gpus_says_what_is_an_estimate():
+    found = plan.make_plan(
+        toy_config(), ToyTask(), plan.parse_topology("gpu:8"), TOY_BATCH, build_model
+    )
+    text = plan.describe(found)
+    assert "NVIDIA H100" in text and "note: memory is the CPU compiler's figure" in text
+    assert "roofline" in text and "clips a second" in text and found.fits
+
+
+def test_it_says_whether_it_fits_and_what_would():
+    found = plan.make_plan(
+        toy_config(), ToyTask(), plan.parse_topology("gpu:8"), TOY_BATCH, build_model
+    )
+    small = dataclasses.replace(found.topology.chip, memory=1000.0)
+    small = dataclasses.replace(found.topology, chip=small)
+    assert not dataclasses.replace(found, topology=small).fits
+    c = config.default(variant="tiny")
+    offered = dict(plan.alternatives(c, plan.parse_topology("gpu:8")))
+    assert list(offered) == [
+        "model.remat=full",
+        "train.accumulate=4",
+        "mesh.data=1 mesh.fsdp=-1",
+        "model.remat=full mesh.data=1 mesh.fsdp=-1",
+    ]
+    assert offered["model.remat=full"].model.remat == "full" and c.model.remat == "none"
+    assert offered["train.accumulate=4"].train.accumulate == 4
+
+
+def test_steps_of_a_run_without_the_data(tmp_path):
+    c = config.default()
+    c.data.dir = str(tmp_path)
+    c.train.epochs, c.train.batch_size = 10.0, 1024
+    c.data.sets = (("webvid/captions", 1.0),)
+    steps, notes = plan.run_steps(c)
+    assert steps == 24316 and "taken to be 2,490,000 clips" in notes[0]
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_a_plan_for_a_tpu_that_is_not_here(topology):
+    found = plan.make_plan(
+        toy_config(), ToyTask(), plan.parse_topology(topology), TOY_BATCH, build_model
+    )
+    assert found.mesh["data"] == 4 and found.fits
+    assert "all-reduce" in {x.kind for x in found.collectives}
+    assert "roofline" in plan.describe(found)
+
+
+@pytest.mark.tpu
+def test_a_tpu_shape_that_does_not_exist_is_one_line():
+    with pytest.raises(UserError, match="libtpu cannot describe it"):
+        plan.devices_of(plan.parse_topology("v5e:3x77"))
