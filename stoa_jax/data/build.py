@@ -34,6 +34,7 @@ from stoa_jax.data import builders, records, shards, workers
 from stoa_jax.errors import UserError
 
 FORMAT = 1  # of the records; raised when they change
+Run = Callable[[workers.Job, Sequence[shards.Part], Path], None]
 CLIP_SECONDS = 120.0  # a clip that takes longer has failed
 
 
@@ -108,7 +109,7 @@ def build_source(
     source: Any,
     data_dir: str | os.PathLike[str],
     *,
-    run: Callable[[workers.Job, Sequence[shards.Part], Path], None] = encode_parts,
+    run: Run = encode_parts,
     settings: builders.Settings | None = None,
     made_from: dict[str, Any] | None = None,
     root: str = "",
@@ -390,7 +391,7 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
     """The command line; returns the exit code."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -407,7 +408,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.data_dir,
             args.manual_dir,
             detections=args.detections,
-            run=functools.partial(
+            run=run
+            or functools.partial(
                 encode_parts,
                 processes=args.processes,
                 timeout=args.timeout,

@@ -2,10 +2,12 @@
 
 `python -m stoa_jax.data.build` builds in parallel and is the way to go. TFDS's own way works too:
 
-    python -m stoa_jax.data.tfds_build msrvtt/captioning --manual_dir=DIR --data_dir=OUT
+    tfds build msrvtt/captioning --imports=stoa_jax.data.builders --file_format=array_record \
+        --manual_dir=DIR --data_dir=OUT
 
-is `tfds build --imports=stoa_jax.data.builders --file_format=array_record …`, and takes its flags;
-the program `tfds` itself starts only where apache-beam is installed (TFDS 4.9.10). Both ways write
+The program `tfds` (4.9.10) starts only with the packages of the extra `beam`; where they are not,
+`python -m stoa_jax.data.tfds_build` is the same command with the first two flags set.
+Both ways write
 the same records. Importing this module registers the builders and needs no TensorFlow; building
 through TFDS does.
 """

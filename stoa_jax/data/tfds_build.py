@@ -1,7 +1,7 @@
 """`tfds build` for our data sets: python -m stoa_jax.data.tfds_build msrvtt/qa --manual_dir=DIR
 
 Takes all flags of `tfds build`. It exists because the program `tfds` of TFDS 4.9.10 starts only
-where apache-beam is installed, for a command that has nothing to do with building.
+where apache-beam and mlcroissant are installed, for commands that have nothing to do with building.
 """
 
 import sys

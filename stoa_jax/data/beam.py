@@ -1,0 +1,65 @@
+"""The same build on Apache Beam: one shard is one element.
+
+    python -m stoa_jax.data.beam DATASET --manual-dir=DIR --data-dir=OUT [--detections=PATH]
+        [any flag of stoa_jax.data.build] -- --runner=FlinkRunner ...
+
+What follows `--` goes to Beam; without it the DirectRunner runs here. All workers must see DIR and
+OUT under these names (a shared file system). The bytes, the shards and the resuming are those of
+`stoa_jax.data.build`: either may go on with what the other began.
+
+Needs the extra `beam`, best in an environment of its own: Beam takes protobuf back to 6.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stoa_jax.data import build, shards, workers
+from stoa_jax.errors import UserError
+
+
+def run(
+    job: workers.Job,
+    parts: Sequence[shards.Part],
+    directory: Path,
+    *,
+    options: Sequence[str] = (),
+    timeout: float = build.CLIP_SECONDS,
+) -> None:
+    """Builds the missing shards in a Beam pipeline; the `run` of `build.build_source`."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            "Apache Beam is not installed: pip install 'stoa-jax[beam]', in an environment of "
+            "its own"
+        ) from None
+
+    with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+        _ = (
+            pipeline
+            | "Shards" >> beam.Create(parts)
+            | "Spread" >> beam.Reshuffle()
+            | "Build" >> beam.Map(functools.partial(_build_part, job, directory, timeout))
+        )
+
+
+def _build_part(job: workers.Job, directory: Path, timeout: float, part: shards.Part) -> str:
+    # In a process of its own, as everywhere: a clip may crash it, and Beam would try again.
+    build.encode_parts(job, [part], directory, processes=1, timeout=timeout)
+    return part.shard.name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    ours, options = argv, []
+    if "--" in argv:
+        ours, options = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    return build.main(ours, run=functools.partial(run, options=options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
