@@ -1,0 +1,157 @@
+"""Runs, stages, resuming, tables. The processes are a stand-in that writes a result."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stoa_jax import sweep
+from stoa_jax.errors import UserError
+
+SIMPLE = """
+def sweep():
+    return [{"seed": s, "optim.weight_decay": w} for w in (0.1, 0.2) for s in (0, 1)]
+"""
+
+STAGED = """
+def sweep(argument="synthetic"):
+    runs = []
+    for seed in (0, 1):
+        runs.append({"name": f"all, seed={seed}", "stages": [
+            {"name": "pretrain", "config": f"configs/pretrain.py:{argument}"},
+            {"name": "retrieval", "config": f"configs/retrieval.py:{argument}",
+             "overrides": {"init.path": "{pretrain}", "seed": seed}}]})
+    return runs
+"""
+
+# Stands in for `python -m stoa_jax.main`: writes what a run writes, or fails.
+STAND_IN = """
+import json, sys, pathlib
+flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+folder = pathlib.Path(flags["workdir"]); folder.mkdir(parents=True, exist_ok=True)
+with open(folder.parent / "started", "a") as f: f.write(folder.name + "\\n")
+if flags.get("config.optim.weight_decay") == "0.2" and not (folder.parent / "mended").exists():
+    sys.exit(1)
+if "config.init.path" in flags:
+    assert (pathlib.Path(flags["config.init.path"]) / "result.json").exists()
+value = 10.0 * float(flags.get("config.optim.weight_decay", 1)) + float(flags.get("config.seed", 0))
+(folder / "result.json").write_text(json.dumps({"step": 3, "eval/R@1": value, "time/step": 1.0}))
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder whose sweeps start the stand-in."""
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(STAND_IN)
+    real = sweep.Stage.command.fget
+
+    def command(self):
+        return [sys.executable, str(stand_in), *real(self)[3:]]
+
+    monkeypatch.setattr(sweep.Stage, "command", property(command))
+    return tmp_path
+
+
+def write(root, text):
+    path = root / "experiment.py"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_is_the_one_a_user_writes(tmp_path):
+    (run,) = sweep.make_runs("configs/qa.py:msvd", [{"seed": 3}], tmp_path)
+    (stage,) = run.stages
+    assert stage.command[1:] == [
+        *("-m", "stoa_jax.main", "--config=configs/qa.py:msvd"),
+        f"--workdir={stage.workdir}",
+        "--config.seed=3",
+    ]
+    assert run.name == "seed=3"
+
+
+def test_it_runs_fails_goes_on_and_tabulates_over_seeds(root, capsys):
+    arguments = [f"--config={write(root, SIMPLE)}", f"--workdir={root}/out", "--parallel=2"]
+    assert sweep.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "exit 1, see" in printed and "| optim.weight_decay=0.2 | 0 of 2 |" in printed
+    assert len((root / "out" / "started").read_text().split()) == 4
+    (root / "out" / "mended").touch()
+    assert sweep.main(arguments) == 0
+    # Only the two that had failed were started again.
+    assert len((root / "out" / "started").read_text().split()) == 6
+    assert "2 of 4 stages are done" in capsys.readouterr().out
+    text = (root / "out" / "sweep.md").read_text()
+    assert text.splitlines()[0] == "| run | n | R@1 |"
+    assert "| optim.weight_decay=0.1 | 2 | 1.5 ± 0.71 |" in text
+    assert "| optim.weight_decay=0.2 | 2 | 2.5 ± 0.71 |" in text
+    found = json.loads((root / "out" / "sweep.json").read_text())
+    assert [row["result"] for row in found["runs"]] == [
+        {"eval/R@1": value} for value in (1.0, 2.0, 2.0, 3.0)
+    ]
+
+
+def test_equal_stages_run_once_and_later_ones_find_them(root):
+    assert sweep.main([f"--config={write(root, STAGED)}:tiny", f"--workdir={root}/out"]) == 0
+    started = (root / "out" / "started").read_text().split()
+    assert [name.split("-")[0] for name in started] == ["pretrain", "retrieval", "retrieval"]
+    assert "| all | 2 | 10.5 ± 0.71 |" in (root / "out" / "sweep.md").read_text()
+
+
+def test_a_failed_stage_leaves_out_what_needs_it(root, capsys):
+    text = STAGED.replace('argument}"},', 'argument}", "overrides": {"optim.weight_decay": 0.2}},')
+    assert sweep.main([f"--config={write(root, text)}", f"--workdir={root}/out"]) == 1
+    assert capsys.readouterr().out.count("left out, the stage before it failed") == 2
+    assert len((root / "out" / "started").read_text().split()) == 1
+
+
+def test_slurm_arrays_in_the_order_of_the_stages(root):
+    arguments = [f"--config={write(root, STAGED)}", f"--workdir={root}/out"]
+    assert sweep.main([*arguments, "--slurm"]) == 0
+    first, second = ((root / "out" / f"sweep-{i}.sbatch").read_text() for i in (0, 1))
+    assert "#SBATCH --array=0\n" in first and "#SBATCH --array=1,2\n" in second
+    # As Slurm would: each array's tasks, in order.
+    for number in ("0", "1", "2"):
+        assert sweep.main([*arguments, f"--stage={number}"]) == 0
+    assert sweep.main([*arguments, "--table"]) == 0
+    assert "| all | 2 |" in (root / "out" / "sweep.md").read_text()
+
+
+def test_the_submit_script_chains_the_arrays(root):
+    """With an sbatch that only prints what it is given."""
+    sweep.main([f"--config={write(root, STAGED)}", f"--workdir={root}/out", "--slurm"])
+    fake = root / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {root}/submitted\nwc -l < {root}/submitted\n')
+    fake.chmod(0o755)
+    subprocess.run(
+        ["sh", str(root / "out" / "submit.sh"), "--partition=gpu"],
+        env={"PATH": f"{fake.parent}:/usr/bin:/bin"},
+        check=True,
+    )
+    assert (root / "submitted").read_text().splitlines() == [
+        f"--parsable --partition=gpu {root}/out/sweep-0.sbatch",
+        f"--parsable --dependency=afterok:1 --partition=gpu {root}/out/sweep-1.sbatch",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("described", "says"),
+    [
+        ([{"stages": [{"overrides": {"init.path": "{pretrain}"}}]}], "refers to stage .*is none"),
+        ([{"stages": [{"name": "a"}, {"name": "a"}]}], "two stages named 'a'"),
+    ],
+)
+def test_wrong_stages_are_one_line(described, says):
+    with pytest.raises(UserError, match=says):
+        sweep.make_runs("x.py", described, Path("/nowhere"))
+
+
+def test_wrong_input_is_one_line(root, capsys):
+    assert sweep.main(["--config=none.py", "--workdir=x"]) == 2
+    assert capsys.readouterr().err == "error: --config: there is no file none.py\n"
+    config = write(root, "def get_config(): pass\n")
+    assert sweep.main([f"--config={config}", "--workdir=x"]) == 2
+    assert "defines no sweep()" in capsys.readouterr().err
