@@ -37,6 +37,7 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.data.sets = (("synthetic/captions", 1.0),)  # (set, weight) of the training mixture
     c.data.train_split = "train"
     c.data.eval_split = "validation"
+    c.data.eval_set = ""  # what is evaluated on; empty: the first of `sets`
     c.data.crop = "random"  # training crop: random, center
     c.data.flip = False  # only where left and right do not matter
     c.data.workers = 0  # reader processes a host; 0 reads in this one
@@ -70,6 +71,8 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.eval.every_steps = 0  # 0: at the end only
     c.eval.batch_size = 64  # global
     c.eval.max_examples = 0  # 0: the whole split; results on a part are marked partial
+    c.eval.allow_partial = False  # also where clips of the published split are missing
+    c.eval.variants = ()  # evaluated beside the whole input: single_frame, text_only
     c.eval.beam = 5  # captioning; 1 is greedy
     c.eval.max_pieces = 30  # captioning
     c.eval.length_penalty = 0.0

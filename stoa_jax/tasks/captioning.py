@@ -1,0 +1,169 @@
+"""Captioning: the prefix language model, decoded greedily and with beams.
+
+Shapes: B clips, M pieces.
+"""
+
+import collections
+import functools
+from collections.abc import Iterator, Mapping
+
+from jax import Array
+from jax.sharding import Mesh
+
+from stoa_jax import decode, metrics
+from stoa_jax.metrics import coco
+from stoa_jax.models import decoding
+from stoa_jax.models.stoa import Stoa
+from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
+from stoa_jax.tasks.pretrain import joint_loss
+from stoa_jax.text import Tokenizer
+
+AUTHORS_PIECES = 32  # the authors cut references there, start and end included
+
+
+class Captioning(TaskBase):
+    """Fine-tuned with PLM, and OTA and ASP where they are on."""
+
+    name = "captioning"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.settings |= {"vtc": 0.0, "vtm": 0.0, "mlm": 0.0}
+
+    def loss(
+        self, model: Stoa, batch: Mapping[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The joint loss with the prefix language model alone."""
+        return joint_loss(model, batch, key, self.settings)
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, SplitEvaluator]:
+        return {"captioning": CaptioningEvaluator(self)}
+
+    def evaluators(self) -> dict[str, SplitEvaluator]:
+        """Greedy and beam search against all references."""
+        return self._evaluators
+
+
+def generate(
+    model: Stoa,
+    batch: Mapping[str, Array],
+    *,
+    beams: int = 1,
+    max_pieces: int = 30,
+    length_penalty: float = 0.0,
+    no_repeat_ngram: int = 0,
+) -> Array:
+    """Captions [B, M + 2] of the clips of a batch, start and end included."""
+    c = model.config
+    clips = batch["pixels"].shape[0]
+    visual = decoding.visual_keys(model, encode_video(model, batch))
+    cache = decoding.empty_cache(model, clips, beams, max_pieces + 1)
+
+    def step(cache, tokens, place):
+        return decoding.next_word(model, visual, cache, tokens, place)
+
+    options = {
+        "start": c.vocab_size - 2,
+        "end": c.vocab_size - 1,
+        "max_pieces": max_pieces,
+        "length_penalty": length_penalty,
+        "no_repeat_ngram": no_repeat_ngram,
+    }
+    if beams == 1:
+        return decode.greedy(step, cache, clips, **options).tokens
+    return decode.beam_search(step, cache, clips, beams=beams, **options).tokens
+
+
+class CaptioningEvaluator(SplitEvaluator):
+    """Captions of every clip of the split against all its references."""
+
+    prefix = "captioning"
+
+    def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
+        """The four metrics for each way to decode, and for the most frequent caption."""
+        e = self.config.eval
+        tokenizer = Tokenizer(model.config.vocab_size)
+        # Trained up to its text length, not beyond.
+        pieces = min(e.max_pieces, model.config.text_length - 2)
+        how = f"at most {pieces} pieces"
+        if e.no_repeat_ngram:
+            how += f", no {e.no_repeat_ngram}-gram twice"
+        self.predictions = {}
+        for variant in self.variants:
+            for beams in sorted({1, e.beam}):
+                name = named(self.prefix, variant, "greedy" if beams == 1 else f"beam{beams}")
+                options = (("beams", beams), ("max_pieces", pieces))
+                options += (("no_repeat_ngram", e.no_repeat_ngram),)
+                protocol = f"greedy, {how}"
+                if beams > 1:
+                    options += (("length_penalty", e.length_penalty),)
+                    protocol = f"beam {beams}, length penalty {e.length_penalty}, {how}"
+                tokens, _ = self.run(_generator(options), model, mesh, variant)
+                texts = dict(zip(self.ids, map(tokenizer.decode, tokens), strict=True))
+                self.predictions[name] = texts
+                yield from self.scored(name, texts, protocol)
+                if beams == 1:
+                    yield from self.authors(named(name, "authors"), texts, how)
+        if frequent := self.most_frequent:
+            texts = dict.fromkeys(self.ids, frequent)
+            yield from self.scored(
+                named(self.prefix, "most_frequent"),
+                texts,
+                f"for every clip the most frequent training caption, {frequent!r}",
+            )
+
+    def scored(self, name: str, texts: Mapping[str, str], protocol: str) -> Iterator[Row]:
+        """Rows of the four metrics."""
+        by = "the PTB jar" if coco.package() else "our PTB tokeniser"
+        for key, value in metrics.caption_scores(texts, self.references).items():
+            says = f"{protocol}; all references, tokenised by {by}; pycocoevalcap's scale"
+            yield Row(named(name, key), value, len(texts), says)
+
+    def authors(self, name: str, texts: Mapping[str, str], how: str) -> Iterator[Row]:
+        """The looser scoring of STOA-VLP's authors."""
+        whole = Tokenizer()
+        cut = {
+            i: [whole.decode(whole.encode(text, AUTHORS_PIECES)) for text in references]
+            for i, references in self.references.items()
+        }
+        protocol = f"greedy, {how}; as STOA-VLP's authors: no PTB tokeniser, references cut at 32"
+        for key, value in metrics.authors_caption_scores(texts, cut).items():
+            yield Row(named(name, key), value, len(texts), f"{protocol} pieces")
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """The clips' ids, made unique by their place where a video has several clips."""
+        n = min(self.limit or len(self.split), len(self.split))
+        ids = [self.split.metadata(i).video_id for i in range(n)]
+        if len(set(ids)) < n:
+            ids = [f"{name}#{i}" for i, name in enumerate(ids)]
+        return ids
+
+    @functools.cached_property
+    def references(self) -> dict[str, list[str]]:
+        """All texts of each clip."""
+        return {name: list(self.split.metadata(i).texts) for i, name in enumerate(self.ids)}
+
+    @functools.cached_property
+    def most_frequent(self) -> str:
+        """The training caption that occurs most often, of equal ones the first by alphabet."""
+        split = self.task.training
+        if split is None:
+            return ""
+        counts = collections.Counter(
+            " ".join(text.lower().split())
+            for i in range(len(split))
+            for text in split.metadata(i).texts
+        )
+        return min(counts, key=lambda text: (-counts[text], text))
+
+
+@functools.cache
+def _generator(options: tuple[tuple[str, float], ...]):
+    """`generate` with options: the same function for the same ones, so that it compiles once."""
+
+    def function(model: Stoa, batch: Mapping[str, Array]) -> Array:
+        return generate(model, batch, **dict(options))
+
+    return function

@@ -1,0 +1,187 @@
+"""Question answering: the question through fusion, a classifier over the answers of training.
+
+Shapes: B questions, L text places, C answers.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from stoa_jax import objectives
+from stoa_jax.data import pipeline
+from stoa_jax.errors import UserError
+from stoa_jax.models import released
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures
+from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
+from stoa_jax.tasks.pretrain import active_losses, align
+from stoa_jax.text import Tokenizer
+
+
+class QuestionAnswering(TaskBase):
+    """Cross-entropy over the frequent answers, and OTA and ASP where they are on."""
+
+    name = "qa"
+    kind = "qa"
+
+    def model_config(self) -> ModelConfig:
+        """With a class for each answer that is kept."""
+        config = super().model_config()
+        if config.answer_head == "first_piece":  # told over the whole vocabulary
+            return dataclasses.replace(config, num_answers=0)
+        kept = self.config.eval.num_answers or config.num_answers
+        if not kept:
+            raise UserError(
+                "config.model.num_answers: 0; question answering needs a class for each answer, "
+                "for example --config.model.num_answers=1500"
+            )
+        return dataclasses.replace(config, num_answers=kept)
+
+    def batch_spec(self, train: bool) -> pipeline.BatchSpec:
+        """Questions, with their answers as classes."""
+        return dataclasses.replace(super().batch_spec(train), answers=self.answers)
+
+    @functools.cached_property
+    def answers(self) -> tuple[str, ...]:
+        """The most frequent answers of training, of equally frequent ones the first by alphabet."""
+        split = self.open_split(self.train_set, self.config.data.train_split)
+        counts = collections.Counter(
+            answer for i in range(len(split)) for answer in split.metadata(i).answers
+        )
+        ordered = sorted(counts, key=lambda answer: (-counts[answer], answer))
+        return tuple(ordered[: self.model_config().num_answers or None])
+
+    @functools.cached_property
+    def first_pieces(self) -> np.ndarray:
+        """The first BPE piece of each answer, [answers]."""
+        tokenizer = Tokenizer(self.model_config().vocab_size)
+        return np.array([tokenizer.encode(answer)[1] for answer in self.answers])
+
+    def extras(self) -> dict[str, Any]:
+        """The answers, in the order of the classes."""
+        return {"answers": list(self.answers)}
+
+    def loss(
+        self, model: Stoa, batch: Mapping[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """Cross-entropy over questions whose answer is a class."""
+        video = encode_video(model, batch)
+        text = model.encode_text(batch["tokens"])
+        answer = batch["answer"]  # -1: outside the classes, and so wrong
+        if model.config.answer_head == "first_piece":
+            answer = jnp.where(answer >= 0, jnp.asarray(self.first_pieces)[answer], -1)
+        logits = answer_logits(model, video, text, key)
+        known = batch["valid"] & (answer >= 0)
+        loss = objectives.mean(objectives.cross_entropy(logits, answer), known)
+        right = logits.argmax(-1) == answer
+        watch = {"loss_answer": loss, "accuracy": objectives.mean(right, batch["valid"])}
+        on = active_losses(model.config, self.settings) & {"ota", "asp"}
+        for name, value in align(
+            model.config, video, text, batch, self.settings, on, watch
+        ).items():
+            loss += self.settings[name] * value
+            watch[f"loss_{name}"] = value
+        return loss, watch
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, SplitEvaluator]:
+        return {"qa": QuestionEvaluator(self)}
+
+    def evaluators(self) -> dict[str, SplitEvaluator]:
+        """Accuracy over all questions of the split."""
+        return self._evaluators
+
+
+def answer_logits(
+    model: Stoa, video: VideoFeatures, text: TextFeatures, key: Array | None = None
+) -> Array:
+    """Over the classes, or over the first pieces of answers as the authors do [B, C or V]."""
+    if model.config.answer_head == "first_piece":
+        return released.answer_words(model, video, text.tokens, text.mask, key)
+    fused = model.fuse(video, text.tokens, text.mask)
+    return model.answer_logits(fused, text.sep_index)
+
+
+def best_answer(model: Stoa, batch: Mapping[str, Array]) -> Array:
+    """The likeliest class, or first piece, [B] of each question."""
+    text = model.encode_text(batch["tokens"])
+    return answer_logits(model, encode_video(model, batch), text).argmax(-1)
+
+
+class QuestionEvaluator(SplitEvaluator):
+    """Every question of the split."""
+
+    prefix = "qa"
+
+    def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
+        """Accuracy in percent; an answer outside the classes is wrong."""
+        answers = np.array(self.task.answers, object)
+        questions = self.questions
+        wanted = np.array([answer for _, _, answer in questions], object)
+        n = len(wanted)
+        by_piece = model.config.answer_head == "first_piece"
+        tokenizer = Tokenizer(model.config.vocab_size)
+        first = functools.cache(lambda text: int(tokenizer.encode(text)[1]))
+        classes = f"classifier over {len(answers)} training answers"
+        if by_piece:
+            classes = "over the whole vocabulary"
+        self.predictions = {}
+        for variant in self.variants:
+            name = named(self.prefix, variant)
+            best, _ = self.run(best_answer, model, mesh, variant)
+            if by_piece:
+                said, pieces = [tokenizer.decode([i]) for i in best], list(best)
+            else:
+                # Where there are fewer answers than classes, a spare class is a wrong answer.
+                said = [answers[i] if i < len(answers) else "" for i in best]
+                pieces = [first(answer) for answer in said]
+            self.predictions[name] = {
+                f"{i}: {video}: {question}": {"answer": answer, "right": right}
+                for i, ((video, question, right), answer) in enumerate(
+                    zip(questions, said, strict=True)
+                )
+            }
+            yield Row(
+                named(name, "accuracy"),
+                percent(np.array(said, object) == wanted),
+                n,
+                f"percent exact, {classes}; an answer outside it counts as wrong",
+            )
+            yield Row(
+                named(name, "authors", "accuracy"),
+                percent([a == first(b) for a, b in zip(pieces, wanted, strict=True)]),
+                n,
+                f"as STOA-VLP's authors: percent whose first BPE piece is right; {classes}",
+            )
+        yield Row(
+            named(self.prefix, "majority", "accuracy"),
+            percent(wanted == answers[0]),
+            n,
+            f"for every question the most frequent training answer, {answers[0]!r}",
+        )
+        yield Row(
+            named(self.prefix, "covered"),
+            percent(np.isin(wanted.astype(str), answers.astype(str))),
+            n,
+            "percent of the questions whose answer is among the training answers kept",
+        )
+
+    @functools.cached_property
+    def questions(self) -> list[tuple[str, str, str]]:
+        """(video, question, answer) in the order of the loader."""
+        found = []
+        for i in range(len(self.split)):
+            m = self.split.metadata(i)
+            found += [(m.video_id, *pair) for pair in zip(m.texts, m.answers, strict=True)]
+        return found[: self.limit or None]
+
+
+def percent(right) -> float:
+    """The share of what is true, in percent."""
+    return 100 * float(np.mean(np.asarray(right, bool)))

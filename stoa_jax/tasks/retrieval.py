@@ -1,0 +1,194 @@
+"""Retrieval: dual-encoder similarity of all pairs, the best re-ranked by the fusion encoder.
+
+Shapes: B clips, R pairs, L text places, d width.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from stoa_jax import metrics, sharding
+from stoa_jax.models.stoa import Stoa, VideoFeatures, embed_text, embed_video
+from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
+from stoa_jax.tasks.pretrain import joint_loss
+
+PAIRS_A_ROW = 8  # re-ranked pairs a batch, per clip of the evaluation batch: text is short
+
+
+class Retrieval(TaskBase):
+    """Fine-tuned with VTC and VTM, and OTA and ASP where they are on."""
+
+    name = "retrieval"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.settings |= {"mlm": 0.0, "plm": 0.0}
+
+    def loss(
+        self, model: Stoa, batch: Mapping[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The joint loss without the language models."""
+        return joint_loss(model, batch, key, self.settings)
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, SplitEvaluator]:
+        return {"retrieval": RetrievalEvaluator(self)}
+
+    def evaluators(self) -> dict[str, SplitEvaluator]:
+        """Both directions, dual encoder and re-ranked."""
+        return self._evaluators
+
+
+def embed_and_encode(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, VideoFeatures]:
+    """Clips in the shared space, and what fusion reads of them."""
+    video = encode_video(model, batch)
+    return embed_video(video), video
+
+
+def embed_clips(model: Stoa, batch: Mapping[str, Array]) -> Array:
+    """Clips in the shared space [B, d]."""
+    return embed_video(encode_video(model, batch))
+
+
+def embed_texts(model: Stoa, tokens: Array) -> Array:
+    """Texts [B, L] in the shared space [B, d]."""
+    return embed_text(model.encode_text(tokens))
+
+
+def match_probability(model: Stoa, tokens: Array, features: VideoFeatures, which: Array) -> Array:
+    """That texts [R, L] belong to the clips `which` [R] of the features of many clips."""
+    text = model.encode_text(tokens)
+    video = jax.tree.map(lambda x: x[which], features)
+    fused = model.fuse(video, text.tokens, text.mask)
+    return jax.nn.softmax(model.match_logits(fused, text.sep_index), -1)[:, 1]
+
+
+class RetrievalEvaluator(SplitEvaluator):
+    """Every text against every clip of the split."""
+
+    prefix = "retrieval"
+
+    def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
+        """Dual encoder, re-ranked, dual softmax and chance, both directions."""
+        texts = self.texts
+        counts = np.bincount(texts["owner"], minlength=self.videos)
+        several = len(texts["owner"]) > self.videos
+        for variant in self.variants:
+            if variant == "text_only":  # a clip unseen is every clip
+                continue
+            rerank = min(self.config.eval.rerank, self.videos)
+            function = embed_and_encode if rerank else embed_clips
+            out, _ = self.run(function, model, mesh, variant)
+            video, features = out if rerank else (out, None)
+            similarity = self.text_embeddings(model, mesh) @ video.T
+            owner = texts["owner"]
+            name = named(self.prefix, variant)
+
+            result = metrics.retrieval(similarity, owner)
+            yield from self.table(name, result, "dual encoder, cosine of all pairs")
+            if several:
+                grouped = metrics.grouped_video_to_text(similarity, owner)
+                yield from self.table(
+                    named(name, "clip4clip"),
+                    {"v2t": grouped},
+                    "dual encoder; the captions of a video count as one, as in CLIP4Clip",
+                )
+            both = metrics.dual_softmax(similarity)
+            yield from self.table(
+                named(name, "dual_softmax"),
+                {side: metrics.retrieval(both[side], owner)[side] for side in both},
+                "dual encoder times a softmax over all queries of the test set",
+            )
+            if rerank:
+                both = self.reranked(model, mesh, similarity, features, rerank)
+                yield from self.table(
+                    named(name, "reranked"),
+                    {side: metrics.retrieval(both[side], owner)[side] for side in both},
+                    f"dual encoder, the first {rerank} re-ranked by match probability",
+                )
+        yield from self.table(
+            named(self.prefix, "chance"), metrics.chance(self.videos, counts), "a random order"
+        )
+
+    def table(self, name: str, result: Mapping[str, Mapping], protocol: str) -> Iterator[Row]:
+        """Rows of one protocol."""
+        ties = "ties counted against us; R@k in percent, ranks from 1"
+        for side, figures in result.items():
+            n = len(self.texts["owner"]) if side == "t2v" else self.videos
+            for key, value in figures.items():
+                yield Row(named(name, side, key), value, n, f"{protocol}; {ties}")
+
+    @functools.cached_property
+    def videos(self) -> int:
+        """Clips that are evaluated."""
+        return min(self.limit or len(self.split), len(self.split))
+
+    @functools.cached_property
+    def texts(self) -> dict[str, np.ndarray]:
+        """Tokens [texts, L] of all texts of the clips, and whose each is [texts]."""
+        spec = self.task.batch_spec(train=False)
+        tokens = [
+            self.split.tokens(i, spec.text_length, spec.vocab_size)[0] for i in range(self.videos)
+        ]
+        owner = np.repeat(np.arange(self.videos), [len(t) for t in tokens])
+        return {"tokens": np.concatenate(tokens), "owner": owner}
+
+    def text_embeddings(self, model: Stoa, mesh: Mesh) -> np.ndarray:
+        """All texts in the shared space [texts, d]."""
+        jitted = self.jit(_embed_batch, mesh)
+        return self.in_batches(lambda x: jitted(model, x), mesh, {"tokens": self.texts["tokens"]})
+
+    def in_batches(self, function, mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """`function` of batches of the rows, which every process holds, padded and unpadded."""
+        size = self.config.eval.batch_size * PAIRS_A_ROW
+        n = len(next(iter(arrays.values())))
+        mine = slice(
+            jax.process_index() * size // jax.process_count(),
+            (jax.process_index() + 1) * size // jax.process_count(),
+        )
+        results = []
+        for i in range(0, n, size):
+            rows = np.minimum(np.arange(i, i + size), n - 1)[mine]
+            batch = sharding.to_devices({k: v[rows] for k, v in arrays.items()}, mesh, size)
+            results.append(function(batch))
+        return np.concatenate([np.asarray(x) for x in results])[:n]
+
+    def reranked(
+        self, model: Stoa, mesh: Mesh, similarity: np.ndarray, features: Any, top: int
+    ) -> dict[str, np.ndarray]:
+        """Similarities [texts, videos] in which each query's best `top` go by match probability."""
+        of_text = np.argpartition(-similarity, top - 1, 1)[:, :top]  # [texts, top] videos
+        top_texts = min(top, len(similarity))
+        of_video = np.argpartition(-similarity, top_texts - 1, 0)[:top_texts]  # [top, videos]
+        chosen = {side: np.zeros(similarity.shape, bool) for side in ("t2v", "v2t")}
+        np.put_along_axis(chosen["t2v"], of_text, True, 1)
+        np.put_along_axis(chosen["v2t"], of_video, True, 0)
+        text, video = np.nonzero(chosen["t2v"] | chosen["v2t"])
+
+        everywhere = sharding.replicated(mesh)
+        features = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, everywhere, x.__getitem__), features
+        )
+        jitted = self.jit(_match_batch, mesh)
+        scores = self.in_batches(
+            lambda batch: jitted(model, {**batch, "features": features}),
+            mesh,
+            {"tokens": self.texts["tokens"][text], "which": video.astype(np.int32)},
+        )
+        match = np.zeros_like(similarity)
+        match[text, video] = scores
+        # A cosine is at most 1: what was re-ranked stands before all that was not.
+        return {side: np.where(chosen[side], 2 + match, similarity) for side in chosen}
+
+
+def _embed_batch(model: Stoa, batch: Mapping[str, Array]) -> Array:
+    return embed_texts(model, batch["tokens"])
+
+
+def _match_batch(model: Stoa, batch: Mapping[str, Any]) -> Array:
+    return match_probability(model, batch["tokens"], batch["features"], batch["which"])
