@@ -233,8 +233,6 @@ def train(
     if profile:
         steps = min(steps, PROFILE_STEPS[1])
     program = make_program(c, task, steps, build_model)
-    # Only now, that nothing more is known to be amiss, is the directory this run's.
-    write_config(c, workdir)
     with (
         jax.set_mesh(program.mesh),
         monitor.Stopper(c.faults.grace_seconds) as stopper,
@@ -260,6 +258,8 @@ class _Run:
     def run(self) -> dict[str, float]:
         self.dog.beat("restoring or initialising", patience=4)
         state, step = self.restore()
+        # Only now, that nothing more is known to be amiss, is the directory this run's.
+        write_config(self.c, self.workdir)
         self.writer = self.open_writer(step)
         self.progress = monitor.Progress(self.steps, step, self.first and self.c.log.progress)
         batches = self.batches(step)
@@ -347,14 +347,11 @@ class _Run:
 
     def initial(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Fresh parameters, with those that `init.path` brings in their place."""
-        try:
-            from stoa_jax.weights import initial_parameters
-        except ImportError as error:
-            raise UserError(
-                f"config.init.path: {self.c.init.path!r} cannot be read, this installation has no "
-                "stoa_jax.weights; reinstall stoa_jax or leave it empty"
-            ) from error
-        loaded, report = initial_parameters(self.c.init.path, self.task.model_config())
+        from stoa_jax.weights import initial_parameters
+
+        loaded, report = initial_parameters(
+            self.c.init.path, self.task.model_config(), seed=self.c.seed
+        )
         logging.info("%s", report)
         for name, value in loaded.items():
             if name not in params or params[name].shape != value.shape:
@@ -606,6 +603,10 @@ def flat_config(c: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str
 
 def claim_workdir(c: ConfigDict, workdir: Path) -> None:
     """Is it writable, and no other configuration's?"""
+    if "://" in str(workdir) or ":/" in str(workdir):
+        raise UserError(
+            f"--workdir: {workdir} is no path; mount the bucket (gcsfuse) and name its directory"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".probe-{os.getpid()}-{jax.process_index()}"

@@ -166,7 +166,7 @@ def test_weights_that_init_path_names_are_taken(tmp_path, monkeypatch):
 
     brought = {"visual/kernel": np.full((8, 16), 0.25, np.float32)}
     module = types.ModuleType("stoa_jax.weights")
-    module.initial_parameters = lambda path, config: brought
+    module.initial_parameters = lambda path, config, seed: (brought, "an account")
     monkeypatch.setitem(sys.modules, "stoa_jax.weights", module)
     monkeypatch.setattr("stoa_jax.weights", module, raising=False)
     c = toy_config(train__steps=1, init__path="somewhere")
