@@ -35,8 +35,8 @@ def random_crop(rng: np.random.Generator, height: int, width: int) -> Crop:
 def crop_frames(frames: np.ndarray, crop: Crop, size: int, flip: bool, out: np.ndarray) -> None:
     """Cuts [T, H, W, 3] by `crop`, resizes to `size`, mirrors; writes to `out` [T, S, S, 3]."""
     left, top, width, height = crop
-    shrinks = width >= size and height >= size
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    # As CLIP was trained, bicubic; below half the size OpenCV's would alias, and area averages.
+    method = cv2.INTER_AREA if min(width, height) >= 2 * size else cv2.INTER_CUBIC
     for t, frame in enumerate(frames):
         part = frame[top : top + height, left : left + width]
         if (width, height) != (size, size):

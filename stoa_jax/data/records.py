@@ -186,10 +186,10 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 def decode_jpeg(data: bytes) -> np.ndarray:
     """The RGB picture uint8 [H, W, 3] of JPEG bytes."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"{len(data)} bytes are not a JPEG picture")
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def write_class_names(directory: Path, names: Sequence[str]) -> None:
