@@ -18,8 +18,9 @@ class ActionEncoder(nnx.Module):
         h = c.vision_width
         self.config = c
         self.queries = normal(rngs, (c.action_tokens, h), h**-0.5)
-        self.cls = normal(rngs, (h,), h**-0.5)
-        self.frame_embedding = normal(rngs, (c.frames, h), 0.02)
+        learned = c.action_cls == "learned"
+        self.cls = normal(rngs, (h,), h**-0.5) if learned else None
+        self.frame_embedding = normal(rngs, (c.frames, h), 0.02) if learned else None
         self.blocks = stack(c.action_depth, h, c.vision_heads, activation=c.activation, rngs=rngs)
         self.ln_post = LayerNorm(h)
         self.proj = normal(rngs, (h, c.text_width), h**-0.5)
@@ -37,13 +38,19 @@ class ActionEncoder(nnx.Module):
         weights = nnx.softmax(logits, -1).astype(features.dtype)
         return jnp.einsum("batf,btfh->bath", weights, features)
 
-    def __call__(self, patches: Array, objects: Array | None, valid: Array | None) -> Array:
-        """[B, T, P, h], [B, T, K, h] and [B, T, K] -> action tokens [B, A, d]."""
+    def __call__(
+        self, patches: Array, objects: Array | None, valid: Array | None, frame_cls: Array
+    ) -> Array:
+        """[B, T, P, h], [B, T, K, h], [B, T, K] and the frames' [CLS] [B, T, h] -> [B, A, d]."""
         c = self.config
         x = self.gather(patches, objects, valid)
         b, a, t, h = x.shape
-        x = x + self.frame_embedding[...].astype(x.dtype)
-        cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (b, a, 1, h))
+        if c.action_cls == "learned":
+            x = x + self.frame_embedding[...].astype(x.dtype)
+            cls = self.cls[...].astype(x.dtype)
+        else:
+            cls = frame_cls.mean(1)[:, None, None]
+        cls = jnp.broadcast_to(cls, (b, a, 1, h))
         x = jnp.concatenate([cls, x], 2).reshape(b * a, t + 1, h)
         x = run_blocks(self.blocks, x, scan=c.scan_layers, remat=c.remat)
         x = self.ln_post(x[:, 0]) @ self.proj[...].astype(x.dtype)

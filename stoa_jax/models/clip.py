@@ -13,6 +13,7 @@ from jax import Array
 
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.layers import LayerNorm, normal, run_blocks, stack
+from stoa_jax.models.released import joint_frames
 
 # CLIP's mean and standard deviation of red, green and blue, for pixels in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -56,21 +57,28 @@ class VisionTower(nnx.Module):
         self.ln_post = LayerNorm(h)
         self.proj = normal(rngs, (h, c.text_width), h**-0.5)
 
-    def __call__(self, pixels: Array, taps: Sequence[int] = ()) -> tuple[Array, dict[int, Array]]:
+    def __call__(
+        self, pixels: Array, taps: Sequence[int] = (), *, frames: int = 1
+    ) -> tuple[Array, dict[int, Array]]:
         """uint8 [N, S, S, 3] -> frame tokens [N, d], and {block: its output [N, 1 + P, h]}.
 
-        Blocks are counted from 1; their outputs are those before `ln_post`, [CLS] first.
+        Blocks are counted from 1; their outputs are those before `ln_post`, [CLS] first. Every
+        `frames` of the N are one clip, which matters to the last `joint_blocks` only.
         """
         c = self.config
         x = self.embed(pixels)
         out = {}
-        at = 0
-        for stop in sorted({*taps, c.vision_depth}):
-            x = run_blocks(self.blocks, x, start=at, stop=stop, scan=c.scan_layers, remat=c.remat)
+        at, joint = 0, c.vision_depth - c.joint_blocks
+        for stop in sorted({*taps, joint, c.vision_depth} - {0}):
+            run = dict(start=at, stop=stop, scan=c.scan_layers, remat=c.remat)
+            if at < joint:
+                x = run_blocks(self.blocks, x, **run)
+            else:
+                x = joint_frames(self.blocks, x, frames, **run)
             out[stop] = x
             at = stop
-        frames = self.ln_post(x[:, 0]) @ self.proj[...].astype(x.dtype)
-        return frames, {tap: out[tap] for tap in taps}
+        tokens = self.ln_post(x[:, 0]) @ self.proj[...].astype(x.dtype)
+        return tokens, {tap: out[tap] for tap in taps}
 
     def embed(self, pixels: Array) -> Array:
         """Normalised, cut into patches, placed: the input of the first block [N, 1 + P, h]."""
@@ -93,10 +101,13 @@ class TextTower(nnx.Module):
         self.ln_final = LayerNorm(d)
         self.proj = normal(rngs, (d, d), d**-0.5)
         # [MASK] is not in CLIP's vocabulary.
-        self.mask_embedding = normal(rngs, (d,), 0.02)
+        learned = c.masked_text == "learned"
+        self.mask_embedding = normal(rngs, (d,), 0.02) if learned else None
 
     def embed(self, tokens: Array, masked: Array | None = None) -> Array:
         """Token embeddings [N, L, d], the mask's where `masked`; no positions yet."""
+        if masked is not None and self.mask_embedding is None:
+            return self.token_embedding[...][jnp.where(masked, 0, tokens)]
         x = self.token_embedding[...][tokens]
         if masked is not None:
             x = jnp.where(masked[..., None], self.mask_embedding[...], x)

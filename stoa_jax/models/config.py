@@ -59,6 +59,7 @@ class ModelConfig:
     action_cls: Literal["learned", "frame_mean"] = "learned"
     fusion_positions: Literal["all", "tokens_only"] = "all"  # tokens_only: v_cls, t_sep get none
     masked_text: Literal["learned", "zero"] = "learned"
+    fusion_position_rows: int = 0  # 0: visual_length + text_positions
     prefix_lm: Literal["causal", "position_query"] = "causal"
     match_head: Literal["linear", "bilinear"] = "linear"
     head_dropout: float = 0.0
@@ -111,8 +112,8 @@ class ModelConfig:
             vision_width=96,
             vision_depth=4,
             vision_heads=3,
-            vocab_size=4096,
-            text_length=24,
+            vocab_size=8192,
+            text_length=26,
             text_width=96,
             text_depth=3,
             text_heads=3,
@@ -140,6 +141,7 @@ class ModelConfig:
             trajectory_choice="first_met",
             action_cls="frame_mean",
             fusion_positions="tokens_only",
+            fusion_position_rows=90 + 12 * self.objects_per_frame,
             masked_text="zero",
             prefix_lm="position_query",
             match_head="bilinear",

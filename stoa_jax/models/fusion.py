@@ -10,6 +10,7 @@ from jax import Array
 
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.layers import Linear, normal, run_blocks, stack
+from stoa_jax.models.released import BilinearMatch, dropout
 
 
 class FusionEncoder(nnx.Module):
@@ -19,23 +20,29 @@ class FusionEncoder(nnx.Module):
         d = c.text_width
         self.config = c
         # Room for the longest text at any time, so that the table never changes with it.
-        self.positions = normal(rngs, (c.visual_length + c.text_positions, d), 0.01)
+        rows = c.fusion_position_rows or c.visual_length + c.text_positions
+        self.positions = normal(rngs, (rows, d), 0.01)
         self.blocks = stack(c.fusion_depth, d, c.fusion_heads, activation=c.activation, rngs=rngs)
         # Stands in for a masked word's text feature.
-        self.mask_input = normal(rngs, (d,), 0.02)
+        self.mask_input = normal(rngs, (d,), 0.02) if c.masked_text == "learned" else None
         self.lm_proj = normal(rngs, (d, d), d**-0.5)
         self.lm_bias = nnx.Param(jnp.zeros(c.vocab_size))
-        self.match = Linear(2 * d, 2, std=0.02, rngs=rngs)
+        bilinear = c.match_head == "bilinear"
+        self.match = (
+            BilinearMatch(d, rngs=rngs) if bilinear else Linear(2 * d, 2, std=0.02, rngs=rngs)
+        )
         self.answer = Linear(2 * d, c.num_answers, std=0.02, rngs=rngs) if c.num_answers else None
 
     def __call__(self, x: Array, mask: Array) -> Array:
         """[B, S, d] with `mask` [B, S, S], True where one may look -> [B, S, d]."""
         c = self.config
-        x = x + self.positions[...][: x.shape[1]].astype(x.dtype)
+        if c.fusion_positions == "all":  # else whoever made the sequence knows which have one
+            x = x + self.positions[...][: x.shape[1]].astype(x.dtype)
         return run_blocks(self.blocks, x, mask, scan=c.scan_layers, remat=c.remat)
 
-    def lm_logits(self, x: Array, token_embedding: Array) -> Array:
+    def lm_logits(self, x: Array, token_embedding: Array, key: Array | None = None) -> Array:
         """[..., d] -> [..., V], over the tied table of token embeddings, in float32."""
+        x = dropout(x, self.config.head_dropout, key)
         x = x @ self.lm_proj[...].astype(x.dtype)
         logits = jnp.einsum(
             "...d,vd->...v", x, token_embedding.astype(x.dtype), preferred_element_type=jnp.float32

@@ -17,6 +17,7 @@ from stoa_jax.models.clip import TextTower, VisionTower, text_ends
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.fusion import FusionEncoder, fusion_mask
 from stoa_jax.models.layers import unit
+from stoa_jax.models.released import RegionEncoderMlpFirst, place_tokens_only
 from stoa_jax.models.trajectory import RegionEncoder, TrajectoryEncoder
 
 
@@ -54,7 +55,8 @@ class Stoa(nnx.Module):
         c = self.config = config
         self.visual = VisionTower(c, rngs=rngs)
         self.text = TextTower(c, rngs=rngs)
-        self.regions = RegionEncoder(c, rngs=rngs) if c.objects else None
+        regions = RegionEncoder if c.region == "pool_then_mlp" else RegionEncoderMlpFirst
+        self.regions = regions(c, rngs=rngs) if c.objects else None
         self.trajectory = TrajectoryEncoder(c, rngs=rngs) if c.objects else None
         self.action = ActionEncoder(c, rngs=rngs) if c.actions else None
         self.fusion = FusionEncoder(c, rngs=rngs)
@@ -70,12 +72,12 @@ class Stoa(nnx.Module):
             *((c.object_block,) if c.objects else ()),
             *((c.action_block,) if c.actions else ()),
         )
-        frames, tapped = self.visual(pixels.reshape(b * t, *pixels.shape[2:]), taps)
+        frames, tapped = self.visual(pixels.reshape(b * t, *pixels.shape[2:]), taps, frames=t)
         frames = frames.reshape(b, t, -1)
 
-        def patches(block: int) -> Array:  # [B, T, P, h], without [CLS]
+        def places(block: int) -> Array:  # [B, T, 1 + P, h], [CLS] first
             x = tapped[block]
-            return x.reshape(b, t, *x.shape[1:])[:, :, 1:]
+            return x.reshape(b, t, *x.shape[1:])
 
         none = jnp.zeros((b, 0, frames.shape[-1]), frames.dtype)
         trajectories, mask, chosen = none, jnp.zeros((b, 0), bool), jnp.zeros((b, 0), jnp.int32)
@@ -84,7 +86,7 @@ class Stoa(nnx.Module):
             valid = classes >= 0
             # A masked place still reaches the sums, times zero: it must be finite.
             boxes = jnp.where(valid[..., None], boxes, 0)
-            objects = self.regions(patches(c.object_block), boxes)
+            objects = self.regions(places(c.object_block)[:, :, 1:], boxes)
             chosen, membership = jax.vmap(
                 lambda k, s: ops.select_trajectories(
                     k, s, c.trajectories, choice=c.trajectory_choice
@@ -96,7 +98,10 @@ class Stoa(nnx.Module):
             trajectories = jnp.where(mask[..., None], trajectories, 0)
         actions = none
         if c.actions:
-            actions = self.action(patches(c.action_block), objects, valid)
+            x = places(c.action_block)
+            if c.action_patches_stop_gradient:
+                x = jax.lax.stop_gradient(x)
+            actions = self.action(x[:, :, 1:], objects, valid, x[:, :, 0])
         return VideoFeatures(frames, frames.mean(1), trajectories, mask, chosen, actions)
 
     def encode_text(self, tokens: Array, masked: Array | None = None) -> TextFeatures:
@@ -138,9 +143,13 @@ class Stoa(nnx.Module):
         text_attention: Array | None = None,
         masked: Array | None = None,
     ) -> tuple[Array, Array]:
-        """The fusion sequence [B, S, d], without positions, and its attention mask [B, S, S]."""
+        """The fusion sequence [B, S, d] and its attention mask [B, S, S].
+
+        Positions are left to the encoder if every place has one, else they are in it.
+        """
         if masked is not None:
-            mask_input = self.fusion.mask_input[...].astype(text.dtype)
+            learned = self.fusion.mask_input
+            mask_input = 0 if learned is None else learned[...].astype(text.dtype)
             text = jnp.where(masked[..., None], mask_input, text)
         parts = [video.frames, video.cls[:, None], video.objects, video.actions]
         visual = jnp.concatenate(
@@ -151,14 +160,21 @@ class Stoa(nnx.Module):
             ],
             1,
         )
-        return jnp.concatenate([*parts, text], 1), fusion_mask(visual, text_mask, text_attention)
+        x = jnp.concatenate([*parts, text], 1)
+        if self.config.fusion_positions == "tokens_only":
+            table = self.fusion.positions[...]
+            x = place_tokens_only(x, table, video.frames.shape[1], text_mask)
+        return x, fusion_mask(visual, text_mask, text_attention)
 
-    def lm_logits(self, x: Array) -> Array:
-        """Words [..., V] from fused places [..., d]."""
-        return self.fusion.lm_logits(x, self.text.token_embedding[...])
+    def lm_logits(self, x: Array, key: Array | None = None) -> Array:
+        """Words [..., V] from fused places [..., d]; a `key` switches `head_dropout` on."""
+        return self.fusion.lm_logits(x, self.text.token_embedding[...], key)
 
-    def match_logits(self, fused: Fused, sep_index: Array) -> Array:
-        """[B, 2]: does the text belong to the video? Column 1 says yes."""
+    def match_logits(self, fused: Fused, sep_index: Array, key: Array | None = None) -> Array:
+        """[..., B, 2]: does the text belong to the video? Column 1 says yes."""
+        if self.config.match_head == "bilinear":
+            text = at_place(fused.text, sep_index)
+            return self.fusion.match(fused.cls, text, self.config.head_dropout, key)
         return self.fusion.match(self._pair(fused, sep_index)).astype(jnp.float32)
 
     def answer_logits(self, fused: Fused, sep_index: Array) -> Array:
@@ -184,6 +200,6 @@ def embed_text(text: TextFeatures) -> Array:
 
 
 def at_place(x: Array, index: Array) -> Array:
-    """`x[b, index[b]]` for [B, L, d] and [B], as a product, which shards as a gather does not."""
-    onehot = jax.nn.one_hot(index, x.shape[1], dtype=x.dtype)
-    return jnp.einsum("bl,bld->bd", onehot, x)
+    """`x[b, index[b]]` for [..., B, L, d] and [..., B], a product: it shards as no gather does."""
+    onehot = jax.nn.one_hot(index, x.shape[-2], dtype=x.dtype)
+    return jnp.einsum("...l,...ld->...d", onehot, x)

@@ -3,6 +3,7 @@
 Shapes: B clips, L text places, M masked places, S fusion places, d shared width.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -10,7 +11,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from stoa_jax import objectives
-from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures, embed_text, embed_video
+from stoa_jax.models import released
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.stoa import (
+    Fused,
+    Stoa,
+    TextFeatures,
+    VideoFeatures,
+    embed_text,
+    embed_video,
+)
+from stoa_jax.tasks.base import SplitEvaluator, TaskBase
 
 LOSSES = ("vtc", "vtm", "mlm", "plm", "ota", "asp")
 
@@ -27,6 +38,9 @@ def joint_loss(
     on = active_losses(c, settings)
     tokens, valid = batch["tokens"], batch["valid"]
     negatives_key, mask_key, prefix_key = jax.random.split(key, 3)
+    drop = (None,) * 3
+    if c.head_dropout:
+        drop = jax.random.split(jax.random.fold_in(key, 3), 3)
     losses, watch = {}, {}
 
     video = model.encode_video(batch["pixels"], batch["boxes"], batch["classes"], batch["scores"])
@@ -40,7 +54,7 @@ def joint_loss(
         watch["batch_r1"] = objectives.mean(hit, valid)
 
     if "ota" in on or "asp" in on:
-        losses |= align(video, text, batch, settings, on, watch)
+        losses |= align(c, video, text, batch, settings, on, watch)
 
     # All passes through the fusion encoder have one shape: they run as one, [passes, B, S, d].
     passes = {}
@@ -63,22 +77,26 @@ def joint_loss(
         hidden = objectives.mask_text(
             mask_key, tokens, is_word, settings["mask_rate"], c.vocab_size
         )
-        around = model.encode_text(hidden.tokens, hidden.masked)
-        passes["mlm"] = model.fusion_input(video, around.tokens, text.mask, masked=hidden.masked)
+        around = model.encode_text(hidden.tokens, hidden.masked).tokens
+        if c.fusion_stop_gradient:
+            around = jax.lax.stop_gradient(around)
+        passes["mlm"] = model.fusion_input(video, around, text.mask, masked=hidden.masked)
     if "plm" in on:
         prefix = objectives.draw_prefix(prefix_key, text.sep_index + 1)
-        attention = objectives.prefix_attention(prefix, tokens.shape[1])
-        passes["plm"] = model.fusion_input(video, text.tokens, text.mask, attention)
+        if c.prefix_lm == "causal":
+            attention = objectives.prefix_attention(prefix, tokens.shape[1])
+            passes["plm"] = model.fusion_input(video, text.tokens, text.mask, attention)
     fused = model.fuse_passes(passes)
 
     if "vtm" in on:
-        logits = jnp.stack(
-            [
-                model.match_logits(fused["pair"], text.sep_index),
-                model.match_logits(fused["wrong_video"], text.sep_index),
-                model.match_logits(fused["wrong_text"], wrong_text.sep_index),
-            ]
-        )  # [3, B, 2]
+        three = Fused(
+            *map(
+                jnp.stack,
+                zip(*(fused[n] for n in ("pair", "wrong_video", "wrong_text")), strict=True),
+            )
+        )
+        ends = jnp.stack([text.sep_index, text.sep_index, wrong_text.sep_index])
+        logits = model.match_logits(three, ends, drop[0])  # [3, B, 2]
         matches = jnp.array([True, False, False])[:, None] & valid
         counts = jnp.stack([valid, exists, exists])
         losses["vtm"] = objectives.vtm(logits, matches, counts)
@@ -87,11 +105,15 @@ def joint_loss(
         at = jax.nn.one_hot(hidden.places, tokens.shape[1], dtype=fused["mlm"].text.dtype)
         words = jnp.einsum("bml,bld->bmd", at, fused["mlm"].text)
         losses["mlm"], watch["mlm_accuracy"] = objectives.mlm(
-            model.lm_logits(words), hidden.labels, hidden.valid & valid[:, None]
+            model.lm_logits(words, drop[1]), hidden.labels, hidden.valid & valid[:, None]
         )
     if "plm" in on:
+        if c.prefix_lm == "causal":
+            told = fused["plm"].text
+        else:
+            told = released.next_word_places(model, video, text.tokens)
         losses["plm"], watch["plm_accuracy"] = objectives.plm(
-            model.lm_logits(fused["plm"].text), tokens, text.mask, prefix, valid
+            model.lm_logits(told, drop[2]), tokens, text.mask, prefix, valid
         )
 
     losses = {name: losses[name] for name in LOSSES if name in on}
@@ -106,6 +128,7 @@ def active_losses(c, settings: Mapping) -> set[str]:
 
 
 def align(
+    c: ModelConfig,
     video: VideoFeatures,
     text: TextFeatures,
     batch: Mapping[str, Array],
@@ -115,12 +138,12 @@ def align(
 ) -> dict[str, Array]:
     """OTA and ASP: trajectories to nouns, actions to verbs."""
     tags, valid = batch["tags"], batch["valid"]
-    losses = {}
+    found = {}
     if "ota" in on:
         nouns = tags == objectives.NOUN
         if settings["proper_nouns"]:
             nouns |= tags == objectives.PROPER_NOUN
-        found = objectives.ota(
+        found["ota"] = objectives.ota(
             video.objects,
             video.object_mask,
             text.tokens,
@@ -128,11 +151,10 @@ def align(
             text.sep_index,
             valid,
             solver=settings["matching"],
+            similarity=c.alignment,
         )
-        losses["ota"] = found.loss
-        watch |= {"ota_none": found.none_share, "ota_agreement": found.agreement}
-    if "asp" in on:
-        found = objectives.asp(
+    if "asp" in on and c.alignment == "cosine":
+        found["asp"] = objectives.asp(
             video.actions,
             text.tokens,
             tags == objectives.VERB,
@@ -140,12 +162,42 @@ def align(
             valid,
             solver=settings["matching"],
         )
-        losses["asp"] = found.loss
-        watch |= {"asp_none": found.none_share, "asp_agreement": found.agreement}
-    return losses
+    elif "asp" in on:
+        # The authors': Ø stands once, as for objects, and a clip without objects is left out.
+        found["asp"] = objectives.ota(
+            video.actions,
+            jnp.ones(video.actions.shape[:2], bool),
+            text.tokens,
+            tags == objectives.VERB,
+            text.sep_index,
+            valid & video.object_mask.any(-1) if c.objects else valid,
+            solver=settings["matching"],
+            similarity=c.alignment,
+        )
+    if c.alignment == "dot":
+        found = dict(zip(found, released.share_of_one_mean(*found.values()), strict=True))
+    for name, of in found.items():
+        watch |= {f"{name}_none": of.none_share, f"{name}_agreement": of.agreement}
+    return {name: of.loss for name, of in found.items()}
 
 
-class Pretrain:
-    """The task: the joint loss; evaluated as a retriever."""
+class Pretrain(TaskBase):
+    """Pre-training; evaluated as a retriever."""
 
     name = "pretrain"
+
+    def loss(
+        self, model: Stoa, batch: Mapping[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The joint loss, as the configuration weighs it."""
+        return joint_loss(model, batch, key, self.settings)
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, SplitEvaluator]:
+        from stoa_jax.tasks.retrieval import RetrievalEvaluator  # which needs the joint loss
+
+        return {"retrieval": RetrievalEvaluator(self)}
+
+    def evaluators(self) -> dict[str, SplitEvaluator]:
+        """Retrieval on the evaluation split."""
+        return self._evaluators

@@ -160,8 +160,8 @@ def _check_ours(where: str, there: dict[str, Shape], shapes: dict[str, Shape]) -
     missing, extra = sorted(set(shapes) - set(there)), sorted(set(there) - set(shapes))
     if missing or extra:
         raise UserError(
-            f"{where}: another model than config.model: missing {', '.join(missing[:6]) or 'none'}; "
-            f"not the model's {', '.join(extra[:6]) or 'none'}"
+            f"{where}: another model than config.model: missing "
+            f"{', '.join(missing[:6]) or 'none'}; not the model's {', '.join(extra[:6]) or 'none'}"
         )
     for name, shape in shapes.items():
         if tuple(there[name]) != shape:

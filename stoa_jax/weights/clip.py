@@ -215,7 +215,8 @@ def config_of(tensors: TensorFile, kind: str, activation: str | None = None) -> 
 def _rank(tensors: TensorFile, name: str, shape: Shape, rank: int) -> Shape:
     if len(shape) != rank:
         raise UserError(
-            f"{tensors[name].file}: tensor {name} is {list(shape)}, it should have {rank} dimensions"
+            f"{tensors[name].file}: tensor {name} is {list(shape)}, it should have {rank} "
+            "dimensions"
         )
     return shape
 
