@@ -220,12 +220,6 @@ def test_two_builds_of_one_set_do_not_meet(tmp_path):
             toy_source.build(tmp_path, toy_source.Source({"train": 2}))
 
 
-def run_main(*args):
-    env = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-m", "stoa_jax.data.build", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -249,3 +243,23 @@ def test_data_dir_that_cannot_be_written(tmp_path, capsys):
     args = ["synthetic/captions", "--option=train=2", f"--data-dir={tmp_path / 'file'}"]
     assert build.main(args) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_stopped_build_says_so_and_leaves_no_process(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, "-m", "stoa_jax.data.build", "synthetic/captions"]
+    command += [f"--data-dir={tmp_path}", "--processes=2", "--tagger=none", "--option=train=3000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    clips = tmp_path / "synthetic" / "captions" / "1.0.0.building" / "clips"
+    until = time.monotonic() + 60
+    while not list(clips.glob("*.jsonl")) and time.monotonic() < until:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 130
+    assert process.stderr.read().splitlines()[-1] == "stopped; run the same command again to go on"
+    # The resource tracker ends a moment after.
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(children) >= 2 and not any(Path(f"/proc/{pid}").exists() for pid in children)

@@ -327,6 +327,20 @@ def test_mistakes_say_how_to_mend_them(data, tmp_path):
         pipeline.Loader(split(data), SPEC, 5, process_count=2)
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    toy_source.build(tmp_path, toy_source.Source({"train": 3}))
+    part = split(tmp_path)
+    loader = pipeline.Loader(part, SPEC, 3, train=False)
+    path = next(part.directory.glob("*.array_record-*"))
+    data = bytearray(path.read_bytes())
+    start = data.find(b"\xff\xd8\xff", data.find(b"\xff\xd8\xff") + 1)
+    data[70:start] = bytes(start - 70)
+    path.write_bytes(data)
+    part.__dict__.pop("_source")  # opened before it was damaged
+    with pytest.raises(UserError, match=r"clip \d of 'train' is damaged .* build again with"):
+        loader.batch(0)
+
+
 def test_reading_imports_no_tensorflow(data):
     code = f"""
 import sys

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -339,6 +339,18 @@ class _Examples:
         return clip, i - (int(self.ends[clip - 1]) if clip else 0)
 
 
+class _Place(NamedTuple):
+    """A row of the batch, and which example belongs there."""
+
+    row: int
+    position: int
+    valid: bool
+    example: int
+    which: int  # of the sets
+    clip: int
+    item: int  # of the clip; -1: any
+
+
 @dataclasses.dataclass
 class _Batches:
     """step -> the host-local batch. A pure function, which Grain maps over the steps."""
@@ -360,6 +372,9 @@ class _Batches:
         self.length = self._starts[-1]
         if self.limit and not self.train:
             self.length = min(self.length, self.limit)
+        self._kept = [
+            augment.frame_indices(e.split.frames, self.spec.frames) for e in self.examples
+        ]
         self._answers = {answer: i for i, answer in enumerate(self.spec.answers)}
         self._clips: dict[tuple[int, int], dict[str, Any]] = {}
 
@@ -372,9 +387,11 @@ class _Batches:
     @functools.cached_property
     def _order(self) -> grain.MapDataset:
         """position -> example index, for training: each set shuffled anew every epoch, mixed."""
+        # Grain adds the epoch to a seed, so neighbouring seeds must not be neighbours there.
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(self.examples))
         sets = [
-            grain.MapDataset.range(start, end).shuffle(seed=(self.seed + 7919 * i) % 2**32).repeat()
-            for i, (start, end) in enumerate(zip(self._starts, self._starts[1:], strict=False))
+            grain.MapDataset.range(start, end).shuffle(seed=int(seed)).repeat()
+            for seed, start, end in zip(seeds, self._starts, self._starts[1:], strict=False)
         ]
         return sets[0] if len(sets) == 1 else grain.MapDataset.mix(sets, self.weights)
 
@@ -400,26 +417,33 @@ class _Batches:
             batch["answer"] = np.empty(count, np.int32)
         if spec.all_texts:
             batch["clip"] = np.empty(count, np.int32)
-        positions = [step * self.batch_size + row for row in self.rows]
-        if self.threads == 1:
-            for row, position in enumerate(positions):
-                self._fill(batch, row, position)
-        else:
-            fill = functools.partial(self._fill, batch)
-            for _ in self._pool.map(fill, range(count), positions):
-                pass
+        # Rows of one clip together: an evaluation asks many questions of each.
+        places: dict[tuple[int, int], list[_Place]] = {}
+        for row, global_row in enumerate(self.rows):
+            place = self._place(row, step * self.batch_size + global_row)
+            places.setdefault((place.which, place.clip), []).append(place)
+        fill = functools.partial(self._fill, batch)
+        for _ in (map if self.threads == 1 else self._pool.map)(fill, places.values()):
+            pass
         return batch
 
-    def _fill(self, batch: Batch, row: int, position: int) -> None:
-        """Writes the example of a position into a row of the batch."""
-        spec = self.spec
+    def _place(self, row: int, position: int) -> _Place:
+        """What stands at a position."""
         valid = self.train or position < self.length
         example = self._order[position] if self.train else min(position, self.length - 1)
         which = bisect.bisect_right(self._starts, example) - 1
-        clip_index, item = self.examples[which].locate(example - self._starts[which])
-        clip = self._clip(which, clip_index)
-        rng = np.random.default_rng((self.seed, position))
+        clip, item = self.examples[which].locate(example - self._starts[which])
+        return _Place(row, position, valid, example, which, clip, item)
 
+    def _fill(self, batch: Batch, places: list[_Place]) -> None:
+        """Writes all examples of one clip into their rows of the batch."""
+        clip = self._clip(places[0].which, places[0].clip)
+        for place in places:
+            self._write(batch, place, clip)
+
+    def _write(self, batch: Batch, place: _Place, clip: dict[str, Any]) -> None:
+        spec, row, item = self.spec, place.row, place.item
+        rng = np.random.default_rng((self.seed, place.position))
         if spec.kind == "multiple_choice":
             texts = slice(item * records.OPTIONS, (item + 1) * records.OPTIONS)
         elif item >= 0:
@@ -430,8 +454,6 @@ class _Batches:
         batch["tags"][row] = clip["tags"][texts]
 
         frames = clip["frames"]
-        if isinstance(frames, list):
-            frames = [records.decode_jpeg(data) for data in frames]
         height, width = frames[0].shape[:2]
         if self.train and spec.crop == "random":
             crop = augment.random_crop(rng, height, width)
@@ -445,27 +467,34 @@ class _Batches:
         best = augment.best_objects(boxes, classes, clip["scores"], spec.objects)
         batch["boxes"][row], batch["classes"][row], batch["scores"][row] = best
 
-        batch["valid"][row] = valid
-        batch["index"][row] = example if valid else -1
+        batch["valid"][row] = place.valid
+        batch["index"][row] = place.example if place.valid else -1
         if spec.all_texts:
-            batch["clip"][row] = clip_index if valid else -1
+            batch["clip"][row] = place.clip if place.valid else -1
         if spec.kind == "qa":
             batch["answer"][row] = self._answers.get(clip["answers"][item], -1)
         elif spec.kind == "multiple_choice":
             batch["answer"][row] = int(clip["answers"][item])
 
     def _clip(self, which: int, index: int) -> dict[str, Any]:
-        """A record cut to the spec; with the cache on, its frames decoded once and kept."""
+        """A record cut to the spec and decoded; kept, with the cache on."""
         if (which, index) in self._clips:
             return self._clips[which, index]
         spec, split = self.spec, self.examples[which].split
-        record = split.read(index)
-        kept = augment.frame_indices(split.frames, spec.frames)
+        try:
+            record = split.read(index)
+            stored = [records.decode_jpeg(record["frames"][t]) for t in self._kept[which]]
+        except Exception as error:
+            raise UserError(
+                f"{split.directory}: clip {index} of {split.split!r} is damaged ({_line(error)}); "
+                "build again with --overwrite"
+            ) from error
+        kept = self._kept[which]
         tokens, tags = fit_tokens(
             record["tokens"], record["tags"], spec.text_length, spec.vocab_size
         )
         clip = {
-            "frames": [record["frames"][t] for t in kept],
+            "frames": stored,
             "boxes": record["boxes"][kept],
             "classes": record["classes"][kept],
             "scores": record["scores"][kept],
@@ -474,6 +503,5 @@ class _Batches:
             "answers": [a.decode() for a in record["answers"]],
         }
         if self.cache:
-            clip["frames"] = np.stack([records.decode_jpeg(data) for data in clip["frames"]])
             self._clips[which, index] = clip
         return clip
