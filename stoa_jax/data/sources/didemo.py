@@ -1,16 +1,14 @@
 """DiDeMo: paragraph retrieval. A video's descriptions are joined, and its first 30 s are used."""
 
-import re
 from collections import defaultdict
 from pathlib import PurePosixPath
 
-from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, file_name
 from stoa_jax.data.sources.files import Files, field, read_rows
 from stoa_jax.errors import UserError
 
 SECONDS = 30.0
 FILES = {"train": "train_data.json", "validation": "val_data.json", "test": "test_data.json"}
-_NAME = re.compile(r"[^/\\\x00]{1,200}")
 
 
 def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
@@ -23,9 +21,7 @@ def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]
         paragraphs: dict[str, list[str]] = defaultdict(list)
         for number, row in read_rows(path, skipped):
             try:
-                video = field(row, "video", str).strip()
-                if not _NAME.fullmatch(video) or video in (".", ".."):
-                    raise RowError(f"field 'video': {shown(video)} is no file name")
+                video = file_name(field(row, "video", str).strip(), "field 'video'")
                 text = caption(field(row, "description", str), "description")
             except RowError as error:
                 skipped.add(row.get("video"), error, path, number)

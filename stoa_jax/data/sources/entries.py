@@ -85,6 +85,13 @@ _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxlong, _short.maxother = 2, 60, 60, 60
 
 
+def file_name(text: str, name: str) -> str:
+    """A video's name that is also the stem of a file, and nothing that leads elsewhere."""
+    if not text or text != clean(text) or text in (".", "..") or set(text) & set("/\\"):
+        raise RowError(f"{name}: {shown(text)} is no name of a file")
+    return text
+
+
 def shown(value: object) -> str:
     """A value in an error message, cut short."""
     text = _short.repr(value)  # what a pickle holds may be without end when spelt out

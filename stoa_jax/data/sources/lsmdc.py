@@ -4,11 +4,10 @@ Six columns: clip id, start and end as aligned, start and end as extracted, sent
 come cut already, one file each, so the times are not used.
 """
 
-import re
 from collections import defaultdict
 from pathlib import Path
 
-from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, file_name
 from stoa_jax.data.sources.files import Files, read_text
 from stoa_jax.errors import UserError
 
@@ -17,7 +16,6 @@ FILES = {
     "validation": "LSMDC16_annos_val.csv",
     "test": "LSMDC16_challenge_1000_publictect.csv",
 }
-_CLIP = re.compile(r"[^/\\\s\x00]{1,200}")
 
 
 def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
@@ -45,9 +43,7 @@ def _read(files: Files, path: Path, skipped: SkippedRows) -> list[Entry]:
                     f"{len(cells)} fields between tabs, not 6: clip, start and end (aligned), "
                     "start and end (extracted), sentence"
                 )
-            clip = cells[0].strip().removesuffix(".avi")
-            if not _CLIP.fullmatch(clip) or clip in (".", ".."):
-                raise RowError(f"field 1, the clip: {shown(cells[0])} is no name")
+            clip = file_name(cells[0].strip().removesuffix(".avi"), "field 1, the clip")
             sentence = caption(cells[5], "field 6, the sentence")
         except RowError as error:
             skipped.add(cells[0], error, path, line)

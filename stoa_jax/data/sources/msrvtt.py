@@ -14,7 +14,7 @@ from stoa_jax.errors import UserError
 
 TRAIN, VALIDATION, ALL = 6513, 7010, 10000  # first number after the split
 OPTIONS = 5
-_VIDEO = re.compile(r"video(\d{1,6})")
+_VIDEO = re.compile(r"video([0-9]{1,6})")
 
 ANNOTATIONS = ("MSRVTT_data.json", "videodatainfo.json", "train_val_videodatainfo.json")
 

@@ -11,7 +11,15 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.entries import (
+    Entry,
+    RowError,
+    SkippedRows,
+    caption,
+    clean,
+    file_name,
+    shown,
+)
 from stoa_jax.data.sources.files import Files, field, read_text
 from stoa_jax.data.sources.msrvtt import read_questions
 from stoa_jax.errors import UserError
@@ -46,6 +54,11 @@ def read_captions(files: Files, skipped: SkippedRows, task: str) -> dict[str, li
             video = text.strip().removesuffix(".avi")
             if not video:
                 continue
+            try:
+                file_name(video, "the video")
+            except RowError as error:
+                skipped.add(video, error, path, line)
+                continue
             if video in seen:
                 skipped.add(video, "stands in the list twice", path, line)
             elif not captions.get(video):
@@ -65,8 +78,8 @@ def read_qa(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
     for line, text in enumerate(read_text(path).splitlines(), 1):
         if not text.strip():
             continue
-        match = re.fullmatch(r"(\S+)\s+vid(\d{1,9})", text.strip())
-        if not match:
+        match = re.fullmatch(r"(\S+)\s+vid([0-9]{1,9})", text.strip())
+        if not match or match[1] != clean(match[1]) or "/" in match[1]:
             skipped.add(None, f"{shown(text)} is not `name vidN`", path, line)
         elif int(match[2]) in names:
             skipped.add(match[1], f"vid{match[2]} stands here twice", path, line)
@@ -76,7 +89,7 @@ def read_qa(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
     def name_of(row: dict) -> str:
         value = field(row, "video_id", (int, str))
         if isinstance(value, str):
-            match = re.fullmatch(r"(?:vid)?(\d{1,9})", value)
+            match = re.fullmatch(r"(?:vid)?([0-9]{1,9})", value)
             if not match:
                 raise RowError(f"field 'video_id': {shown(value)} is no number of a video")
             value = int(match[1])

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, file_name
 from stoa_jax.data.sources.files import Files, decode
 from stoa_jax.errors import UserError
 
@@ -88,8 +88,7 @@ class Rows(Sequence[Entry]):
         row = dict(zip(self._header, cells, strict=True))
         video, page = row["videoid"].strip(), row["page_dir"].strip()
         for name, value in (("videoid", video), ("page_dir", page)):
-            if not value or "/" in value or "\x00" in value or value in (".", ".."):
-                raise RowError(f"field {name!r}: {shown(value)} is no part of a path")
+            file_name(value, f"field {name!r}")
         path = self.videos / page / f"{video}.mp4"
         return Entry(video, str(path), [caption(row["name"], "field 'name'")])
 
