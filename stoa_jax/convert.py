@@ -1,0 +1,270 @@
+"""Weights of any kind into another: `python -m stoa_jax.convert SOURCE OUT --to=FORMAT`.
+
+SOURCE is a Hugging Face CLIP directory, an OpenAI or open_clip file, the authors' STOA-VLP
+checkpoint, a work directory of a run, or safetensors of ours. OUT is written whole or not at all.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from stoa_jax import weights
+from stoa_jax.errors import UserError
+from stoa_jax.models.config import VARIANTS, ModelConfig
+from stoa_jax.weights import clip, files, released
+from stoa_jax.weights.tables import Report, write_table
+
+FORMATS = {
+    "safetensors": "our names; from a CLIP, a whole STOA-VLP that starts from it",
+    "orbax": "a work directory, to start from with --config.init.path or to evaluate",
+    "hugging_face": "a CLIPModel directory, of the two towers; bit-identical both ways",
+    "released": "the authors' names; .pt or .bin (needs torch), or .safetensors",
+    "export": "jax.export programs for cpu, cuda and tpu, loadable without stoa_jax",
+}
+_BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    lines = "\n".join(f"  {name:13} {what}" for name, what in FORMATS.items())
+    p = argparse.ArgumentParser(
+        prog="python -m stoa_jax.convert",
+        description=__doc__.split("\n\n")[0] + "\n\n" + __doc__.split("\n\n")[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"formats:\n{lines}\n\n"
+        "examples:\n"
+        "  python -m stoa_jax.convert ViT-B-16.pt clip-hf --to=hugging_face\n"
+        "  python -m stoa_jax.convert stoa_vlp.bin stoa.safetensors --to=safetensors\n"
+        "  python -m stoa_jax.convert runs/retrieval served --to=export\n\n"
+        "Every tensor of SOURCE is used, or named as unused with the reason; every parameter of\n"
+        "the result is filled, or named as new. The account is printed; a file that does not fit\n"
+        "is an error that names the file and the tensor, and nothing is written.",
+    )
+    p.add_argument("source", help="weights to read")
+    p.add_argument("out", help="file or directory to write; must not exist")
+    p.add_argument("--to", required=True, choices=FORMATS, help="format of OUT, see below")
+    p.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        help="from a CLIP: sizes of the STOA-VLP to make (default: those of the CLIP)",
+    )
+    p.add_argument(
+        "--preset",
+        choices=("paper", "released"),
+        default="paper",
+        help="from a CLIP: which STOA-VLP to make (default: paper)",
+    )
+    p.add_argument(
+        "--activation",
+        choices=("quick_gelu", "gelu"),
+        help="of a CLIP whose file does not say; open_clip's models not named quickgelu have gelu",
+    )
+    p.add_argument("--seed", type=int, default=0, help="draws the parameters that are new")
+    p.add_argument("--quiet", action="store_true", help="do not print the account")
+    return p
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    to: str,
+    *,
+    variant: str | None = None,
+    preset: str = "paper",
+    activation: str | None = None,
+    seed: int = 0,
+) -> Report:
+    """Reads SOURCE, writes OUT, and returns the account of every tensor."""
+    source, out = Path(source), Path(out)
+    if out.exists():
+        raise UserError(f"{out}: exists already; name a new file or directory")
+    c, kind = weights.config_of(source, activation=activation)
+    is_clip = kind in ("hugging_face", "openai", "open_clip")
+    if is_clip and to in ("hugging_face", "export"):
+        from stoa_jax.inference import clip_towers
+        from stoa_jax.models.parameters import named_parameters
+
+        c = clip.vision_and_text(c)
+        towers, report = clip_towers(source, c)
+        if to == "export":
+            from stoa_jax.export import save_export
+
+            save_export(towers, out, tokenizer_dir=source if source.is_dir() else None)
+            return report
+        params = {name: np.asarray(x) for name, x in named_parameters(towers).items()}
+        save_hugging_face(out, params, c, beside=source)
+        return report
+    if is_clip:
+        if variant:
+            c = dataclasses.replace(getattr(ModelConfig, variant)(), activation=c.activation)
+        if preset == "released":
+            c = c.released()
+        params, report = weights.whole_parameters(source, c, seed=seed)
+    else:
+        params, report = weights.initial_parameters(source, c)
+    if to == "safetensors":
+        files.save_safetensors(out, params, {weights.METADATA: json.dumps(dataclasses.asdict(c))})
+    elif to == "orbax":
+        save_orbax(out, params, c)
+    elif to == "hugging_face":
+        save_hugging_face(out, params, c)
+    elif to == "released":
+        save_released(out, params, c)
+    else:
+        from stoa_jax.export import save_export
+        from stoa_jax.inference import load
+
+        save_export(load(source).network, out)
+    return report
+
+
+def save_hugging_face(
+    out: Path, params: dict[str, np.ndarray], c: ModelConfig, *, beside: Path | None = None
+) -> None:
+    """The towers as a `CLIPModel` directory, with the tokenizer files of the directory `beside`."""
+    towers = {n: x for n, x in params.items() if n.startswith(("visual/", "text/", "logit_scale"))}
+    towers.pop("text/mask_embedding", None)
+    common = dict(hidden_act=c.activation, projection_dim=c.text_width)
+    note = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": c.text_width,
+        "logit_scale_init_value": 2.6592,
+        "torch_dtype": "float32",
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": c.vocab_size,
+            "hidden_size": c.text_width,
+            "intermediate_size": 4 * c.text_width,
+            "num_hidden_layers": c.text_depth,
+            "num_attention_heads": c.text_heads,
+            "max_position_embeddings": len(params["text/positions"]),
+            "bos_token_id": c.vocab_size - 2,
+            "eos_token_id": c.vocab_size - 1,
+            **common,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": c.vision_width,
+            "intermediate_size": 4 * c.vision_width,
+            "num_hidden_layers": c.vision_depth,
+            "num_attention_heads": c.vision_heads,
+            "image_size": c.image_size,
+            "patch_size": c.patch_size,
+            **common,
+        },
+    }
+    with _directory(out) as folder:
+        tensors = write_table(clip.HUGGING_FACE, towers)
+        files.save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(note, indent=1))
+        for name in _BESIDE if beside is not None and beside.is_dir() else ():
+            if (beside / name).is_file():
+                shutil.copy(beside / name, folder / name)
+
+
+def save_released(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None:
+    """A `released` model as the authors' code loads it."""
+    known = {e.ours for e in released.TABLE}
+    other = sorted(set(params) - known)
+    if other or known - set(params):
+        raise UserError(
+            f"{out}: only a model of the preset `released` has a place in the authors' names; "
+            f"this one has {', '.join(other[:4]) or 'nothing more'} and lacks "
+            f"{', '.join(sorted(known - set(params))[:4]) or 'nothing'}"
+        )
+    tensors = write_table(released.TABLE, params)
+    if out.suffix == ".safetensors":
+        files.save_safetensors(out, tensors, {})
+        return
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{out}: torch writes this format and is not installed; {files.INSTALL_TORCH}, or "
+            "name a file that ends in .safetensors"
+        ) from error
+    state = {name: torch.from_numpy(np.array(x)) for name, x in sorted(tensors.items())}
+    with files.written_whole(out) as temporary:
+        torch.save({"model_state_dict": state}, temporary)
+
+
+def save_orbax(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None:
+    """A work directory with one checkpoint, of step 0 and without an optimizer's state."""
+    import orbax.checkpoint as ocp
+    from flax.traverse_util import unflatten_dict
+
+    from stoa_jax import checkpoint
+
+    meta = {"step": 0, "model": dataclasses.asdict(c), "checksums": checkpoint.checksums(params)}
+    with (
+        _directory(out) as folder,
+        ocp.CheckpointManager((folder / checkpoint.FOLDER).absolute()) as manager,
+    ):
+        manager.save(
+            0,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(unflatten_dict(params, sep="/")),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+        manager.wait_until_finished()
+
+
+class _directory:
+    """A new directory that appears under its name only when it is whole."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def __enter__(self) -> Path:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        name = tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.", suffix=".partial")
+        self.folder = Path(name)
+        return self.folder
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.folder.chmod(0o755)
+            self.folder.replace(self.out)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line."""
+    args = parser().parse_args(argv)
+    try:
+        report = convert(
+            args.source,
+            args.out,
+            args.to,
+            variant=args.variant,
+            preset=args.preset,
+            activation=args.activation,
+            seed=args.seed,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not args.quiet:
+        print(report)
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
