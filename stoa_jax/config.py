@@ -90,6 +90,31 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     return c.lock()
 
 
+# What fine-tuning keeps of the losses above; OTA and ASP stay on as at pre-training.
+_KEPT = {"retrieval": ("vtc", "vtm"), "captioning": ("plm",), "qa": (), "multiple_choice": ()}
+
+
+def finetuning(task: str, variant: str = "base") -> ConfigDict:
+    """The settings of a fine-tuning: the paper's recipe, or one that suits the small variant."""
+    c = default(task, variant)
+    for name in ("vtc", "vtm", "mlm", "plm"):
+        c.loss[name] = 1.0 if name in _KEPT[task] else 0.0
+    if variant == "tiny":
+        c.train.steps = 300
+        c.optim.groups = ((r".*", 5e-4),)
+        c.optim.weight_decay = 0.05
+        c.checkpoint.every_steps = 100
+        return c
+    c.model.dtype = "bfloat16"
+    c.data.workers = 8
+    c.train.batch_size = 128  # global, clips
+    c.train.epochs = 5.0
+    # CLIP hardly moves; least where its own task is fine-tuned.
+    clip = 1e-7 if task == "retrieval" else 1e-6
+    c.optim.groups = ((r"^(visual|text|logit_scale)", clip), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    return c
+
+
 def model_section(variant: str) -> ConfigDict:
     """The model's fields, at the values of a named variant."""
     if variant not in VARIANTS:

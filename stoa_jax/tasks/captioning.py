@@ -26,14 +26,10 @@ class Captioning(TaskBase):
 
     name = "captioning"
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.settings |= {"vtc": 0.0, "vtm": 0.0, "mlm": 0.0}
-
     def loss(
         self, model: Stoa, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """The joint loss with the prefix language model alone."""
+        """The joint loss, of which the configuration keeps the prefix language model."""
         return joint_loss(model, batch, key, self.settings)
 
     @functools.cached_property
@@ -79,6 +75,7 @@ class CaptioningEvaluator(SplitEvaluator):
     """Captions of every clip of the split against all its references."""
 
     prefix = "captioning"
+    needs = ("fusion/lm_proj",)
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
         """The four metrics for each way to decode, and for the most frequent caption."""

@@ -25,14 +25,10 @@ class Retrieval(TaskBase):
 
     name = "retrieval"
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.settings |= {"mlm": 0.0, "plm": 0.0}
-
     def loss(
         self, model: Stoa, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """The joint loss without the language models."""
+        """The joint loss, of which the configuration keeps VTC and VTM."""
         return joint_loss(model, batch, key, self.settings)
 
     @functools.cached_property
@@ -82,6 +78,8 @@ class RetrievalEvaluator(SplitEvaluator):
             if variant == "text_only":  # a clip unseen is every clip
                 continue
             rerank = min(self.config.eval.rerank, self.videos)
+            if "fusion/match" in self.untrained:
+                rerank = 0
             function = embed_and_encode if rerank else embed_clips
             out, _ = self.run(function, model, mesh, variant)
             video, features = out if rerank else (out, None)
