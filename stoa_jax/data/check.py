@@ -68,8 +68,8 @@ def parts_of(c: Any, trained_on: Sequence[str] = ()) -> list[Part]:
     for text in trained_on:
         dataset, _, split = text.partition(":")
         train.append(Part(dataset, split or "train", False))
-    evaluated = [Part(name, c.data.eval_split, True) for name, _ in c.data.sets]
-    return list(dict.fromkeys([*train, *evaluated]))
+    evaluated = Part(c.data.eval_set or c.data.sets[0][0], c.data.eval_split, True)
+    return [*dict.fromkeys(train), evaluated]
 
 
 def check(
@@ -111,6 +111,8 @@ def check(
     for part, error in missing:
         report.add(part, str(error))
     _check_overlap(ids, report)
+    if c.eval.max_examples:
+        report.add(parts[-1], f"eval.max_examples={c.eval.max_examples} measures on a part of it")
     _write(report, out)
     return report
 
