@@ -75,15 +75,21 @@ class Run:
 def load(config: str) -> list[Mapping[str, Any]]:
     """What the file's `sweep` returns."""
     path, _, argument = config.partition(":")
+    module = load_module(path)
+    if not hasattr(module, "sweep"):
+        raise UserError(f"--config: {path} defines no sweep(); write one that returns overrides")
+    wants = inspect.signature(module.sweep).parameters
+    return list(module.sweep(*([argument] if argument and wants else [])))
+
+
+def load_module(path: str) -> Any:
+    """The configuration file."""
     if not Path(path).is_file():
         raise UserError(f"--config: there is no file {path}")
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "sweep"):
-        raise UserError(f"--config: {path} defines no sweep(); write one that returns overrides")
-    wants = inspect.signature(module.sweep).parameters
-    return list(module.sweep(*([argument] if argument and wants else [])))
+    return module
 
 
 def make_runs(config: str, described: Sequence[Mapping[str, Any]], root: Path) -> list[Run]:
@@ -325,6 +331,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         codes = {} if args.table else execute(stages, args.parallel)
         print(write_table(runs, root, args.metrics))
+        # A file may bring a report of its own: `report(rows, workdir)` writes it.
+        if report := getattr(load_module(args.config.partition(":")[0]), "report", None):
+            print(report(collect(runs, args.metrics), root))
         return 1 if any(codes.values()) else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

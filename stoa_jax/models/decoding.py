@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from stoa_jax.models import released
 from stoa_jax.models.layers import Attention, Block, depth_of
 from stoa_jax.models.stoa import Stoa, VideoFeatures
 
@@ -36,12 +37,16 @@ class Cache(NamedTuple):
 
 def visual_keys(model: Stoa, video: VideoFeatures) -> Visual:
     """Runs the visual half of the fusion encoder, once for a clip."""
-    b, _, d = video.frames.shape
-    no_text = jnp.zeros((b, 0, d), video.frames.dtype)
-    x, mask = model.fusion_input(
-        video, no_text, jnp.zeros((b, 0), bool), jnp.zeros((b, 0, 0), bool)
-    )
-    x = x + model.fusion.positions[...][: x.shape[1]].astype(x.dtype)
+    if model.config.prefix_lm == "position_query":
+        x, counts = released.visual_places(model, video)
+        mask = jnp.broadcast_to(counts[:, None], (*counts.shape, counts.shape[1]))
+    else:
+        b, _, d = video.frames.shape
+        no_text = jnp.zeros((b, 0, d), video.frames.dtype)
+        x, mask = model.fusion_input(
+            video, no_text, jnp.zeros((b, 0), bool), jnp.zeros((b, 0, 0), bool)
+        )
+        x = x + model.fusion.positions[...][: x.shape[1]].astype(x.dtype)
 
     def layer(x: Array, block: Block) -> tuple[Array, tuple[Array, Array]]:
         q, k, v = block.attention.project(block.ln_1(x))
@@ -53,11 +58,11 @@ def visual_keys(model: Stoa, video: VideoFeatures) -> Visual:
 
 
 def empty_cache(model: Stoa, clips: int, beams: int, length: int) -> Cache:
-    """Room for `length` words of every beam."""
+    """Room for `length` words of every beam, and for one place that only asks."""
 
     def room(blocks: Block) -> Array:
         _, _, _, heads, width = blocks.attention.qkv.kernel.shape
-        shape = (depth_of(blocks), clips, beams, length, heads, width)
+        shape = (depth_of(blocks), clips, beams, length + 1, heads, width)
         return jnp.zeros(shape, model.config.dtype)
 
     text, fusion = room(model.text.blocks), room(model.fusion.blocks)
@@ -81,10 +86,17 @@ def next_word(
     )
     x = text.ln_final(x) @ text.proj[...].astype(x.dtype)
 
-    x = x + fusion.positions[...][visual.mask.shape[1] + place].astype(x.dtype)
+    positions = fusion.positions[...][visual.mask.shape[1] :].astype(x.dtype)
+    x = x + positions[place]
     x, fusion_keys, fusion_values = _through(
         fusion.blocks, x, (cache.fusion_keys, cache.fusion_values), place, so_far, visual
     )
+    if model.config.prefix_lm == "position_query":
+        # The next word is told by its bare position, which sees all before it and is not kept.
+        asks = jnp.broadcast_to(positions[place + 1], x.shape)
+        kept = (fusion_keys, fusion_values)
+        so_far = jnp.arange(so_far.shape[0]) <= place + 1
+        x, _, _ = _through(fusion.blocks, asks, kept, place + 1, so_far, visual)
     return model.lm_logits(x), Cache(text_keys, text_values, fusion_keys, fusion_values)
 
 

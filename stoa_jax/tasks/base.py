@@ -6,7 +6,7 @@ Shapes: B clips, T frames, K objects, L text places.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from stoa_jax.models.clip import MEAN
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.stoa import Stoa, VideoFeatures
 
+HEADS = ("fusion/match", "fusion/lm_proj", "fusion/answer")
 VARIANTS = ("single_frame", "text_only")
 
 
@@ -97,12 +98,25 @@ class TaskBase:
 class SplitEvaluator:
     """Evaluates on one split; the loop takes the numbers, `evaluate` the whole rows."""
 
+    needs: tuple[str, ...] = ()  # of `HEADS`, those without which there is nothing to say
+
     def __init__(self, task: TaskBase):
         self.task = task
         self.config = task.config
         # What the model said, by row name and id, of the latest run.
         self.predictions: dict[str, dict[str, Any]] = {}
+        self.untrained: tuple[str, ...] = ()  # heads that the weights do not bring
         self._jitted: dict[tuple, Callable] = {}
+
+    def leave_out(self, names: Sequence[str], source: str) -> None:
+        """Nothing is said with parameters, by name, that the weights of `source` lack."""
+        heads = tuple(h for h in HEADS if any(name.startswith(h) for name in names))
+        if set(heads) & set(self.needs):
+            raise UserError(
+                f"{self.task.name}: {source} brings no trained {heads[0]}; fine-tune it first, "
+                f"or name a run's directory"
+            )
+        self.untrained = heads
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
         """All figures."""

@@ -141,8 +141,9 @@ class ChoiceEvaluator(SplitEvaluator):
             }
             by = f"percent right of {OPTIONS} options, ties counted against us; by"
             n = len(answer)
-            accuracy = percent(chosen_right(fusion, answer))
-            yield Row(named(name, "accuracy"), accuracy, n, f"{by} match score")
+            if "fusion/match" not in self.untrained:
+                accuracy = percent(chosen_right(fusion, answer))
+                yield Row(named(name, "accuracy"), accuracy, n, f"{by} match score")
             accuracy = percent(chosen_right(dual, answer))
             yield Row(named(name, "dual_encoder", "accuracy"), accuracy, n, f"{by} cosine")
         yield Row(named(self.prefix, "chance", "accuracy"), 100 / OPTIONS, n, "a random option")

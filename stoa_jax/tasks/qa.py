@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -118,6 +119,7 @@ class QuestionEvaluator(SplitEvaluator):
     """Every question of the split."""
 
     prefix = "qa"
+    needs = ("fusion/answer",)
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
         """Accuracy in percent; an answer outside the classes is wrong."""

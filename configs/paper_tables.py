@@ -1,0 +1,99 @@
+"""The paper's Table 4 and Figure 3: each model pre-trained, fine-tuned and tested, three seeds.
+
+    python -m stoa_jax.sweep --config=configs/paper_tables.py:synthetic --workdir=runs/tables
+
+Sets: synthetic (CPU sizes), msrvtt (the paper's: WebVid, then MSR-VTT and MSVD; who has the data).
+A part of it: `:synthetic,table4`, `:synthetic,trajectories`, `:synthetic,actions`.
+The same command again goes on, and writes `tables.md`, plots and `index.html` into the workdir.
+"""
+
+from pathlib import Path
+
+from stoa_jax import report as tables
+from stoa_jax.errors import UserError
+
+SETS = ("synthetic", "msrvtt")
+PARTS = ("table4", "trajectories", "actions")
+SEEDS = (0, 1, 2)
+
+# What the rows of Table 4 switch on, in the paper's order.
+TABLE_4 = {
+    "base": {"objects": False, "actions": False, "ota": 0.0, "asp": 0.0},
+    "+ objects": {"objects": True, "actions": False, "ota": 0.0, "asp": 0.0},
+    "+ OTA": {"objects": True, "actions": False, "ota": 1.0, "asp": 0.0},
+    "+ actions": {"objects": True, "actions": True, "ota": 1.0, "asp": 0.0},
+    "+ ASP (full)": {"objects": True, "actions": True, "ota": 1.0, "asp": 1.0},
+}
+N, A = (0, 5, 10, 20, 30), (0, 1, 2, 4, 8)
+# The full model's N and A; in the synthetic world a clip shows few classes.
+FULL = {"synthetic": (10, 4), "msrvtt": (20, 4)}
+
+PRETRAIN = {"synthetic": "synthetic", "msrvtt": "webvid"}
+TABLE_TASKS = {
+    "synthetic": (("captioning", "synthetic"), ("qa", "synthetic")),
+    "msrvtt": (("captioning", "msrvtt"), ("captioning", "msvd"), ("qa", "msrvtt"), ("qa", "msvd")),
+}
+
+
+def sweep(argument: str = "synthetic"):
+    """One run for each model, task and seed; equal pre-trainings are shared."""
+    dataset, *parts = argument.split(",")
+    if dataset not in SETS:
+        raise UserError(f"configs/paper_tables.py:{dataset}: the sets are {', '.join(SETS)}")
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"configs/paper_tables.py: no part {part!r}; {', '.join(PARTS)}")
+    parts = parts or PARTS
+    n, a = FULL[dataset]
+    retrieval = (("retrieval", dataset),)
+    runs = []
+    for seed in SEEDS:
+        if "table4" in parts:
+            for row, on in TABLE_4.items():
+                switches = {**on, "n": n, "a": a}
+                runs += described("table4", row, switches, dataset, TABLE_TASKS[dataset], seed)
+        full = {"objects": True, "actions": True, "ota": 1.0, "asp": 1.0, "n": n, "a": a}
+        if "trajectories" in parts:
+            for count in N:
+                switches = {**full, "n": count or n, "objects": count > 0}
+                runs += described("trajectories", count, switches, dataset, retrieval, seed)
+        if "actions" in parts:
+            for count in A:
+                switches = {**full, "a": count or a, "actions": count > 0}
+                runs += described("actions", count, switches, dataset, retrieval, seed)
+    return runs
+
+
+def described(part, row, switches, dataset, tasks, seed):
+    """The runs of one model: the same switches at pre-training and at fine-tuning."""
+    overrides = {
+        "model.objects": switches["objects"],
+        "model.actions": switches["actions"],
+        "model.trajectories": switches["n"],
+        "model.action_tokens": switches["a"],
+        "loss.ota": switches["ota"] if switches["objects"] else 0.0,
+        "loss.asp": switches["asp"] if switches["actions"] else 0.0,
+        "seed": seed,
+    }
+    here = Path(__file__).resolve().parent
+    for task, of in tasks:
+        yield {
+            "name": f"{part} | {row} | {task}:{of} | seed={seed}",
+            "stages": [
+                {
+                    "name": "pretrain",
+                    "config": f"{here}/pretrain.py:{PRETRAIN[dataset]}",
+                    "overrides": overrides,
+                },
+                {
+                    "name": task,
+                    "config": f"{here}/{task}.py:{of}",
+                    "overrides": {**overrides, "init.path": "{pretrain}"},
+                },
+            ],
+        }
+
+
+def report(rows, workdir):
+    """Called by the sweep with every run's figures."""
+    return tables.write(rows, workdir)

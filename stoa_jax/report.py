@@ -1,0 +1,200 @@
+"""Table 4 and Figure 3 from the runs of a sweep: Markdown, plots and a page.
+
+A run's name is `part | row | task:set | seed=…`, as `configs/paper_tables.py` gives it.
+"""
+
+import html
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# What the paper's tables show of each task, by the names of the evaluators' figures.
+SHOWN = {
+    "captioning": ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr"),
+    "qa": ("qa/accuracy",),
+    "retrieval": ("retrieval/t2v/R@1", "retrieval/t2v/R@5", "retrieval/t2v/R@10"),
+}
+CURVES = {
+    "trajectories": "N, trajectory tokens",
+    "actions": "A, action tokens",
+}
+# 97.5 % points of Student's t by degrees of freedom; 1.96 beyond.
+STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
+
+
+class Figure(NamedTuple):
+    """A mean over seeds."""
+
+    mean: float
+    half: float  # of the 95 % interval; NaN with one seed
+    n: int
+
+    def __str__(self) -> str:
+        if self.n < 2:
+            return f"{self.mean:.3g} (one seed)"
+        return f"{self.mean:.3g} ± {self.half:.2g}"
+
+
+def figure(values: Sequence[float]) -> Figure:
+    """Mean and 95 % interval, by Student's t."""
+    n = len(values)
+    if n < 2:
+        return Figure(values[0], math.nan, n)
+    half = STUDENT.get(n - 1, 1.96) * statistics.stdev(values) / math.sqrt(n)
+    return Figure(statistics.fmean(values), half, n)
+
+
+def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Figure]]]:
+    """part -> row -> `task:set metric` -> figure, of the runs that are done."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in rows:
+        part, name, task, _ = row["name"].split(" | ")
+        cells = found.setdefault(part, {}).setdefault(name, {})
+        for metric, value in chosen(task.split(":")[0], row["result"]).items():
+            cells.setdefault(f"{task} {metric}", []).append(value)
+    return {
+        part: {
+            name: {metric: figure(values) for metric, values in cells.items()}
+            for name, cells in names.items()
+        }
+        for part, names in found.items()
+    }
+
+
+def chosen(task: str, result: Mapping[str, float]) -> dict[str, float]:
+    """The figures that the paper shows, of a run's last ones."""
+    values = {key.removeprefix("eval/").removeprefix("partial/"): v for key, v in result.items()}
+    if task != "captioning":
+        return {key.split("/", 1)[1]: values[key] for key in SHOWN[task] if key in values}
+    # Beam search where it was run, else greedy.
+    ways = sorted({key.split("/")[1] for key in values if key.count("/") == 2})
+    way = next((way for way in ways if way.startswith("beam")), "greedy")
+    keys = {metric: f"captioning/{way}/{metric}" for metric in SHOWN[task]}
+    return {metric: values[key] for metric, key in keys.items() if key in values}
+
+
+def markdown(found: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> str:
+    """Every part as a table."""
+    lines = ["# Tables", "", "Mean over seeds and 95 % interval (Student's t).", ""]
+    for part, names in found.items():
+        title = "Table 4" if part == "table4" else f"Figure 3: {CURVES[part]}"
+        metrics = list(dict.fromkeys(metric for cells in names.values() for metric in cells))
+        lines += [f"## {title}", "", "| model | " + " | ".join(metrics) + " | seeds |"]
+        lines += ["|---" * (len(metrics) + 2) + "|"]
+        for name, cells in names.items():
+            texts = [str(cells[m]) if m in cells else "" for m in metrics]
+            seeds = max((cell.n for cell in cells.values()), default=0)
+            lines.append("| " + " | ".join([name, *texts, str(seeds)]) + " |")
+        lines.append("")
+        if part == "table4":
+            lines += [*verdicts(names), ""]
+    return "\n".join(lines)
+
+
+def verdicts(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+    """Is the full model above the base, beyond the intervals?"""
+    lines = []
+    order = list(names)
+    base, full = names[order[0]], names[order[-1]]
+    for metric in base:
+        if metric not in full:
+            continue
+        a, b = base[metric], full[metric]
+        if a.n < 2 or b.n < 2:
+            said = "one seed tells nothing of an interval"
+        elif b.mean - b.half > a.mean + a.half:
+            said = "above, beyond the intervals"
+        elif b.mean + b.half < a.mean - a.half:
+            said = "below, beyond the intervals"
+        else:
+            said = "no difference beyond the intervals"
+        lines.append(f"- {metric}: {order[-1]} {b} against {order[0]} {a}: {said}.")
+    return lines
+
+
+def plot(part: str, names: Mapping[str, Mapping[str, Figure]], path: Path) -> None:
+    """One curve a metric, with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    fig, axes = pyplot.subplots(figsize=(5, 3.4), layout="constrained")
+    metrics = list(dict.fromkeys(metric for cells in names.values() for metric in cells))
+    for metric in metrics:
+        points = [(float(name), cells[metric]) for name, cells in names.items() if metric in cells]
+        points.sort(key=lambda point: point[0])
+        x = [at for at, _ in points]
+        means = [point.mean for _, point in points]
+        halves = [0 if math.isnan(point.half) else point.half for _, point in points]
+        label = metric.split(" ", 1)[-1]
+        axes.errorbar(x, means, yerr=halves, marker="o", markersize=4, capsize=3, label=label)
+    axes.set_xlabel(CURVES[part])
+    axes.set_ylabel("percent")
+    axes.set_xticks(sorted({float(name) for name in names}))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    fig.savefig(path, dpi=150)
+    pyplot.close(fig)
+
+
+def write(rows: Sequence[Mapping[str, Any]], workdir: str | Path) -> str:
+    """`tables.md`, a plot a curve, `index.html`; the Markdown."""
+    workdir = Path(workdir)
+    done = [row for row in rows if row["done"]]
+    found = gather(done)
+    text = markdown(found)
+    if len(done) < len(rows):
+        text += f"\n{len(done)} of {len(rows)} runs are done.\n"
+    (workdir / "tables.md").write_text(text, encoding="utf-8")
+    pictures = []
+    for part in CURVES:
+        if found.get(part):
+            picture = workdir / f"{part}.png"
+            plot(part, found[part], picture)
+            pictures.append(picture.name)
+    (workdir / "index.html").write_text(page(text, pictures), encoding="utf-8")
+    return text
+
+
+def page(text: str, pictures: Sequence[str]) -> str:
+    """The Markdown's tables and the plots as one page."""
+    body: list[str] = []
+    rows: list[list[str]] = []
+
+    def flush() -> None:
+        if rows:
+            head, *rest = rows
+            cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+            body.append(f"<table><tr>{cells}</tr>")
+            for row in rest:
+                cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+                body.append(f"<tr>{cells}</tr>")
+            body.append("</table>")
+            rows.clear()
+
+    for line in text.splitlines():
+        if line.startswith("|---"):
+            continue
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+            continue
+        flush()
+        if line.startswith("#"):
+            level = len(line) - len(line.lstrip("#"))
+            body.append(f"<h{level}>{html.escape(line.lstrip('# '))}</h{level}>")
+        elif line:
+            body.append(f"<p>{html.escape(line)}</p>")
+    flush()
+    body += [f'<img src="{html.escape(name)}" alt="{html.escape(name)}">' for name in pictures]
+    style = (
+        "body{font:15px/1.5 system-ui;margin:2em auto;max-width:70em;padding:0 1em}"
+        "table{border-collapse:collapse;display:block;overflow-x:auto}"
+        "td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left}img{max-width:100%}"
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Tables</title>'
+        f"<style>{style}</style><body>{''.join(body)}</body></html>\n"
+    )

@@ -1,0 +1,96 @@
+"""Every shipped configuration with every argument: parsed, and its model built in shape."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from stoa_jax import config, optim, sweep
+from stoa_jax.errors import UserError
+from stoa_jax.models.parameters import named_parameters
+from stoa_jax.models.stoa import Stoa
+from stoa_jax.tasks import make_task
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ARGUMENTS = {
+    "pretrain": ("synthetic", "webvid", "folder"),
+    "retrieval": ("synthetic", "msrvtt", "msvd", "lsmdc", "didemo"),
+    "captioning": ("synthetic", "msrvtt", "msvd"),
+    "qa": ("synthetic", "msrvtt", "msvd"),
+    "multiple_choice": ("synthetic", "msrvtt"),
+}
+PAIRS = [(name, argument) for name, arguments in ARGUMENTS.items() for argument in arguments]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_file_is_listed_here():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*ARGUMENTS, "paper_tables"}
+
+
+@pytest.mark.parametrize(("name", "argument"), PAIRS)
+def test_it_builds_its_model(name, argument):
+    c = load(name).get_config(argument)
+    task = make_task(c)
+    assert task.name == c.task
+    assert name == c.task
+    model = jax.eval_shape(lambda: Stoa(task.model_config(), rngs=nnx.Rngs(0)))
+    named = named_parameters(model)
+    rates, unused = optim.learning_rates(c, named)
+    assert set(rates) == set(named) and not unused
+    if argument == "synthetic":
+        assert c.model.vision_width < 200
+    else:
+        assert c.model.vision_width == 768 and c.data.sets[0][0].split("/")[0] == argument
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_unknown_set_is_named(name):
+    with pytest.raises(UserError, match=rf"{name}.py:msrvt: the sets are .*synthetic"):
+        load(name).get_config("msrvt")
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_docstring_shows_the_command(name):
+    assert f"python -m stoa_jax.main --config=configs/{name}.py:" in load(name).__doc__
+
+
+@pytest.mark.parametrize(("name", "argument"), PAIRS)
+def test_it_has_no_key_of_its_own(name, argument):
+    c = load(name).get_config(argument)
+    assert c.is_locked
+    assert set(c) == set(config.default())
+
+
+@pytest.mark.parametrize("argument", ["synthetic", "msrvtt", "synthetic,table4"])
+def test_the_paper_tables_are_runs_of_the_shipped_configurations(argument, tmp_path):
+    config_file = f"{CONFIGS / 'paper_tables.py'}:{argument}"
+    runs = sweep.make_runs(config_file, sweep.load(config_file), tmp_path)
+    parts = {run.name.split(" | ")[0] for run in runs}
+    assert parts == ({"table4"} if "," in argument else {"table4", "trajectories", "actions"})
+    stages = sweep.unique_stages(runs)
+    # Five models of the table; the curves add four each, and share the full one.
+    models = 5 if "," in argument else 13
+    assert sum(stage.name == "pretrain" for stage in stages) == 3 * models
+    for stage in stages[:12]:
+        path, _, of = stage.config.partition(":")
+        c = load(Path(path).stem).get_config(of)
+        for key, value in stage.overrides:
+            section, _, name = key.rpartition(".")
+            (c[section] if section else c)[name] = value
+        named = make_task(c).model_config()
+        assert named.objects == dict(stage.overrides)["model.objects"]
+
+
+def test_the_paper_tables_name_a_wrong_set():
+    with pytest.raises(UserError, match=r"paper_tables.py:msrvt: the sets are synthetic, msrvtt"):
+        load("paper_tables").sweep("msrvt")
+    with pytest.raises(UserError, match="no part 'table5'"):
+        load("paper_tables").sweep("synthetic,table5")

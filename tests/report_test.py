@@ -1,0 +1,53 @@
+"""The report of a sweep, from made-up figures."""
+
+import math
+
+import pytest
+
+from stoa_jax import report
+
+
+def run(part, row, task, seed, done=True, **result):
+    name = f"{part} | {row} | {task} | seed={seed}"
+    return {"name": name, "done": done, "result": {f"eval/{k}": v for k, v in result.items()}}
+
+
+def rows():
+    for seed, noise in enumerate((-0.01, 0.0, 0.01)):
+        for row, value in (("base", 0.4), ("+ ASP (full)", 0.5)):
+            figures = {
+                "captioning/greedy/CIDEr": 0.1,
+                "captioning/beam5/CIDEr": value + noise,
+                "captioning/beam5/BLEU-4": 0.3 + noise,
+                "captioning/most_frequent/CIDEr": 0.05,
+            }
+            yield run("table4", row, "captioning:synthetic", seed, **figures)
+            yield run("table4", row, "qa:synthetic", seed, **{"qa/accuracy": 50 + noise})
+        for n in (0, 5, 30):
+            yield run(
+                "trajectories", n, "retrieval:synthetic", seed, **{"retrieval/t2v/R@1": n + noise}
+            )
+    yield run("actions", 8, "retrieval:synthetic", 0, done=False)
+
+
+def test_mean_and_interval_are_students():
+    found = report.figure([1.0, 2.0, 3.0])
+    assert found.mean == 2 and found.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert math.isnan(report.figure([1.0]).half) and "one seed" in str(report.figure([1.0]))
+
+
+def test_it_says_what_differs_beyond_the_intervals(tmp_path):
+    text = report.write(list(rows()), tmp_path)
+    assert text.startswith((tmp_path / "tables.md").read_text()[:40])
+    assert "captioning:synthetic CIDEr: + ASP (full) 0.5 ± 0.025 against base 0.4 ± 0.025" in text
+    assert "above, beyond the intervals" in text
+    assert "BLEU-4: + ASP (full) 0.3 ± 0.025 against base 0.3 ± 0.025: no difference" in text
+    assert "21 of 22 runs are done" in text
+
+
+def test_curves_become_plots_on_the_page(tmp_path):
+    report.write(list(rows()), tmp_path)
+    assert (tmp_path / "trajectories.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (tmp_path / "actions.png").exists()
+    page = (tmp_path / "index.html").read_text()
+    assert 'src="trajectories.png"' in page and "<td>base</td>" in page
