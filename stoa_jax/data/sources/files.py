@@ -75,7 +75,8 @@ class Files:
 
         A missing video is found out when it is loaded, and named there.
         """
-        return str(_shallowest(self._tree[1].get(stem, ())) or self.root / "videos" / f"{stem}.mp4")
+        found = _shallowest(self._tree[1].get(stem, ()))
+        return str(found or os.path.join(self.root, "videos", f"{stem}.mp4"))
 
     def named(self, name: str) -> Path | None:
         """The file of this very name, at any depth."""
