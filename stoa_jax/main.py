@@ -40,7 +40,7 @@ def main() -> None:
     """Parse, start, dispatch."""
     flags.FLAGS.mark_as_parsed()  # grain and tfds read absl's own
     logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)
     try:
         arguments = parse()
     except UserError as error:

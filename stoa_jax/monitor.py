@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,7 +54,7 @@ class Stopper:
             raise KeyboardInterrupt
         first, self.requested = not self.requested, True
         if first:
-            _say(f"{signal.Signals(kind).name}: saving, then stopping")
+            say(f"{signal.Signals(kind).name}: saving, then stopping")
             self.start_grace()
         if self._raise:
             raise Preempted
@@ -129,7 +129,7 @@ class Watchdog:
 
 def give_up(why: str, path: Path | None = None) -> None:
     """Say why, show every thread's stack, and end the process whatever hangs."""
-    _say(f"error: {why}; stacks of all threads follow")
+    say(f"error: {why}; stacks of all threads follow")
     faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
     if path is not None:
         try:
@@ -169,9 +169,21 @@ class Progress:
         if not self._shown:
             return
         words = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        head = "\r\x1b[K" if self._bar else ""
-        self._out.write(f"{head}step {step}/{self._steps}  {words}  {self._rate(step, clips)}\n")
+        self._out.write(
+            f"{self._head()}step {step}/{self._steps}  {words}  {self._rate(step, clips)}\n"
+        )
         self._out.flush()
+
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """Many figures, each in a line."""
+        if self._shown:
+            width = max(map(len, values), default=0)
+            lines = "".join(f"  {name:{width}}  {value:.4g}\n" for name, value in values.items())
+            self._out.write(f"{self._head()}step {step}/{self._steps}\n{lines}")
+            self._out.flush()
+
+    def _head(self) -> str:
+        return "\r\x1b[K" if self._bar else ""
 
     def rewind(self, step: int) -> None:
         """The run went back to an earlier step."""
@@ -248,11 +260,7 @@ def memory() -> dict[str, float]:
     return found
 
 
-def main_process(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that only the first process runs."""
-    return call if jax.process_index() == 0 else (lambda *_, **__: None)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"\n{line}\n")
+def say(line: str) -> None:
+    """A line of its own on standard error, whatever the logging's level."""
+    sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

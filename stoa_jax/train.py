@@ -317,7 +317,7 @@ class _Run:
             self.checkpoints.close()
         self.writer.close()
         if stopped:
-            logging.warning("saved step %d; run the same command again to go on", step)
+            monitor.say(f"saved step {step}; run the same command again to go on")
         elif self.first and not self.profile:
             summary = {"task": self.c.task, "step": step, **self.last}
             (self.workdir / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -338,7 +338,7 @@ class _Run:
                 self.clock = monitor.Clock(meta["started"], meta["productive"])
                 like = dataclasses.replace(abstract, params={})
                 state = dataclasses.replace(checkpoint.unflatten(like, rest), params=params)
-                logging.info("going on from step %d", step)
+                monitor.say(f"going on from step {step}")
                 return state, step
         self.offset = 0
         if not self.c.init.path:
@@ -352,7 +352,8 @@ class _Run:
         loaded, report = initial_parameters(
             self.c.init.path, self.task.model_config(), seed=self.c.seed
         )
-        logging.info("%s", report)
+        if self.first:
+            monitor.say(str(report))
         for name, value in loaded.items():
             if name not in params or params[name].shape != value.shape:
                 there = params[name].shape if name in params else "no such parameter"
@@ -461,7 +462,7 @@ class _Run:
                     values[f"eval/{key}"] = float(value)
                     self.dog.beat(f"evaluating {name}", patience=4)
         if values:
-            self.progress.line(step, values, 0)
+            self.progress.figures(step, values)
             self.last = {**self.last, **values}
             self.writer.write_scalars(step, {**values, "time/eval": time.monotonic() - began})
         self.clock.pause()

@@ -35,7 +35,7 @@ def start(workdir, settings=(), processes=2, devices=2, arguments=({}, {})):
         command += ["--processes", str(processes), "--process", str(process)]
         command += ["--port", str(port), "--devices", str(devices)]
         for name, value in arguments[process].items():
-            command += [f"--{name}", value]
+            command += [f"--{name}", *([] if value is None else [value])]
         if settings:
             command += ["--set", *settings]
         printed = open(f"{workdir}.{process}.log", "w+")
@@ -88,6 +88,17 @@ def test_two_processes_of_four_devices_are_one_process(tmp_path):
             figures(tmp_path / name), figures(tmp_path / "one"), rtol=1e-5, atol=1e-5
         )
         same_params(tmp_path / name, tmp_path / "one", rtol=1e-5, atol=1e-5)
+
+
+def test_the_real_model_on_two_processes_is_one_process(tmp_path):
+    """All six losses, their draws and negatives over the global batch."""
+    settings = ("train.steps=10",)
+    one = finish(start(tmp_path / "one", settings, 1, 1, ({"real": None},)), 280)
+    assert one[0][0] == 0, one
+    two = finish(start(tmp_path / "two", settings, 2, 4, ({"real": None},) * 2), 280)
+    assert [code for code, _ in two] == [0, 0], two
+    ours, theirs = figures(tmp_path / "two"), figures(tmp_path / "one")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_sigterm_to_one_saves_the_same_step_on_both_and_resumes_on_one_process(tmp_path):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from toy_run import ToyLoader, ToyTask, build_model, toy_config
+from toy_run import RealLoader, RealTask, ToyLoader, ToyTask, build_model, toy_config
 
-from stoa_jax import sharding, train
+from stoa_jax import config, sharding, train
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters
@@ -98,7 +98,9 @@ def test_tensor_splits_heads_and_the_inner_width():
 
 def test_heads_that_do_not_divide_are_one_line():
     odd = dataclasses.replace(ModelConfig.tiny(), vision_heads=3)
-    with pytest.raises(UserError, match=r"mesh\.tensor: 2 does not divide dimension 1 of .*; use a divisor of 3"):
+    with pytest.raises(
+        UserError, match=r"mesh\.tensor: 2 does not divide dimension 1 of .*; use a divisor of 3"
+    ):
         sharding.param_specs(shapes(odd), mesh(data=4, tensor=2))
 
 
@@ -159,3 +161,44 @@ def test_accumulation_is_the_mean_over_micro_batches_on_any_devices():
         np.testing.assert_allclose(params[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
     # The contrast is within a micro-batch: not the whole batch's numbers.
     assert np.abs(one["visual/kernel"] - whole["visual/kernel"]).max() > 1e-4
+
+
+def real_steps(count, sizes, steps=10):
+    """Of the real model: the first gradients, all figures, the last parameters."""
+    c = toy_config(**{f"mesh__{axis}": size for axis, size in sizes.items()})
+    c.optim.groups = config.default().optim.groups  # the recipe's
+    task = RealTask(c)
+    program = train.make_program(c, task, steps, devices=jax.devices()[:count])
+    loader = iter(RealLoader(c, 0))
+    with jax.set_mesh(program.mesh):
+        state, seen = program.init(), []
+        for step in range(steps):
+            batch = sharding.to_devices(next(loader), program.mesh, c.train.batch_size)
+            if step == 0:
+                loss = lambda p, b: task.loss(program.model_with(p), b, jax.random.key(0))[0]  # noqa: E731
+                gradients = jax.device_get(jax.jit(jax.grad(loss))(state.params, batch))
+            state, figures = program.step(state, batch)
+            seen.append(np.asarray(figures))
+    return gradients, np.array(seen), jax.device_get(state.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(2, {}), (4, {}), (8, {}), (8, dict(data=2, fsdp=2, tensor=2))]
+)
+def test_the_real_model_agrees_on_any_number_of_devices(count, sizes, monkeypatch):
+    """Loss, gradients and ten steps, in float32, all six losses with their draws."""
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
+    one = real_steps_on_one()
+    found = real_steps(count, sizes)
+    np.testing.assert_allclose(found[1], one[1], rtol=1e-5, atol=1e-5)
+    for ours, expected in ((found[0], one[0]), (found[2], one[2])):
+        for name in expected:
+            np.testing.assert_allclose(
+                ours[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name
+            )
+
+
+@functools.cache
+def real_steps_on_one():
+    return real_steps(1, {})

@@ -113,6 +113,66 @@ class ToyLoader:
         return {"x": x[self.rows], "index": np.arange(len(x), dtype=np.int32)[self.rows]}
 
 
+class RealTask:
+    """The real model and all six losses, in sizes that compile in seconds."""
+
+    name = "pretrain"
+
+    def __init__(self, c):
+        self.c = c
+
+    def model_config(self):
+        """Small."""
+        from stoa_jax.models.config import ModelConfig
+
+        return ModelConfig(
+            **dict(image_size=16, patch_size=8, frames=2, vocab_size=1024, text_length=8),
+            **dict(vision_width=32, vision_depth=2, vision_heads=2, text_positions=8),
+            **dict(text_width=32, text_depth=1, text_heads=2, fusion_depth=1, fusion_heads=2),
+            **dict(objects_per_frame=3, trajectories=3, action_tokens=2, roi_size=2),
+            **dict(object_block=2, action_block=2, trajectory_depth=1, action_depth=1),
+            **dict(trajectory_layers_run=1, scan_layers=False),
+        )
+
+    def loss(self, model, batch, key):
+        """The shipped one."""
+        from stoa_jax.tasks.pretrain import joint_loss
+
+        return joint_loss(model, batch, key, self.c.loss.to_dict())
+
+    def evaluators(self):
+        """None."""
+        return {}
+
+
+class RealLoader(ToyLoader):
+    """Batches as the pipeline's, of noise."""
+
+    def __next__(self):
+        m = RealTask(self.c).model_config()
+        b, t, k = self.c.train.batch_size, m.frames, m.objects_per_frame
+        rng = np.random.default_rng((self.c.seed, self.step))
+        self.step += 1
+        length = rng.integers(3, m.text_length - 1, (b, 1))
+        place = np.arange(m.text_length)[None]
+        words = rng.integers(1, m.vocab_size - 2, (b, m.text_length))
+        tokens = np.where(place < length, words, np.where(place == length, m.vocab_size - 1, 0))
+        tokens[:, 0] = m.vocab_size - 2
+        inside = (place > 0) & (place < length)
+        low, size = rng.uniform(0, 0.5, (b, t, k, 2)), rng.uniform(0.2, 0.5, (b, t, k, 2))
+        batch = {
+            "pixels": rng.integers(0, 256, (b, t, m.image_size, m.image_size, 3), np.uint8),
+            "boxes": np.concatenate([low, low + size], -1).astype(np.float32),
+            "classes": rng.integers(-1, 6, (b, t, k)).astype(np.int32),
+            "scores": rng.uniform(size=(b, t, k)).astype(np.float32),
+            "tokens": tokens.astype(np.int32),
+            "tags": np.where(inside, rng.integers(0, 4, tokens.shape), 0).astype(np.int8),
+            "valid": np.ones(b, bool),
+            "index": np.arange(b, dtype=np.int32),
+        }
+        return {name: value[self.rows] for name, value in batch.items()}
+
+
 def toy_config(**settings):
     """The default configuration, small; `train__steps=7` sets train.steps."""
     from stoa_jax import config
@@ -178,6 +238,7 @@ def main():
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--loader", default="{}", help="JSON: what the loader does wrong")
     parser.add_argument("--signal", help="NAME:SECONDS or NAME:save, to this process")
+    parser.add_argument("--real", action="store_true", help="the real model and losses")
     parser.add_argument("--largest-file", type=int, help="bytes; as on a full disk")
     parser.add_argument("--slow-evaluation", type=float, default=0.0)
     args = parser.parse_args()
@@ -187,11 +248,8 @@ def main():
         os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{args.port}"
         os.environ["JAX_NUM_PROCESSES"] = str(args.processes)
         os.environ["JAX_PROCESS_ID"] = str(args.process)
-    from absl import logging
-
     from stoa_jax import main as entry
 
-    logging.set_verbosity(logging.INFO)
     settings = {}
     for pair in args.set:
         key, _, value = pair.partition("=")
@@ -208,6 +266,11 @@ def main():
     loader = json.loads(args.loader)
 
     def work():
+        if args.real:
+            from stoa_jax import train
+
+            train.train(c, args.workdir, task=RealTask(c), open_loader=lambda s: RealLoader(c, s))
+            return
         run(args.workdir, c, slow_evaluation=args.slow_evaluation, **loader)
 
     entry.guarded(work)

@@ -1,0 +1,117 @@
+"""A run interrupted at random moments, compared bit for bit with one that was not.
+
+    python benchmarks/interrupt.py [--steps=300] [--interruptions=10] [--folder=/tmp/interrupt]
+
+Both are the shipped pre-training, shrunk, on the synthetic set: all six losses, evaluation,
+checkpoints. Half of the interruptions are SIGTERM (it saves and leaves), half `kill -9`.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    **{"model.vision_width": 48, "model.vision_depth": 2, "model.vision_heads": 2},
+    **{"model.text_width": 48, "model.text_depth": 2, "model.text_heads": 2},
+    **{"model.vocab_size": 1024, "model.object_block": 2, "model.action_block": 2},
+    **{"model.frames": 4, "model.image_size": 32, "model.fusion_heads": 2, "model.roi_size": 2},
+    **{"train.batch_size": 16, "eval.batch_size": 16, "eval.max_examples": 32},
+    **{"checkpoint.every_steps": 20, "eval.every_steps": 100, "log.every_steps": 1},
+    **{"data.workers": 0, "model.text_length": 16, "eval.rerank": 0},
+}
+
+
+def command(workdir: Path, folder: Path, steps: int) -> list[str]:
+    """The run, as a user would start it."""
+    flags = {**SMALL, "train.steps": steps, "data.dir": folder / "data"}
+    return [
+        *(sys.executable, "-m", "stoa_jax.main", "--config=configs/pretrain.py:synthetic"),
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in flags.items()),
+    ]
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen:
+    """In the repository, with compiled programs kept: a start then costs seconds."""
+    kept = str(log.parent / "compiled")
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": kept}
+    return subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=open(log, "a"), stderr=-2)
+
+
+def rows(workdir: Path) -> list[dict]:
+    """metrics.jsonl without what a clock says."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "memory/"))}
+        for line in lines
+    ]
+
+
+def step_of(workdir: Path) -> int:
+    """The last step that was written down."""
+    try:
+        return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    except (OSError, IndexError, json.JSONDecodeError):
+        return 0
+
+
+def main() -> None:
+    """Build, run whole, run in pieces, compare."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--interruptions", type=int, default=10)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/interrupt"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not (args.folder / "data").exists():
+        build = ["-m", "stoa_jax.data.build", "synthetic/captions", "--limit=64", "--quiet"]
+        subprocess.run(
+            [sys.executable, *build, f"--data-dir={args.folder / 'data'}"], cwd=ROOT, check=True
+        )
+    whole, pieces = args.folder / "whole", args.folder / "pieces"
+    code = start(command(whole, args.folder, args.steps), args.folder / "whole.log").wait()
+    assert code == 0, f"exit code {code}, see {args.folder}/whole.log"
+
+    draw = random.Random(args.seed)
+    # Each stretch ends at a step of its own; where exactly in that step is left to chance.
+    ends = sorted(draw.sample(range(3, args.steps - 3), args.interruptions))
+    happened = []
+    for i, end in enumerate(ends):
+        process = start(command(pieces, args.folder, args.steps), args.folder / "pieces.log")
+        while process.poll() is None and step_of(pieces) < end:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3))
+        kind = (signal.SIGTERM, signal.SIGKILL)[i % 2]
+        process.send_signal(kind)
+        code = process.wait()
+        happened.append(f"{kind.name} at step {step_of(pieces)}: exit {code}")
+        print(happened[-1], flush=True)
+    code = start(command(pieces, args.folder, args.steps), args.folder / "pieces.log").wait()
+    assert code == 0, f"exit code {code}, see {args.folder}/pieces.log"
+
+    sys.path.insert(0, str(ROOT))
+    from stoa_jax.checkpoint import load_params
+
+    (a, _, meta_a), (b, _, meta_b) = load_params(whole), load_params(pieces)
+    same = sum(a[name].tobytes() == b[name].tobytes() for name in a)
+    sums = json.loads((whole / f"checkpoints/{args.steps}/meta/metadata").read_text())["checksums"]
+    other = json.loads((pieces / f"checkpoints/{args.steps}/meta/metadata").read_text())
+    equal = sum(other["checksums"][name] == value for name, value in sums.items())
+    lines = rows(whole), rows(pieces)
+    print(f"{same} of {len(a)} parameters, {equal} of {len(sums)} arrays with the optimizer's, and")
+    print(f"{sum(x == y for x, y in zip(*lines, strict=False))} of {len(lines[0])} rows of figures")
+    print(f"({len(lines[1])} written by the interrupted run) are the same bits")
+    assert same == len(a) and equal == len(sums) and lines[0] == lines[1]
+    assert meta_a["step"] == meta_b["step"] == args.steps
+
+
+if __name__ == "__main__":
+    main()
