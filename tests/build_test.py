@@ -49,7 +49,7 @@ def test_clips_that_fail_are_counted_and_named(tmp_path):
         ("test", 0): "hang",
     }
     source = toy_source.Source({"train": 20, "test": 2}, faults=faults)
-    summary = toy_source.build(tmp_path, source, processes=2, timeout=3.0)
+    summary = toy_source.build(tmp_path, source, processes=2, timeout=6.0)
     assert summary.built == {"train": 17, "test": 1}
     assert summary.failed == {"train": 3, "test": 1}
     assert summary.dropped == 1
@@ -59,7 +59,7 @@ def test_clips_that_fail_are_counted_and_named(tmp_path):
         ("train", "train4"): "the decoder crashed (SIGSEGV)",
         ("train", "train18"): "no caption with words",
         ("train", "train19"): "caption 3 has no words; left out",
-        ("test", "test0"): "not decoded in 3 s; given up",
+        ("test", "test0"): "not decoded in 6 s; given up",
     }
     split = pipeline.open_split(tmp_path, "folder/captions", "train")
     ids = [split.metadata(i).video_id for i in range(len(split))]
@@ -130,7 +130,7 @@ import sys
 sys.path.insert(0, {here!r})
 import toy_source
 if __name__ == "__main__":
-    source = toy_source.Source({{"train": 80}}, delay=0.02, log={log!r})
+    source = toy_source.Source({{"train": 80}}, delay=0.05, log={log!r})
     toy_source.build({out!r}, source, processes={processes}, {extra})
 """
 
