@@ -430,5 +430,5 @@ def save_safetensors(
     from safetensors.numpy import save_file
 
     with written_whole(path) as temporary:
-        ordered = {name: np.ascontiguousarray(x) for name, x in sorted(tensors.items())}
+        ordered = {name: np.asarray(x, order="C") for name, x in sorted(tensors.items())}
         save_file(ordered, temporary, metadata=dict(metadata))

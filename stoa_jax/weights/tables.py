@@ -176,9 +176,7 @@ def write_table(table: Sequence[Entry], params: Mapping[str, np.ndarray]) -> dic
             continue
         x = params[e.ours]
         for i, names in enumerate(e.names(x.shape[0] if e.stacked else 1)):
-            whole = np.ascontiguousarray(e.layout.to_theirs(x[i] if e.stacked else x))
-            # ascontiguousarray makes a scalar an array of one.
-            whole = whole.reshape(()) if not x.ndim else whole
+            whole = np.asarray(e.layout.to_theirs(x[i] if e.stacked else x), order="C")
             size = whole.shape[0] // len(names) if whole.ndim else 0
             for j, name in enumerate(names):
                 tensors[name] = whole if len(names) == 1 else whole[j * size : (j + 1) * size]
