@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -304,12 +306,12 @@ def test_full_size_shapes(variant, dtype):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (dict(image_size=50), "image_size 50 is not a multiple of patch_size 8; use 48"),
+        (dict(image_size=50), "image_size 50 is not a multiple of patch_size 12; use 48"),
         (dict(trajectories=0), "trajectories is 0"),
         (dict(text_length=2), "text_length is 2"),
         (dict(text_length=100), "raise text_positions"),
-        (dict(object_block=9), "video blocks 1 to 4"),
-        (dict(vision_heads=5), "vision_width 96 is not a multiple"),
+        (dict(object_block=9), "video blocks 1 to 3"),
+        (dict(vision_heads=5), "vision_width 128 is not a multiple"),
     ],
 )
 def test_sizes_that_do_not_fit(change, says):
@@ -322,3 +324,13 @@ def test_parameters_are_strict():
     params["more"] = params.pop("logit_scale")
     with pytest.raises(ValueError, match=r"missing \['logit_scale'\].*\['more'\]"):
         with_parameters(model(), params)
+
+
+def test_the_network_and_its_losses_need_jax_alone():
+    code = (
+        "import stoa_jax.joint_loss, sys;"
+        "foreign = {'grain', 'tensorflow', 'tensorflow_datasets', 'ml_collections', 'clu', 'cv2'};"
+        "sys.exit(', '.join(foreign & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

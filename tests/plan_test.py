@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +16,8 @@ from toy_run import ToyTask, build_model, compiled_once, toy_config
 from stoa_jax import config, plan, train
 from stoa_jax.data.pipeline import BatchSpec
 from stoa_jax.errors import UserError
+from stoa_jax.joint_loss import joint_loss
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.tasks.pretrain import joint_loss
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -263,6 +266,22 @@ def test_it_says_whether_it_fits_and_what_would():
     ]
     assert offered["model.remat=full"].model.remat == "full" and c.model.remat == "none"
     assert offered["train.accumulate=4"].train.accumulate == 4
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_shipped_configuration_as_a_command(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "stoa_jax.main", "--mode=plan", "--topology=cpu:2"),
+            *("--config=configs/pretrain.py:synthetic", "--config.train.batch_size=8"),
+        ],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cpu:2: 2 × virtual CPU device" in done.stdout
+    assert "all-reduce" in done.stdout and "It fits." in done.stdout
 
 
 def test_steps_of_a_run_without_the_data(tmp_path):

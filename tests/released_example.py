@@ -7,11 +7,11 @@ import numpy as np
 from flax import nnx
 
 from stoa_jax import objectives
+from stoa_jax.joint_loss import joint_loss
 from stoa_jax.models import released
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import with_parameters
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.tasks.pretrain import joint_loss
 from stoa_jax.weights import parameter_shapes
 
 # The authors' code fixes 12 frames, 14×14 patches of 16, 12 video blocks and a width of 512.
@@ -26,6 +26,11 @@ SMALL = dataclasses.replace(
     scan_layers=False,
 ).released()
 SMALL = dataclasses.replace(SMALL, head_dropout=0.0)
+# Of no size that the authors' code could run; for what needs no reference.
+TINY = dataclasses.replace(
+    ModelConfig.tiny(), vision_width=64, vision_heads=1, text_width=64, text_heads=1,
+    fusion_heads=1, vocab_size=1024, fusion_depth=6, text_depth=6, trajectories=12,
+)  # fmt: skip
 FULL = dataclasses.replace(ModelConfig.base().released(), scan_layers=False, head_dropout=0.0)
 # Dropout is off: it is no part of the comparison.
 SETTINGS = dict(

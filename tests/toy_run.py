@@ -136,7 +136,7 @@ class RealTask:
 
     def loss(self, model, batch, key):
         """The shipped one."""
-        from stoa_jax.tasks.pretrain import joint_loss
+        from stoa_jax.joint_loss import joint_loss
 
         return joint_loss(model, batch, key, self.c.loss.to_dict())
 

@@ -11,11 +11,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from stoa_jax import decode, metrics
+from stoa_jax.joint_loss import joint_loss
 from stoa_jax.metrics import coco
 from stoa_jax.models import decoding
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
-from stoa_jax.tasks.pretrain import joint_loss
 from stoa_jax.text import Tokenizer
 
 AUTHORS_PIECES = 32  # the authors cut references there, start and end included

@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 from stoa_jax import objectives
 from stoa_jax.data import pipeline
 from stoa_jax.errors import UserError
+from stoa_jax.joint_loss import active_losses, align
 from stoa_jax.models import released
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
-from stoa_jax.tasks.pretrain import active_losses, align
 from stoa_jax.text import Tokenizer
 
 

@@ -13,9 +13,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from stoa_jax import metrics, sharding
+from stoa_jax.joint_loss import joint_loss
 from stoa_jax.models.stoa import Stoa, VideoFeatures, embed_text, embed_video
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
-from stoa_jax.tasks.pretrain import joint_loss
 
 PAIRS_A_ROW = 8  # re-ranked pairs a batch, per clip of the evaluation batch: text is short
 
