@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import released_example as example
 from clip_tiny import FOLDER
-from released_test import TINY
 from safetensors.numpy import load_file, save_file
 
 import stoa_jax
@@ -34,7 +33,7 @@ def test_hugging_face_there_and_back_bit_by_bit(tmp_path):
 
 
 def test_released_there_and_back_bit_by_bit(tmp_path):
-    tensors = write_table(TABLE, example.parameters(TINY.released()))
+    tensors = write_table(TABLE, example.parameters(example.TINY.released()))
     save_file(tensors, tmp_path / "theirs.safetensors")
     convert(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors", "safetensors")
     convert(tmp_path / "ours.safetensors", tmp_path / "again.safetensors", "released")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import released_example as example
 from clip_tiny import FOLDER
-from released_test import TINY
 
 import stoa_jax
 from stoa_jax import weights
@@ -54,11 +53,11 @@ def test_frames_are_cropped_to_the_middle():
 
 
 @pytest.mark.parametrize(
-    "clip_", [np.zeros((2, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)]
-)  # fmt: skip
-def test_what_is_no_clip(clip, clip_):
+    "shape, kind", [((2, 8, 8, 3), np.float32), ((8, 8, 3), np.uint8), ((0, 8, 8, 3), np.uint8)]
+)
+def test_what_is_no_clip(clip, shape, kind):
     with pytest.raises(UserError, match="clip 0 is"):
-        clip.encode_video([clip_])
+        clip.encode_video([np.zeros(shape, kind)])
 
 
 def test_what_is_no_list_of_texts(clip):
@@ -74,7 +73,7 @@ def test_no_file(tmp_path):
 
 
 def test_a_whole_stoa(tmp_path):
-    c = TINY.released()
+    c = example.TINY.released()
     import dataclasses
     import json
 

@@ -14,15 +14,11 @@ from safetensors.numpy import save_file
 from stoa_jax import weights
 from stoa_jax.errors import UserError
 from stoa_jax.models import released
-from stoa_jax.models.config import ModelConfig
 from stoa_jax.weights.released import TABLE, UNUSED
 from stoa_jax.weights.tables import write_table
 
 GOLDEN = Path(__file__).parent / "data" / "released.json"
-TINY = dataclasses.replace(
-    ModelConfig.tiny(), vision_width=64, vision_heads=1, text_width=64, text_heads=1,
-    fusion_heads=1, vocab_size=1024, fusion_depth=6, text_depth=6, trajectories=12,
-)  # fmt: skip
+TINY = example.TINY
 
 
 def test_numbers_of_the_authors_code(monkeypatch):
@@ -35,7 +31,8 @@ def test_numbers_of_the_authors_code(monkeypatch):
         np.testing.assert_allclose(ours[name], values, atol=1e-4, err_msg=name)
 
 
-def test_one_pass_is_as_many_passes_as_words(rng=np.random.RandomState(0)):
+def test_one_pass_is_as_many_passes_as_words():
+    rng = np.random.RandomState(0)
     c = dataclasses.replace(TINY.released(), fusion_depth=2, head_dropout=0.0)
     m = example.model(c, example.parameters(c))
     data = example.batch(c, 2)
