@@ -68,7 +68,7 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.checkpoint.best_mode = "max"
 
     c.eval = ConfigDict()
-    c.eval.every_steps = 0  # 0: at the end only
+    c.eval.every_steps = 0  # 0: at the end only; -1: not in training
     c.eval.batch_size = 64  # global
     c.eval.max_examples = 0  # 0: the whole split; results on a part are marked partial
     c.eval.allow_partial = False  # also where clips of the published split are missing
@@ -100,8 +100,11 @@ def finetuning(task: str, variant: str = "base") -> ConfigDict:
     for name in ("vtc", "vtm", "mlm", "plm"):
         c.loss[name] = 1.0 if name in _KEPT[task] else 0.0
     if variant == "tiny":
-        c.train.steps = 300
-        c.optim.groups = ((r".*", 5e-4),)
+        c.train.steps = {"retrieval": 240, "captioning": 140, "qa": 250, "multiple_choice": 100}[
+            task
+        ]
+        c.optim.groups = ((r".*", 1e-3),)
+        c.eval.batch_size = 100
         c.optim.weight_decay = 0.05
         c.checkpoint.every_steps = 100
         return c

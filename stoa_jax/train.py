@@ -423,6 +423,7 @@ class _Run:
         every = self.c.eval.every_steps
         return (
             not self.profile
+            and every >= 0
             and step > 0
             and (step == self.steps or (every > 0 and step % every == 0))
         )
@@ -574,7 +575,7 @@ def check_config(c: ConfigDict) -> None:
     for key, least in (
         ("log.every_steps", 1),
         ("checkpoint.every_steps", 0),
-        ("eval.every_steps", 0),
+        ("eval.every_steps", -1),
         ("faults.max_nonfinite", 1),
         ("faults.max_rollbacks", 0),
     ):

@@ -9,6 +9,7 @@ one made.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import sys
@@ -22,7 +23,7 @@ from stoa_jax.demo import report
 from stoa_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-SIZE, FRAMES, OBJECTS = 48, 6, 6  # what `tiny` reads: nothing is stored that it does not see
+SIZE, FRAMES, OBJECTS = 48, 4, 6  # what `tiny` reads: nothing is stored that it does not see
 SETS = {
     "synthetic/captions": {"train": 4000, "validation": 40, "test": 200},
     "synthetic/qa": {"train": 2000, "validation": 40, "test": 200},
@@ -91,7 +92,7 @@ def build(data_dir: Path, processes: int) -> None:
             data_dir,
             options={"size": SIZE, **counts},
             settings=builders.Settings(frames=FRAMES, objects=OBJECTS, short_side=SIZE),
-            processes=processes,
+            run=functools.partial(builder.encode_parts, processes=processes, progress=True),
         )
 
 
@@ -106,22 +107,32 @@ def stage(name: str, workdir: Path, data_dir: Path, steps: float) -> ConfigDict:
     c = module.get_config("synthetic")
     c.data.dir = str(data_dir)
     c.train.steps = max(2, round(c.train.steps * steps))
+    c.data.eval_split = "test"
+    c.eval.every_steps = -1  # evaluated once, from the checkpoint
     c.log.tensorboard = False
     if name != "pretrain":
         c.init.path = str(workdir / "pretrain")
+        c.eval.beam = 1
+        c.eval.variants = ("single_frame", "text_only") if name == "qa" else ("single_frame",)
     return c
 
 
 def train(name: str, c: ConfigDict, workdir: Path) -> None:
-    """One run of the loop, evaluation at its end included."""
-    from stoa_jax import train
+    """One run of the loop; a task is then evaluated on the test split."""
+    from stoa_jax import evaluate, train
+    from stoa_jax.tasks import make_task
 
     start = f" --config.init.path={c.init.path}" if c.init.path else ""
-    say(
+    command = (
         f"python -m stoa_jax.main --config=configs/{name}.py:synthetic --workdir={workdir / name} "
         f"--config.data.dir={c.data.dir}{start}"
     )
-    train.train(c, workdir / name)
+    say(command)
+    task = make_task(c)
+    train.train(c, workdir / name, task=task)
+    if name in TASKS:
+        say(f"{command} --mode=eval")
+        evaluate.run(c, workdir / name, task=task, verbose=False)
 
 
 def say(command: str) -> None:

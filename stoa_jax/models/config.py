@@ -108,7 +108,7 @@ class ModelConfig:
         return cls(
             image_size=48,
             patch_size=12,
-            frames=6,
+            frames=4,
             vision_width=128,
             vision_depth=3,
             vision_heads=4,
