@@ -191,6 +191,8 @@ def sample(found: dict[str, np.ndarray]) -> dict[str, list[float]]:
     """A few numbers of each kind, spread over all of it."""
     few = {}
     for name, x in found.items():
-        x = np.asarray(list(x.values()) if isinstance(x, dict) else x, np.float64).reshape(-1)
+        x = np.asarray([x[k] for k in sorted(x)] if isinstance(x, dict) else x, np.float64).reshape(
+            -1
+        )
         few[name] = x[np.linspace(0, x.size - 1, min(x.size, 24)).astype(int)].tolist()
     return few
