@@ -30,7 +30,7 @@ def synthetic():
     c = config.default("pretrain", "tiny")
     c.loss.update(dict(vtc=1.0, vtm=0.3, mlm=0.1, plm=0.2, ota=0.3, asp=0.3))
     c.train.batch_size = 64
-    c.train.steps = 230
+    c.train.steps = 120
     c.optim.groups = ((r".*", 1.5e-3),)  # nothing is pre-trained
     c.optim.weight_decay = 0.05
     c.eval.batch_size = 100

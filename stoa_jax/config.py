@@ -100,7 +100,7 @@ def finetuning(task: str, variant: str = "base") -> ConfigDict:
     for name in ("vtc", "vtm", "mlm", "plm"):
         c.loss[name] = 1.0 if name in _KEPT[task] else 0.0
     if variant == "tiny":
-        c.train.steps = {"retrieval": 240, "captioning": 140, "qa": 250, "multiple_choice": 100}[
+        c.train.steps = {"retrieval": 600, "captioning": 140, "qa": 250, "multiple_choice": 100}[
             task
         ]
         c.optim.groups = ((r".*", 1e-3),)

@@ -63,7 +63,7 @@ class SyntheticSource:
     """The synthetic world, seen as a source like any other."""
 
     def __init__(self, kind: str, **options: Any):
-        numbers = {"seed": 0, "size": 64, **SYNTHETIC_SPLITS}
+        numbers = {"seed": 0, "size": 64, "siblings": 2, **SYNTHETIC_SPLITS}
         for name, value in options.items():
             if name not in numbers:
                 raise UserError(
@@ -75,6 +75,7 @@ class SyntheticSource:
         from stoa_jax.data import synthetic
 
         self.kind, self.seed, self.size = kind, numbers["seed"], numbers["size"]
+        self.siblings = numbers["siblings"]  # clips in a row that look alike and move otherwise
         self.class_names = tuple(synthetic.CLASS_NAMES)
         self.skipped: list[Any] = []
         self.splits: dict[str, Sequence[SyntheticEntry]] = {
@@ -88,7 +89,9 @@ class SyntheticSource:
         """Renders the clip; its size is the world's, whatever `short_side` is."""
         from stoa_jax.data import synthetic
 
-        world = synthetic.World(seed=self.seed, split=entry.split, size=self.size, frames=frames)
+        world = synthetic.World(
+            entry.split, self.seed, self.size, frames=frames, siblings=self.siblings
+        )
         clip = synthetic.as_clip(world.clip(entry.index), self.kind)
         return dataclasses.replace(clip, video_id=entry.video_id)
 

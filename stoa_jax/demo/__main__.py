@@ -90,7 +90,7 @@ def build(data_dir: Path, processes: int) -> None:
         builder.build(
             dataset,
             data_dir,
-            options={"size": SIZE, **counts},
+            options={"size": SIZE, "siblings": 1, **counts},
             settings=builders.Settings(frames=FRAMES, objects=OBJECTS, short_side=SIZE),
             run=functools.partial(builder.encode_parts, processes=processes, progress=True),
         )
@@ -129,7 +129,8 @@ def train(name: str, c: ConfigDict, workdir: Path) -> None:
     )
     say(command)
     task = make_task(c)
-    train.train(c, workdir / name, task=task)
+    if train.train(c, workdir / name, task=task)["stopped"]:
+        raise UserError("stopped; run the same command again to go on")
     if name in TASKS:
         say(f"{command} --mode=eval")
         evaluate.run(c, workdir / name, task=task, verbose=False)

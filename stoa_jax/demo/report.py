@@ -19,12 +19,9 @@ LINES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ),
     (
         "retrieval",
-        "text to video R@1, re-ranked",
-        "retrieval/reranked/t2v/R@1",
-        {
-            "chance": "retrieval/chance/t2v/R@1",
-            "one frame": "retrieval/single_frame/reranked/t2v/R@1",
-        },
+        "video to text R@1, dual encoder",
+        "retrieval/v2t/R@1",
+        {"chance": "retrieval/chance/v2t/R@1", "one frame": "retrieval/single_frame/v2t/R@1"},
     ),
     (
         "captioning",
@@ -156,7 +153,7 @@ def views(workdir: Path, configs: Mapping[str, ConfigDict], clips: int) -> list[
     c = configs["pretrain"]
     task = make_task(c)
     mesh = sharding.make_mesh(c)
-    model, _ = evaluate.load(c, (workdir / "pretrain").absolute(), task, mesh)
+    model, *_ = evaluate.load(c, (workdir / "pretrain").absolute(), task, mesh)
     dataset, split_name = c.data.sets[0][0], c.data.eval_split
     split = pipeline.open_split(c.data.dir, dataset, split_name)
     loader = pipeline.Loader(
