@@ -81,3 +81,17 @@ def test_report_and_help(tmp_path, capsys):
     for word in ("safetensors", "orbax", "hugging_face", "released", "export", "--activation"):
         assert word in text
     json.loads((FOLDER / "config.json").read_text())
+
+
+def test_the_head_of_a_task_may_be_new_or_another(tmp_path):
+    import dataclasses
+
+    convert(FOLDER, tmp_path / "ours.safetensors", "safetensors")
+    c, _ = weights.config_of(tmp_path / "ours.safetensors")
+    with_head = dataclasses.replace(c, num_answers=5)
+    params, report = weights.initial_parameters(tmp_path / "ours.safetensors", with_head)
+    assert set(report.new) == {"fusion/answer/kernel", "fusion/answer/bias"}
+    assert set(params) == set(weights.parameter_shapes(c))
+    with pytest.raises(UserError, match=r"missing none; not the model's action/"):
+        other = dataclasses.replace(c, actions=False)
+        weights.initial_parameters(tmp_path / "ours.safetensors", other)

@@ -93,7 +93,9 @@ def initial_parameters(
     """
     shapes = parameter_shapes(model_config)
     if is_workdir(path):
-        return _of_workdir(path, model_config, shapes)
+        params, report = _of_workdir(path, shapes)
+        report.new = {name: shape for name, shape in shapes.items() if name not in params}
+        return params, report
     tensors, kind = open_weights(path)
     report = Report(str(path), KINDS[kind])
     if kind == "stoa_jax":
@@ -129,42 +131,43 @@ def _draw(c: ModelConfig, names: tuple[str, ...], seed: int) -> dict[str, np.nda
     return jax.device_get(draw(jax.random.key(seed))) if names else {}
 
 
-def _of_ours(
-    tensors: TensorFile, shapes: dict[str, Shape], report: Report
-) -> dict[str, np.ndarray]:
-    _check_ours(str(tensors.path), {n: t.shape for n, t in tensors.items()}, shapes)
-    report.used = {name: name for name in tensors}
-    return {name: tensors.take(name) for name in tensors}
-
-
-def _of_workdir(path: str | Path, c: ModelConfig, shapes: dict[str, Shape]):
+def _of_workdir(path: str | Path, shapes: dict[str, Shape]) -> tuple[dict, Report]:
     from stoa_jax.checkpoint import load_params
 
     params, _, meta = load_params(path)
     report = Report(str(path), f"{KINDS['workdir']}, step {meta.get('step')}")
-    # A head that another task had is no use here; a head that it lacked is new.
+    names = _fitting(str(path), {n: x.shape for n, x in params.items()}, shapes, report)
+    return {name: np.asarray(params[name], np.float32) for name in names}, report
+
+
+def _of_ours(
+    tensors: TensorFile, shapes: dict[str, Shape], report: Report
+) -> dict[str, np.ndarray]:
+    there = {n: t.shape for n, t in tensors.items()}
+    return {n: tensors.take(n) for n in _fitting(str(tensors.path), there, shapes, report)}
+
+
+def _fitting(
+    where: str, there: dict[str, Shape], shapes: dict[str, Shape], report: Report
+) -> list[str]:
+    """The names to take from weights of ours; only the answers' head may differ."""
     head = "fusion/answer/"
-    for name in [n for n in params if n.startswith(head)]:
-        if shapes.get(name) != params[name].shape:
+    for name, shape in there.items():
+        if name.startswith(head) and shapes.get(name) != tuple(shape):
             report.unused[name] = "the head of another task's answers"
-            del params[name]
-    fresh = {n for n in shapes if n.startswith(head) and n not in params}
-    want = {n: s for n, s in shapes.items() if n not in fresh}
-    _check_ours(str(path), {n: x.shape for n, x in params.items()}, want)
-    report.used = {name: name for name in params}
-    report.new = {name: shapes[name] for name in fresh}
-    return {name: np.asarray(x, np.float32) for name, x in params.items()}, report
-
-
-def _check_ours(where: str, there: dict[str, Shape], shapes: dict[str, Shape]) -> None:
-    missing, extra = sorted(set(shapes) - set(there)), sorted(set(there) - set(shapes))
+    names = [name for name in there if name not in report.unused]
+    missing = sorted(n for n in set(shapes) - set(names) if not n.startswith(head))
+    extra = sorted(set(names) - set(shapes))
     if missing or extra:
         raise UserError(
             f"{where}: another model than config.model: missing "
             f"{', '.join(missing[:6]) or 'none'}; not the model's {', '.join(extra[:6]) or 'none'}"
         )
-    for name, shape in shapes.items():
-        if tuple(there[name]) != shape:
+    for name in names:
+        if tuple(there[name]) != shapes[name]:
             raise UserError(
-                f"{where}: tensor {name} is {list(there[name])}, config.model needs {list(shape)}"
+                f"{where}: tensor {name} is {list(there[name])}, config.model needs "
+                f"{list(shapes[name])}"
             )
+    report.used = {name: name for name in names}
+    return names
