@@ -158,6 +158,8 @@ def guarded(work: Callable[[], Any], distributed: bool = True) -> None:
         fail(error, 2)
     except TrainingError as error:
         fail(error, 1)
+    except KeyboardInterrupt:
+        leave(130)
     except Exception:
         traceback.print_exc()
         leave(1)

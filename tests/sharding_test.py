@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from toy_run import RealLoader, RealTask, ToyLoader, ToyTask, build_model, toy_config
 
-from stoa_jax import config, sharding, train
+from stoa_jax import checkpoint, config, sharding, train
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters
@@ -167,18 +167,18 @@ def real_steps(count, sizes, steps=10):
     """Of the real model: the first gradients, all figures, the last parameters."""
     c = toy_config(**{f"mesh__{axis}": size for axis, size in sizes.items()})
     c.optim.groups = config.default().optim.groups  # the recipe's
-    task = RealTask(c)
-    program = train.make_program(c, task, steps, devices=jax.devices()[:count])
+    program = train.make_program(c, RealTask(c), steps, devices=jax.devices()[:count])
     loader = iter(RealLoader(c, 0))
     with jax.set_mesh(program.mesh):
         state, seen = program.init(), []
         for step in range(steps):
             batch = sharding.to_devices(next(loader), program.mesh, c.train.batch_size)
-            if step == 0:
-                loss = lambda p, b: task.loss(program.model_with(p), b, jax.random.key(0))[0]  # noqa: E731
-                gradients = jax.device_get(jax.jit(jax.grad(loss))(state.params, batch))
             state, figures = program.step(state, batch)
             seen.append(np.asarray(figures))
+            if step == 0:  # Adam's first moment is the gradient, clipped, times 1 - beta
+                moments = checkpoint.flatten(state.opt_state)
+                gradients = {k: np.asarray(v) / 0.1 for k, v in moments.items() if "/mu/" in k}
+    assert len(gradients) == len(state.params)
     return gradients, np.array(seen), jax.device_get(state.params)
 
 
