@@ -137,27 +137,24 @@ def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, st
         check_names(shapes, values, source)
         fresh: list[str] = []
     elif c.init.path:
-        from stoa_jax.weights import initial_parameters
+        from stoa_jax.weights import whole_parameters
 
         source = str(c.init.path)
-        values = dict(initial_parameters(c.init.path, config))
-        fresh = sorted(set(shapes) - set(values))
-        check_names({name: s for name, s in shapes.items() if name in values}, values, source)
+        values, report = whole_parameters(c.init.path, config, seed=c.seed)
+        fresh = sorted(report.new)
     else:
         raise UserError(
             f"--workdir: {workdir} holds no checkpoint, and config.init.path is empty; name a "
             "run's directory, or weights with --config.init.path=…"
         )
     if fresh:
-        groups = sorted({name.split("/")[0] for name in fresh})
+        groups = sorted({"/".join(name.split("/")[:2]) for name in fresh})
         logging.warning(
             "%s holds no %s: what they take part in stands as initialised at random",
             source,
             ", ".join(groups),
         )
         source += f" (random: {', '.join(groups)})"
-        made = jax.jit(lambda: named_parameters(Stoa(config, rngs=nnx.Rngs(c.seed))))()
-        values |= {name: np.asarray(made[name]) for name in fresh}
     placed = {
         name: jax.make_array_from_callback(
             shape.shape,

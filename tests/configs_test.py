@@ -76,8 +76,8 @@ def test_the_paper_tables_are_runs_of_the_shipped_configurations(argument, tmp_p
     parts = {run.name.split(" | ")[0] for run in runs}
     assert parts == ({"table4"} if "," in argument else {"table4", "trajectories", "actions"})
     stages = sweep.unique_stages(runs)
-    # Five models of the table; the curves add four each, and share the full one.
-    models = 5 if "," in argument else 13
+    # Five of the table; the curves share the full one with it, and A = 0 is its "+ OTA".
+    models = 5 if "," in argument else 5 + 4 + 3
     assert sum(stage.name == "pretrain" for stage in stages) == 3 * models
     for stage in stages[:12]:
         path, _, of = stage.config.partition(":")
