@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests, setting everything up first. Arguments go to pytest.
+# Runs the tests on two cores, setting everything up first. Arguments go to pytest.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements-dev.txt
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"

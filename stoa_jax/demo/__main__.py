@@ -90,7 +90,7 @@ def build(data_dir: Path, processes: int) -> None:
         builder.build(
             dataset,
             data_dir,
-            options={"size": SIZE, "siblings": 1, **counts},
+            options={"size": SIZE, **counts},
             settings=builders.Settings(frames=FRAMES, objects=OBJECTS, short_side=SIZE),
             run=functools.partial(builder.encode_parts, processes=processes, progress=True),
         )
