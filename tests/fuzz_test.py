@@ -20,7 +20,9 @@ from stoa_jax.data.detections import open_detections
 from stoa_jax.errors import UserError
 
 EXAMPLES = int(os.environ.get("STOA_FUZZ", "30"))
-SECONDS = 20.0  # no single input may take longer
+SECONDS = (
+    20.0  # of processor time, at most, for one input; a wait is the suite's time-out's to find
+)
 
 fuzz = settings(
     max_examples=EXAMPLES,
@@ -33,7 +35,7 @@ fuzz = settings(
 
 def outcome(action) -> str:
     """ "read" or "refused"; anything else is a failure."""
-    started = time.monotonic()
+    started = time.process_time()
     try:
         action()
         result = "read"
@@ -41,7 +43,7 @@ def outcome(action) -> str:
         message = str(error)
         assert message and "\n" not in message and len(message) < 2000, message
         result = "refused"
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     return result
 
 
