@@ -18,13 +18,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    **{"model.vision_width": 48, "model.vision_depth": 2, "model.vision_heads": 2},
-    **{"model.text_width": 48, "model.text_depth": 2, "model.text_heads": 2},
+    **{"model.image_size": 24, "model.patch_size": 8, "model.frames": 2, "model.roi_size": 2},
+    **{"model.vision_width": 32, "model.vision_depth": 2, "model.vision_heads": 2},
+    **{"model.text_width": 32, "model.text_depth": 2, "model.text_heads": 2},
     **{"model.vocab_size": 1024, "model.object_block": 2, "model.action_block": 2},
-    **{"model.frames": 4, "model.image_size": 32, "model.fusion_heads": 2, "model.roi_size": 2},
-    **{"train.batch_size": 16, "eval.batch_size": 16, "eval.max_examples": 32},
+    **{"model.fusion_depth": 1, "model.fusion_heads": 2, "model.text_length": 16},
+    **{"model.objects_per_frame": 4, "model.trajectories": 4, "model.action_tokens": 2},
+    **{"train.batch_size": 8, "eval.batch_size": 8, "eval.max_examples": 16, "eval.rerank": 0},
     **{"checkpoint.every_steps": 20, "eval.every_steps": 100, "log.every_steps": 1},
-    **{"data.workers": 0, "model.text_length": 16, "eval.rerank": 0},
+    **{"data.workers": 0},
 }
 
 
@@ -73,6 +75,7 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (args.folder / "data").exists():
         build = ["-m", "stoa_jax.data.build", "synthetic/captions", "--limit=64", "--quiet"]
+        build += ["--frames=2", "--objects=4", "--short-side=32"]
         subprocess.run(
             [sys.executable, *build, f"--data-dir={args.folder / 'data'}"], cwd=ROOT, check=True
         )
@@ -92,6 +95,8 @@ def main() -> None:
         kind = (signal.SIGTERM, signal.SIGKILL)[i % 2]
         process.send_signal(kind)
         code = process.wait()
+        wanted = (0,) if kind == signal.SIGTERM else (-signal.SIGKILL,)
+        assert code in wanted, f"exit code {code}, see {args.folder}/pieces.log"
         happened.append(f"{kind.name} at step {step_of(pieces)}: exit {code}")
         print(happened[-1], flush=True)
     code = start(command(pieces, args.folder, args.steps), args.folder / "pieces.log").wait()
