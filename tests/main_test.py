@@ -54,7 +54,7 @@ def says(capsys, monkeypatch):
         ("--config.model.image_sise=4", "the nearest is 'model.image_size'"),
         ("--config.weight_decay=4", "the nearest is 'optim.weight_decay'"),
         ("--config.train.steps=many", "train.steps=many"),
-        ("--config.model.image_size=50", "50 is not a multiple of patch_size 8; use 48"),
+        ("--config.model.image_size=50", "50 is not a multiple of patch_size 12; use 48"),
         ("--config.model.text_length=2", "text_length is 2; it must be at least 4"),
         ("--config.train.batch_size=12", "train.batch_size: 12 is not divisible by 8 device(s)"),
         ("--config.mesh.data=3", "needs 3 device(s), there are 8"),

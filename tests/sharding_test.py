@@ -97,7 +97,7 @@ def test_tensor_splits_heads_and_the_inner_width():
 
 
 def test_heads_that_do_not_divide_are_one_line():
-    odd = dataclasses.replace(ModelConfig.tiny(), vision_heads=3)
+    odd = dataclasses.replace(ModelConfig.tiny(), vision_width=96, vision_heads=3)
     with pytest.raises(
         UserError, match=r"mesh\.tensor: 2 does not divide dimension 1 of .*; use a divisor of 3"
     ):

@@ -216,7 +216,7 @@ def test_profile_writes_a_trace_and_nothing_else(tmp_path):
         (dict(train__steps=0), r"train\.steps: 0"),
         (dict(log__every_steps=0), r"log\.every_steps: 0; it must be at least 1"),
         (dict(train__batch_size=12), r"train\.batch_size: 12 is not divisible by 8"),
-        (dict(model__image_size=50), r"image_size 50 is not a multiple of patch_size 8; use 48"),
+        (dict(model__image_size=50), r"image_size 50 is not a multiple of patch_size 12; use 48"),
         (dict(checkpoint__keep=0), r"checkpoint\.keep"),
     ],
 )

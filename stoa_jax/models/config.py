@@ -131,8 +131,8 @@ class ModelConfig:
         """The same sizes as the authors' public code computes them."""
         return dataclasses.replace(
             self,
-            object_block=self.vision_depth - 1,
-            action_block=self.vision_depth - 2,
+            object_block=max(1, self.vision_depth - 1),
+            action_block=max(1, self.vision_depth - 2),
             action_patches_stop_gradient=True,
             joint_blocks=2,
             roi_size=14,
