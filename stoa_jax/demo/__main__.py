@@ -4,8 +4,7 @@
 
 Builds the synthetic sets, pre-trains `tiny` with all six losses, fine-tunes and evaluates
 retrieval, captioning, question answering and multiple choice, and writes `results.md` and
-`index.html` in the work directory. Ten minutes on two cores; a second run finds what the first
-one made.
+`index.html` in the work directory. A run that was stopped goes on where it was.
 """
 
 import argparse
