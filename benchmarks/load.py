@@ -18,8 +18,8 @@ from stoa_jax.weights import clip, parameter_shapes, released
 from stoa_jax.weights.tables import write_table
 
 KINDS = ("hugging_face", "openai", "open_clip", "released")
-_LOAD = """
-import resource, sys, time
+_LOAD = r"""
+import re, sys, time
 from stoa_jax import weights
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.inference import load
@@ -31,7 +31,8 @@ else:
     c, _ = weights.config_of(path)
     weights.initial_parameters(path, c)
 wall, busy = time.perf_counter() - start, time.process_time() - busy
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+# Not ru_maxrss, which begins with the parent's.
+peak = int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]) / 2**20
 print(f"{how:18} {wall:6.1f} s  {busy:6.1f} s of processor  {peak:5.2f} GiB")
 """
 

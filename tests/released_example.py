@@ -23,7 +23,6 @@ SMALL = dataclasses.replace(
     text_depth=6,
     objects_per_frame=3,
     trajectories=6,
-    scan_layers=False,
 ).released()
 SMALL = dataclasses.replace(SMALL, head_dropout=0.0)
 # Of no size that the authors' code could run; for what needs no reference.
@@ -31,7 +30,7 @@ TINY = dataclasses.replace(
     ModelConfig.tiny(), vision_width=64, vision_heads=1, text_width=64, text_heads=1,
     fusion_heads=1, vocab_size=1024, fusion_depth=6, text_depth=6, trajectories=12,
 )  # fmt: skip
-FULL = dataclasses.replace(ModelConfig.base().released(), scan_layers=False, head_dropout=0.0)
+FULL = dataclasses.replace(ModelConfig.base().released(), head_dropout=0.0)
 # Dropout is off: it is no part of the comparison.
 SETTINGS = dict(
     vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0, mask_rate=0.15, proper_nouns=False,

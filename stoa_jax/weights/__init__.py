@@ -105,9 +105,8 @@ def initial_parameters(
     else:
         params = clip.read_clip(tensors, kind, model_config, shapes, report)
         clip.initial_from_clip(params, model_config, shapes, report)
-        drawn = _draw(model_config, ("fusion/positions",), seed)
         params["fusion/positions"] = clip.fusion_positions(
-            drawn["fusion/positions"], params, report
+            params["text/positions"], shapes["fusion/positions"], seed, report
         )
     report.new = {name: shape for name, shape in shapes.items() if name not in params}
     return dict(sorted(params.items())), report

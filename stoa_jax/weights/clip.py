@@ -277,11 +277,12 @@ def initial_from_clip(
         copy(f"fusion/blocks{rest}", f"text/blocks{rest}", slice(0, c.fusion_depth))
 
 
-def fusion_positions(new: np.ndarray, params: dict[str, np.ndarray], report: Report) -> np.ndarray:
-    """The first 77 rows from CLIP's text positions, the rest as they were drawn."""
-    rows = min(77, *(len(x) for x in (new, params["text/positions"])))
+def fusion_positions(x: np.ndarray, shape: Shape, seed: int, report: Report) -> np.ndarray:
+    """The first 77 rows from CLIP's text positions, the rest N(0, 0.01²) as in a fresh model."""
+    rows = min(77, len(x), shape[0])
     report.copied["fusion/positions"] = f"text/positions, the first {rows} rows; the rest are new"
-    return np.concatenate([params["text/positions"][:rows], new[rows:]])
+    new = 0.01 * np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return np.concatenate([x[:rows], new[rows:]])
 
 
 # Tables of positions and words
