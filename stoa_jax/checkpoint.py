@@ -102,14 +102,14 @@ class Checkpoints:
         self._manager.close()
 
     def restore(
-        self, params: Mapping[str, Any], optimizer: Mapping[str, Any], newest: int | None = None
+        self, params: Mapping[str, Any], optimizer: Mapping[str, Any]
     ) -> tuple[int, dict[str, jax.Array], dict[str, jax.Array], dict[str, Any]] | None:
         """The newest good checkpoint, laid out as the abstract arrays say; None: there is none.
 
         One that cannot be read or whose checksums differ is named, set aside, and the one before
         it is used.
         """
-        while steps := [s for s in self.steps() if newest is None or s <= newest]:
+        while steps := self.steps():
             step = steps[-1]
             try:
                 found = self._restore(step, params, optimizer)

@@ -310,12 +310,12 @@ class _Run:
             raise
         finally:
             batches.close()
+            self.writer.close()
             if self.profile and step > PROFILE_STEPS[0]:
                 jax.profiler.stop_trace()
         if self.checkpoints:
             self.dog.beat("writing the last checkpoint")
             self.checkpoints.close()
-        self.writer.close()
         if stopped:
             monitor.say(f"saved step {step}; run the same command again to go on")
         elif self.first and not self.profile:
@@ -325,14 +325,14 @@ class _Run:
 
     # Where it starts.
 
-    def restore(self, newest: int | None = None) -> tuple[State, int]:
+    def restore(self) -> tuple[State, int]:
         """The newest good checkpoint, else the weights that `init.path` names, else fresh ones."""
         program = self.program
         place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
         abstract = jax.tree.map(place, program.state, program.shardings)
         if self.checkpoints:
             rest = checkpoint.flatten(dataclasses.replace(abstract, params={}))
-            if found := self.checkpoints.restore(abstract.params, rest, newest):
+            if found := self.checkpoints.restore(abstract.params, rest):
                 step, params, rest, meta = found
                 self.offset, self.rollbacks = meta["offset"], meta["rollbacks"]
                 self.clock = monitor.Clock(meta["started"], meta["productive"])
