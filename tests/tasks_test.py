@@ -424,8 +424,9 @@ def test_an_unknown_variant_is_named(data):
 
 def test_released_answers_by_first_piece(data):
     c = configuration(data, "qa")
-    released = dataclasses.replace(config.model_config(c).released(), roi_size=2, joint_blocks=0)
-    c.model.update(dataclasses.asdict(released) | {"object_block": 1, "action_block": 1})
+    c.model.vision_depth = 3  # it reads blocks 1 and 2
+    released = dataclasses.replace(config.model_config(c).released(), roi_size=2)
+    c.model.update(dataclasses.asdict(released))
     task = make_task(c)
     model, batch = build(task), train_batch(task)
     loss, watch = jax.jit(task.loss)(model, batch, jax.random.key(0))
