@@ -1,9 +1,10 @@
 """Tensors out of weight files: by name, as float32, without running anything a file holds.
 
-safetensors and TorchScript archives are read here, one tensor at a time; `.pt` and `.bin` by
-torch, restricted to tensors, and given back to the system tensor by tensor.
+safetensors and TorchScript archives are taken apart here, `.pt` and `.bin` by torch, restricted to
+tensors; either way one tensor is in memory at a time.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,7 +13,6 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,17 +34,29 @@ _SAFETENSORS = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-_STORAGES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype(np.bool_),
+_TORCH_TYPES = {
+    "float64": np.dtype("<f8"),
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i4"),
+    "int16": np.dtype("<i2"),
+    "int8": np.dtype("i1"),
+    "uint8": np.dtype("u1"),
+    "bool": np.dtype(np.bool_),
+}
+_STORAGES = {  # their names in a pickle
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
 }
 
 
@@ -244,6 +256,7 @@ def _open_zip(path: Path) -> TensorFile:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            stored = all(i.compress_type == zipfile.ZIP_STORED for i in archive.infolist())
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise UserError(f"{path}: damaged or cut off ({error}); fetch it again") from error
     for name in names:
@@ -257,19 +270,23 @@ def _open_zip(path: Path) -> TensorFile:
         return _open_torchscript(path, names)
     if not any(name.split("/", 1)[-1] == "data.pkl" for name in names):
         raise UserError(f"{path}: a ZIP archive without data.pkl; torch did not write it")
-    return _open_torch(path)
+    return _open_torch(path, lazily=stored)
 
 
-def _open_torch(path: Path) -> TensorFile:
+def _open_torch(path: Path, *, lazily: bool = False) -> TensorFile:
+    """By torch, restricted to tensors; `lazily` it says where each lies, and none is read yet."""
     try:
         import torch
+        from torch._subclasses.fake_tensor import FakeTensorMode
     except ImportError as error:
         raise UserError(
             f"{path}: files of this kind are read by torch, which is not installed; "
             f"{INSTALL_TORCH}, or convert the file to safetensors"
         ) from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # A fake tensor is only described: a large file is not in memory beside the parameters.
+        with FakeTensorMode() if lazily else contextlib.nullcontext():
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         detail = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()
         raise UserError(
@@ -298,6 +315,9 @@ def _open_torch(path: Path) -> TensorFile:
         if not isinstance(state[name], torch.Tensor):
             state.pop(name)
             continue
+        if lazily:
+            tensors[name] = _described(path, name, state[name])
+            continue
 
         def read(name=name) -> np.ndarray:
             x = state.pop(name)
@@ -307,6 +327,31 @@ def _open_torch(path: Path) -> TensorFile:
     if not tensors:
         raise UserError(f"{path}: no tensors in it; is it a state dict?")
     return TensorFile(path, tensors)
+
+
+def _described(path: Path, name: str, x: Any) -> Tensor:
+    """A tensor from where torch says that its data lies in the file."""
+    kind = str(x.dtype).removeprefix("torch.")
+    at = getattr(x.untyped_storage(), "_checkpoint_offset", None)
+    if at is None or kind not in _TORCH_TYPES:
+        raise UserError(f"{path}: tensor {name} of type {kind} cannot be read; save it as float32")
+    size = min(x.untyped_storage().nbytes(), path.stat().st_size - at)
+    return _strided(path, _TORCH_TYPES[kind], at, size, x.storage_offset(), x.shape, x.stride())
+
+
+def _strided(path: Path, dtype: np.dtype, at: int, size: int, offset: int, shape, stride) -> Tensor:
+    """A tensor in `size` bytes of data at byte `at`, with an offset and strides in elements."""
+    shape, stride = tuple(shape), tuple(stride)
+    last = sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if all(shape) else -1
+    if min((*shape, *stride, offset, 0)) < 0 or (offset + last + 1) * dtype.itemsize > size:
+        raise UserError(f"{path}: a tensor {list(shape)} reaches outside its data at byte {at}")
+
+    def read() -> np.ndarray:
+        flat = np.fromfile(path, dtype, last + 1, offset=at + offset * dtype.itemsize)
+        steps = [s * dtype.itemsize for s in stride]
+        return np.lib.stride_tricks.as_strided(flat, shape, steps)
+
+    return Tensor(shape, path, read)
 
 
 class _Module:
@@ -345,24 +390,13 @@ class _TorchScriptUnpickler(pickle.Unpickler):
         kind, storage, key = pid[0], pid[1], pid[2]
         if kind != "storage" or storage not in _STORAGES:
             raise UserError(f"{self._path}: unknown tensor storage {pid[:3]!r}")
-        return _STORAGES[storage], str(key)
+        return _TORCH_TYPES[_STORAGES[storage]], str(key)
 
     def _tensor(self, storage, offset, shape, stride, *_) -> Tensor:
         dtype, key = storage
-        shape, stride = tuple(shape), tuple(stride)
         if key not in self._storages:
             raise UserError(f"{self._path}: tensor data {key!r} is missing; fetch the file again")
-        at, size = self._storages[key]
-        last = sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if all(shape) else -1
-        if min((*shape, *stride, offset, 0)) < 0 or (offset + last + 1) * dtype.itemsize > size:
-            raise UserError(f"{self._path}: a tensor {shape} reaches outside its data {key!r}")
-
-        def read() -> np.ndarray:
-            flat = np.fromfile(self._path, dtype, last + 1, offset=at + offset * dtype.itemsize)
-            steps = [s * dtype.itemsize for s in stride]
-            return np.lib.stride_tricks.as_strided(flat, shape, steps)
-
-        return Tensor(shape, self._path, read)
+        return _strided(self._path, dtype, *self._storages[key], offset, shape, stride)
 
 
 def _open_torchscript(path: Path, names: list[str]) -> TensorFile:
@@ -407,7 +441,7 @@ def _collect(node: Any, prefix: str, tensors: dict[str, Tensor]) -> None:
 # Writing
 
 
-@contextmanager
+@contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, moved there only if all went well."""
     path = Path(path)
