@@ -135,6 +135,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
             r"captions\.csv:1: no column 'caption' in the header \(video, text\)",
         ),
         (b"video,caption,video\na,b,c\n", r"captions\.csv:1: two columns 'video'"),
+        (b'video,"two\nlines"\na,b\n', r"captions\.csv:1: no column 'caption' .*two lines\)"),
         (b'video,caption\na,"x" y\n', r"captions\.csv:2: broken CSV"),
         (b'video,caption\na,x\nb,"never closed\n', r"captions\.csv:3: broken CSV"),
         (b'video,caption\na,"open\nb.mkv,swallowed"\n', r"csv:2: a quote .* takes in line 3"),
@@ -250,6 +251,7 @@ def test_webvid_names_what_it_skips(tmp_path):
     "content, message",
     [
         ("videoid,name,duration\n1,a,b\n", "csv:1: no column 'page_dir'"),
+        ('"video\nid",name\n1,a\n', r"csv:1: no column 'videoid' .*\(video id, name\)"),
         (WEBVID + '9,"open,1,1,PT,u\n', "csv:6: a quote opened here is not closed"),
         (WEBVID.encode() + b"9,caf\xe9,1,1,PT,u\n", "csv:6: byte 0xe9 is not UTF-8"),
         (WEBVID + '9,"a"b"c",1,1,PT,u\n', "csv:6: broken CSV"),

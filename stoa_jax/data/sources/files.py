@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stoa_jax.data.sources.entries import RowError, SkippedRows, shown
+from stoa_jax.data.sources.entries import RowError, SkippedRows, clean, shown
 from stoa_jax.errors import UserError
 
 VIDEO_SUFFIXES = frozenset(
@@ -199,7 +199,7 @@ def read_csv(
             if missing:
                 raise UserError(
                     f"{path}:{line}: no column {missing[0]!r} in the header "
-                    f"({', '.join(header)[:200]})"
+                    f"({clean(', '.join(header))[:200]})"
                 )
             twice = next((c for c in header if c and header.count(c) > 1), None)
             if twice:

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, file_name
+from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, clean, file_name
 from stoa_jax.data.sources.files import Files, decode
 from stoa_jax.errors import UserError
 
@@ -68,7 +68,7 @@ class Rows(Sequence[Entry]):
         if missing:
             raise UserError(
                 f"{self.path}:{line}: no column {missing[0]!r} in the header "
-                f"({', '.join(header)[:200]})"
+                f"({clean(', '.join(header))[:200]})"
             )
         self._header = header
 
