@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 
@@ -99,6 +100,24 @@ def test_a_part_that_is_measured_is_no_test(built):
     c.eval.max_examples = 1
     report = check.check(c, data_dir=built / "data")
     assert report.problems == ["folder/captions:test: eval.max_examples=1 measures on a part of it"]
+
+
+def test_labels_cover_neither_each_other_nor_leave_the_frame():
+    frame, box, taken = (100, 60), (95, 2, 99, 9), []
+    for _ in range(4):
+        x, y = contact_sheet._free_place((40, 13), box, frame, taken)
+        taken.append((x, y, x + 40, y + 13))
+    assert {x for x, *_ in taken} == {60}
+    tops = sorted(y for _, y, _, _ in taken)
+    assert tops[0] >= 0 and tops[-1] <= 60 - 13
+    assert all(b - a >= 13 for a, b in itertools.pairwise(tops))
+
+
+def test_words_from_right_to_left_stand_so():
+    assert contact_sheet._in_order("a dog runs".split()) == ["a", "dog", "runs"]
+    assert contact_sheet._in_order("כלב רץ בפארק".split()) == ["בפארק", "רץ", "כלב"]
+    assert contact_sheet._in_order("כלב רץ by a tree".split()) == ["by", "a", "tree", "רץ", "כלב"]
+    assert contact_sheet._in_order("the word כלב רץ here".split()) == "the word רץ כלב here".split()
 
 
 def test_boxes_of_every_class_differ_in_colour():

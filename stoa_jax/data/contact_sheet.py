@@ -5,7 +5,9 @@ that one look tells whether boxes, frames and words belong together.
 """
 
 import colorsys
+import itertools
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,7 +86,8 @@ def _strip(clip: dict, class_names: Sequence[str], nouns: Sequence[Sequence[str]
     height = FRAME_HEIGHT + 3 * _MARGIN + _LINE * (len(lines) + 1)
     strip = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(strip)
-    title = f"{clip['video_id']}   {len(present)} classes: {', '.join(names) or 'no objects'}"
+    what = f"{len(present)} classes: {', '.join(names)}" if names else "no objects"
+    title = f"{clip['video_id']} · {what}"
     pen.text((_MARGIN, 2), textwrap.shorten(title, width // 8), "black", _font(_LABEL))
     left = _MARGIN
     for t, frame in zip(places, frames, strict=True):
@@ -113,21 +116,48 @@ def _frame(clip: dict, t: int, class_names: Sequence[str]) -> Image.Image:
     frame = frame.resize((max(1, min(1000, round(frame.width * scale))), FRAME_HEIGHT))
     pen = ImageDraw.Draw(frame)
     size = np.array([frame.width, frame.height] * 2)
-    # The surest last, on top.
-    for k in np.argsort(clip["scores"][t], kind="stable"):
-        class_id = int(clip["classes"][t][k])
-        if class_id < 0:
-            continue
-        x1, y1, x2, y2 = (np.asarray(clip["boxes"][t][k]) * size).tolist()
-        ink = colour(class_id)
+    scores, classes = clip["scores"][t], clip["classes"][t]
+    best_first = [k for k in np.argsort(-scores, kind="stable") if classes[k] >= 0]
+    corners = {k: (np.asarray(clip["boxes"][t][k]) * size).tolist() for k in best_first}
+    for k in reversed(best_first):  # the surest on top
+        x1, y1, x2, y2 = corners[k]
+        ink = colour(int(classes[k]))
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=ink, width=2)
+    # Labels after all boxes, so that no line runs through one.
+    font, taken = _font(10), []
+    for k in best_first:
+        class_id = int(classes[k])
         name = class_names[class_id] if class_id < len(class_names) else str(class_id)
-        label = f"{name} {clip['scores'][t][k]:.2f}"
-        font = _font(10)
-        box = pen.textbbox((x1 + 2, max(0, y1)), label, font)
-        pen.rectangle((box[0] - 2, box[1] - 1, box[2] + 2, box[3] + 1), fill=ink)
-        pen.text((x1 + 2, max(0, y1)), label, "white", font)
+        label = f"{name} {scores[k]:.2f}"
+        width, height = int(pen.textlength(label, font)) + 4, 13
+        x, y = _free_place((width, height), corners[k], frame.size, taken)
+        taken.append((x, y, x + width, y + height))
+        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=colour(class_id))
+        pen.text((x + 2, y), label, "white", font)
     return frame
+
+
+def _free_place(label, box, frame, taken) -> tuple[int, int]:
+    """Where a label of a size covers no other: in its box at the top, above, or further down."""
+    (width, height), (x1, y1, _, y2) = label, box
+    x = int(max(0, min(x1, frame[0] - width)))
+    steps = range(0, frame[1], height)
+    for top in (
+        y1,
+        y1 - height,
+        y2 - height,
+        y2,
+        *(y1 + s for s in steps),
+        *(y1 - s for s in steps),
+    ):
+        y = int(top)
+        free = all(
+            x >= right or x + width <= left or y >= bottom or y + height <= high
+            for left, high, right, bottom in taken
+        )
+        if free and 0 <= y <= frame[1] - height:
+            return x, y
+    return x, int(max(0, min(y1, frame[1] - height)))
 
 
 def _lines(clip: dict, nouns, names: dict[str, int], width: int):
@@ -138,13 +168,27 @@ def _lines(clip: dict, nouns, names: dict[str, int], width: int):
         answers = clip.get("answers") or ()
         if len(answers) == len(clip["texts"]):
             text = f"{text} — {answers[j]}"
-        bullet = "• "
+        bullet = "•"
         for part in textwrap.wrap(textwrap.shorten(text, 600), width // 9) or [""]:
-            words = part.split()
-            line = [(bullet + w if i == 0 else w, marks.get(w.lower().strip(".,;:!?\"'()")))
-                    for i, w in enumerate(words)]  # fmt: skip
-            lines.append(line)
-            bullet = "  "
+            words = [
+                (w, marks.get(w.lower().strip(".,;:!?\"'()"))) for w in _in_order(part.split())
+            ]
+            lines.append([(bullet, None), *words])
+            bullet = " "
     if len(clip["texts"]) > TEXTS:
         lines.append([(f"… and {len(clip['texts']) - TEXTS} more", None)])
     return lines
+
+
+def _in_order(words: Sequence[str]) -> list[str]:
+    """Words as they stand from left to right, where some are written from right to left."""
+    runs = [
+        (back, list(run)[:: -1 if back else 1])
+        for back, run in itertools.groupby(words, _right_to_left)
+    ]
+    ordered = runs[::-1] if runs and runs[0][0] else runs
+    return [word for _, run in ordered for word in run]
+
+
+def _right_to_left(word: str) -> bool:
+    return any(unicodedata.bidirectional(c) in ("R", "AL") for c in word)
