@@ -3,13 +3,16 @@ import shutil
 import numpy as np
 import pytest
 import released_example as example
+import weights_test
 from clip_tiny import FOLDER
 
 import stoa_jax
 from stoa_jax import weights
 from stoa_jax.errors import UserError
 from stoa_jax.inference import resize_and_crop
+from stoa_jax.weights import released
 from stoa_jax.weights.files import save_safetensors
+from stoa_jax.weights.tables import write_table
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,30 @@ def test_a_whole_stoa(tmp_path):
     assert model.kind == "stoa_jax" and model.network is not None
     # Here frames attend to each other, so each clip has exactly the frames it was trained with.
     assert model.encode_video(_clips(2, 9)).shape == (2, 64)
+
+
+def test_it_opens_clip_in_everyones_names(tmp_path, clip):
+    tensors, _ = weights_test._openai()
+    scripted = {**tensors, "input_resolution": np.float16(16)}
+    weights_test._torchscript(tmp_path / "ViT-B-16.pt", scripted)
+    save_safetensors(tmp_path / "open_clip_quickgelu.safetensors", tensors, {})
+    clips, texts = _clips(2, 5), ["a dog runs", "two cats"]
+    for name, kind in (("ViT-B-16.pt", "openai"), ("open_clip_quickgelu.safetensors", "open_clip")):
+        model = stoa_jax.load(tmp_path / name)
+        assert model.kind == kind
+        # In OpenAI's files no width of a head is told: it is 64.
+        assert model.config.vision_heads == 1
+        assert model.encode_video(clips).shape == model.encode_text(texts).shape == (2, 24)
+
+
+def test_it_opens_the_authors_checkpoint(tmp_path):
+    c = example.TINY.released()
+    tensors = write_table(released.TABLE, example.parameters(c))
+    save_safetensors(tmp_path / "stoa.safetensors", tensors, {})
+    model = stoa_jax.load(tmp_path / "stoa.safetensors")
+    assert model.kind == "released"
+    videos = model.encode_video(_clips(3))
+    np.testing.assert_allclose(np.linalg.norm(videos, axis=-1), 1, atol=1e-5)
 
 
 def test_own_tokenizer_of_a_directory(tmp_path, clip):

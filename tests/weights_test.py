@@ -8,6 +8,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+import released_example as example
 from clip_tiny import FOLDER, pixels, tokens
 from flax import nnx
 from safetensors.numpy import load_file, save_file
@@ -18,7 +19,7 @@ from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.layers import run_blocks
 from stoa_jax.models.parameters import with_parameters
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.weights import clip
+from stoa_jax.weights import clip, released
 from stoa_jax.weights.files import open_tensors
 from stoa_jax.weights.tables import Report, write_table
 
@@ -167,6 +168,69 @@ def test_tensors_that_do_not_fit(tmp_path, tiny, change, message):
     with pytest.raises(UserError, match=message) as caught:
         weights.initial_parameters(_save(tmp_path, tensors), tiny[0])
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def files_of_every_kind():
+    """{kind: (tensors, those that tell the sizes of the model)}"""
+    there = write_table(released.TABLE, example.parameters(example.TINY.released()))
+    names = {e.ours: e.theirs[0] for e in clip.HUGGING_FACE}
+    sizes = ("visual/patch/kernel", "visual/positions", "text/token_embedding", "text/positions")
+    ours = {e.ours: e.theirs[0] for e in clip.OPENAI}
+    return {
+        "hugging_face": (
+            load_file(FOLDER / "model.safetensors"),
+            [names[s] for s in (*sizes, "visual/proj")],
+        ),
+        "open_clip": (_openai()[0], [ours[s] for s in (*sizes, "visual/proj")]),
+        "released": (there, [f"clip.{ours[s]}" for s in sizes] + ["clip.object_action"]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["hugging_face", "open_clip", "released"])
+def test_tensors_that_cannot_tell_a_size(tmp_path, files_of_every_kind, kind):
+    tensors, sizes = files_of_every_kind[kind]
+    path = tmp_path / "x_quickgelu.safetensors"
+    for name in sizes:
+        x = tensors[name]
+        for odd in (np.zeros((), np.float32), x.reshape(-1), x[None], x[:0]):
+            save_file({**tensors, name: np.array(odd)}, path)
+            with pytest.raises(UserError, match=f"{path}: tensor {name} is ") as caught:
+                weights.config_of(path)
+            assert str(list(odd.shape)) in str(caught.value)
+        save_file({n: y for n, y in tensors.items() if n != name}, path)
+        with pytest.raises(UserError, match=f"{path}: tensor {name} is missing"):
+            weights.config_of(path)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_positions_of_no_grid(tmp_path, rows):
+    tensors, _ = _openai()
+    tensors["visual.positional_embedding"] = np.zeros((rows, 24), np.float32)
+    path = tmp_path / "x_quickgelu.safetensors"
+    save_file(tensors, path)
+    c, _ = weights.config_of(path)
+    with pytest.raises(UserError, match=f"{path}: tensor visual.positional_embedding: .*resized"):
+        weights.initial_parameters(path, c)
+
+
+def test_the_activation_that_a_file_or_its_name_tells(tmp_path):
+    tensors, _ = _openai()
+    for name, note, activation in (
+        ("open_clip_model", None, "gelu"),
+        ("ViT-B-32-quickgelu-laion400m", None, "quick_gelu"),
+        ("unnamed", {"model_cfg": {"quick_gelu": True}}, "quick_gelu"),
+        ("unnamed", {"model_cfg": {}}, "gelu"),
+        ("nothing", None, "quick_gelu"),  # the report says that it was guessed
+    ):
+        (tmp_path / "open_clip_config.json").unlink(missing_ok=True)
+        if note is not None:
+            (tmp_path / "open_clip_config.json").write_text(json.dumps(note))
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        c, kind = weights.config_of(tmp_path / f"{name}.safetensors")
+        assert (c.activation, kind) == (activation, "open_clip"), name
+    _, report = weights.initial_parameters(tmp_path / "nothing.safetensors", c)
+    assert "the file does not say its activation" in report.notes[0]
 
 
 def test_another_size_of_model():

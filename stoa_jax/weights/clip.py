@@ -19,6 +19,7 @@ from stoa_jax.weights.tables import (
     Shape,
     entry,
     read_table,
+    shape_of,
 )
 
 CLIP_VOCABULARY = 49408
@@ -159,32 +160,25 @@ def config_of(tensors: TensorFile, kind: str, activation: str | None = None) -> 
     """The configuration of the CLIP in a file, from its shapes and the JSON beside it."""
     theirs = {e.ours: e.theirs[0] for e in table_of(kind)}
 
-    def shape(ours: str) -> Shape:
-        name = theirs[ours].replace("{}", "0")
-        if name not in tensors:
-            raise UserError(f"{tensors.path}: tensor {name} is missing, so this is no whole CLIP")
-        return tensors[name].shape
+    def shape(ours: str, rank: int) -> Shape:
+        return shape_of(tensors, theirs[ours], rank, "CLIP")
 
     def depth(ours: str) -> int:
         pattern = re.escape(theirs[ours]).replace(r"\{\}", r"(\d+)")
         found = [int(m[1]) for name in tensors if (m := re.fullmatch(pattern, name))]
         return max(found, default=-1) + 1
 
-    width, _, patch, _ = _rank(
-        tensors, theirs["visual/patch/kernel"], shape("visual/patch/kernel"), 4
-    )
-    places, _ = _rank(tensors, theirs["visual/positions"], shape("visual/positions"), 2)
-    vocab_size, text_width = _rank(
-        tensors, theirs["text/token_embedding"], shape("text/token_embedding"), 2
-    )
-    rows, _ = shape("text/positions")
-    grid = round((places - 1) ** 0.5)
+    width, _, patch, _ = shape("visual/patch/kernel", 4)
+    places, _ = shape("visual/positions", 2)
+    vocab_size, text_width = shape("text/token_embedding", 2)
+    rows, _ = shape("text/positions", 2)
+    grid = max(1, round((places - 1) ** 0.5))
     vision, text = (tensors.config.get(f"{s}_config") or {} for s in ("vision", "text"))
     vision_depth, text_depth = depth("visual/blocks/ln_1/scale"), depth("text/blocks/ln_1/scale")
     known = kind == "hugging_face" and bool(tensors.config)
     vision_heads = vision.get("num_attention_heads", 12) if known else max(width // 64, 1)
     text_heads = text.get("num_attention_heads", 8) if known else max(text_width // 64, 1)
-    out = shape("visual/proj")[0 if kind == "hugging_face" else 1]
+    out = shape("visual/proj", 2)[0 if kind == "hugging_face" else 1]
     if out != text_width:
         raise UserError(
             f"{tensors.path}: tensor {theirs['visual/proj']} projects to {out}, the text tower is "
@@ -210,15 +204,6 @@ def config_of(tensors: TensorFile, kind: str, activation: str | None = None) -> 
         action_block=max(vision_depth - 1, 1),
         activation=activation,
     )
-
-
-def _rank(tensors: TensorFile, name: str, shape: Shape, rank: int) -> Shape:
-    if len(shape) != rank:
-        raise UserError(
-            f"{tensors[name].file}: tensor {name} is {list(shape)}, it should have {rank} "
-            "dimensions"
-        )
-    return shape
 
 
 def read_clip(
@@ -313,7 +298,7 @@ def resize_grid(x: np.ndarray, shape: Shape) -> np.ndarray:
     """Image positions [1 + g·g, h] for another grid; [CLS] keeps its own."""
     cls, grid = x[:1], x[1:]
     size, to = round(len(grid) ** 0.5), round((shape[0] - 1) ** 0.5)
-    if size * size != len(grid) or x.shape[1:] != shape[1:]:
+    if not size or size * size != len(grid) or x.shape[1:] != shape[1:]:
         raise UserError(f"image positions {list(x.shape)} cannot be resized to {list(shape)}")
     weights = cubic_matrix(size, to)
     grid = grid.reshape(size, size, -1).astype(np.float64)

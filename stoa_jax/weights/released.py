@@ -16,6 +16,7 @@ from stoa_jax.weights.tables import (
     Shape,
     entry,
     read_table,
+    shape_of,
 )
 
 _OBJECTS = "clip.visual.transformer.object_encoder"
@@ -73,17 +74,7 @@ def config_of(tensors: TensorFile) -> ModelConfig:
     """The `released` model whose sizes a checkpoint has."""
 
     def shape(name: str, rank: int) -> Shape:
-        if name not in tensors:
-            raise UserError(
-                f"{tensors.path}: tensor {name} is missing, so this is no whole checkpoint of "
-                "the authors'"
-            )
-        if len(tensors[name].shape) != rank:
-            raise UserError(
-                f"{tensors.path}: tensor {name} is {list(tensors[name].shape)}, it should have "
-                f"{rank} dimensions"
-            )
-        return tensors[name].shape
+        return shape_of(tensors, name, rank, "checkpoint of the authors'")
 
     def depth(stack: str) -> int:
         ends = f"{stack}.resblocks.", ".ln_1.weight"
@@ -96,7 +87,7 @@ def config_of(tensors: TensorFile) -> ModelConfig:
     text_positions, _ = shape("clip.positional_embedding", 2)
     fusion_rows, _ = shape("clip.fusion_positional_embedding", 2)
     actions = shape("clip.object_action", 4)[2]
-    grid = round((places - 1) ** 0.5)
+    grid = max(1, round((places - 1) ** 0.5))
     paper = ModelConfig(
         image_size=grid * patch,
         patch_size=patch,

@@ -88,6 +88,19 @@ class Report:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
+def shape_of(tensors: TensorFile, name: str, rank: int, what: str) -> Shape:
+    """The shape of a tensor that tells sizes of the model; an error where it cannot."""
+    if name not in tensors:
+        raise UserError(f"{tensors.path}: tensor {name} is missing, so this is no whole {what}")
+    shape = tensors[name].shape
+    if len(shape) != rank or 0 in shape:
+        raise UserError(
+            f"{tensors[name].file}: tensor {name} is {list(shape)}, it should have {rank} "
+            "dimensions and be not empty"
+        )
+    return shape
+
+
 def read_table(
     table: Sequence[Entry],
     tensors: TensorFile,
@@ -156,7 +169,10 @@ def _read_entry(e: Entry, names, tensors: TensorFile, shape: Shape, resize, repo
         x = x[0] if count == 1 else np.concatenate(x)
         if x.shape != whole:
             report.resized[e.ours] = f"{list(x.shape)} to {list(whole)}"
-            x = resize[e.ours](x, whole)
+            try:
+                x = resize[e.ours](x, whole)
+            except UserError as error:
+                raise UserError(f"{tensors[parts[0]].file}: tensor {parts[0]}: {error}") from None
         if not np.isfinite(x).all():
             raise UserError(
                 f"{tensors[parts[0]].file}: tensor {parts[0]} is not finite; do not use it"
