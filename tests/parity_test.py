@@ -138,6 +138,21 @@ def test_state_dicts(tmp_path, wrap, legacy):
         np.testing.assert_array_equal(got[name], x, err_msg=name)
 
 
+def test_a_hugging_face_directory_of_bin(tmp_path):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    c, params = _towers()
+    torch.save(load_file(FOLDER / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    shutil.copy(FOLDER / "config.json", tmp_path)
+    assert weights.config_of(tmp_path) == (c, "hugging_face")
+    got, _ = weights.initial_parameters(tmp_path, c)
+    for name, x in params.items():
+        np.testing.assert_array_equal(got[name], x, err_msg=name)
+
+
 def test_archive_that_torch_scripted(tmp_path):
     import torch
 
