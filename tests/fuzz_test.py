@@ -1,6 +1,6 @@
 """Any bytes at all: the outcome is a result, or one line of a UserError.
 
-STOA_FUZZ=20000 pytest tests/fuzz_test.py      # examples of each test; 30 by default
+STOA_FUZZ=20000 pytest tests/fuzz_test.py      # inputs of each test; 30 by default
 """
 
 import json
@@ -23,6 +23,9 @@ EXAMPLES = int(os.environ.get("STOA_FUZZ", "30"))
 SECONDS = (
     20.0  # of processor time, at most, for one input; a wait is the suite's time-out's to find
 )
+
+if "STOA_FUZZ" in os.environ:
+    pytestmark = pytest.mark.timeout(0)  # a long run; SECONDS bounds each input all the same
 
 fuzz = settings(
     max_examples=EXAMPLES,
@@ -173,8 +176,9 @@ def test_the_readers_read_what_is_fuzzed(where):
         assert read(where, name, content) == "read", name
 
 
+@pytest.mark.parametrize("name", READERS)
 @fuzz
-@given(st.sampled_from(sorted(READERS)), edits)
+@given(edits)
 def test_readers(where, name, changes):
     read(where, name, mutated(READERS[name][2], changes))
 
@@ -275,8 +279,9 @@ def test_the_detections_read_what_is_fuzzed(where):
         assert detections_read(where, content) == "read", name
 
 
+@pytest.mark.parametrize("name", DETECTIONS)
 @fuzz
-@given(st.sampled_from(sorted(DETECTIONS)), edits)
+@given(edits)
 def test_detections(where, name, changes):
     detections_read(where, mutated(DETECTIONS[name], changes))
 
