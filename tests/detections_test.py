@@ -228,6 +228,16 @@ def test_boxes_that_reach_over_the_edge_are_cut(tmp_path):
     np.testing.assert_allclose(boxes[0, 0], [0, 0.5, 0.5, 1.0])
 
 
+def test_boxes_known_to_be_outside_only_beside_the_video_are_named(tmp_path):
+    frame = [thing([20, 10, 60, 50], "x", 0.9), thing([300, 10, 400, 50], "x", 0.8)]
+    path = write_lines(tmp_path / "a.jsonl", sized=False, frames=[frame, frame[:1], frame[:1]])
+    found = open_detections(path)
+    np.testing.assert_array_equal(found.objects("v", info(), 2)[1], [[0, -1]] * 3)
+    assert found.outside("v", info()) == [
+        "1 of 4 boxes of the sampled frames lie outside the 200x100 picture; left out"
+    ]
+
+
 def test_pixels_of_another_size_and_shares_are_refused(tmp_path):
     big = [[thing([400, 200, 800, 400], "x", 0.9)]] * 3
     path = write_lines(tmp_path / "a.jsonl", sized=False, frames=big)

@@ -45,7 +45,7 @@ class Summary:
     directory: Path
     built: dict[str, int]
     failed: dict[str, int]
-    dropped: int = 0  # captions, questions and choices without words
+    dropped: int = 0  # texts without words, and clips with boxes outside the picture
     objects: int = 0
     skipped: int = 0  # rows of the annotation files, and clips without detections
 
@@ -435,7 +435,7 @@ def _report(dataset: str, data_dir: str, summary: Summary) -> int:
     for split, built in summary.built.items():
         print(f"  {split:<12}{built:>9} built{summary.failed[split]:>9} failed")
     if summary.dropped:
-        print(f"  {summary.dropped} empty captions, questions or choices left out")
+        print(f"  {summary.dropped} texts without words, or clips with boxes outside, left out")
     if not summary.objects:
         print("  no detections: objects are padding")
     if summary.skipped:

@@ -104,6 +104,19 @@ class Detections:
             scores[t, :n] = frame.scores[keep]
         return boxes, classes, scores
 
+    def outside(self, video: str, info: ReadInfo) -> list[str]:
+        """What is said of the boxes that lie wholly outside the sampled pictures."""
+        chosen = align(self.frames(video), info, f"{self.path}: {video}")
+        unit = [_unit(frame, info) for frame in chosen if frame is not None]
+        unit = np.concatenate([*unit, np.zeros((0, 4))])
+        lost = int(((unit[:, :2] >= 1) | (unit[:, 2:] <= 0)).any(1).sum())
+        if not lost:
+            return []
+        return [
+            f"{lost} of {len(unit)} boxes of the sampled frames lie outside the "
+            f"{info.width}x{info.height} picture; left out"
+        ]
+
     def _refuse_other_size(self, chosen, info: ReadInfo, video: str) -> None:
         """Boxes of a picture of another size would be cut away without a word."""
         unit = [_unit(f, info) for f in {id(f): f for f in chosen if f is not None}.values()]

@@ -38,6 +38,7 @@ class Clip:
     scores: np.ndarray  # [T, K] float32
     texts: list[str]
     answers: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)  # what the source left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def encode(clip: Clip, parse: Parse, frames: int, objects: int) -> Encoded:
         "tags": tags,
         "answers": answers,
     }
-    return Encoded(example, dropped)
+    return Encoded(example, [*clip.notes, *dropped])
 
 
 def _texts(clip: Clip, parse: Parse):

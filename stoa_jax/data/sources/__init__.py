@@ -71,12 +71,14 @@ class VideoSource:
             )
         except video.VideoError as error:
             raise video.VideoError(f"{entry.video_id}: {error}") from None
+        notes: list[str] = []
         if self.detections is None or entry.video_id not in self.detections:
             boxes = np.zeros((frames, objects, 4), np.float32)
             classes = np.full((frames, objects), -1, np.int32)
             scores = np.zeros((frames, objects), np.float32)
         else:
             boxes, classes, scores = self.detections.objects(entry.video_id, info, objects)
+            notes += self.detections.outside(entry.video_id, info)
         return records.Clip(
             video_id=entry.video_id,
             frames=pictures,
@@ -85,6 +87,7 @@ class VideoSource:
             scores=scores,
             texts=list(entry.texts),
             answers=list(entry.answers),
+            notes=notes,
         )
 
 
