@@ -20,7 +20,7 @@ class ActionEncoder(nnx.Module):
         self.queries = normal(rngs, (c.action_tokens, h), h**-0.5)
         learned = c.action_cls == "learned"
         self.cls = normal(rngs, (h,), h**-0.5) if learned else None
-        self.frame_embedding = normal(rngs, (c.frames, h), 0.02) if learned else None
+        self.frame_embedding = normal(rngs, (c.frames, h), 1.0) if learned else None
         self.blocks = stack(c.action_depth, h, c.vision_heads, activation=c.activation, rngs=rngs)
         self.ln_post = LayerNorm(h)
         self.proj = normal(rngs, (h, c.text_width), h**-0.5)

@@ -20,9 +20,11 @@ class RegionEncoder(nnx.Module):
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         h = c.vision_width
         self.config = c
-        self.mlp = Mlp(h, h, h, rngs=rngs)
-        self.box_mlp = Mlp(4, h, h, stds=(0.5, 0.02), rngs=rngs)
-        self.frame_embedding = normal(rngs, (c.frames, h), 0.02)
+        # Where and when must be heard beside what: with looks as loud as places, motion was not
+        # learned at all in the time in which this learns it (benchmarks/RESULTS.md).
+        self.mlp = Mlp(h, h, h, stds=(h**-0.5, 0.1 * h**-0.5), rngs=rngs)
+        self.box_mlp = Mlp(4, h, h, stds=(0.5, 4 * h**-0.5), rngs=rngs)
+        self.frame_embedding = normal(rngs, (c.frames, h), 1.0)
 
     def __call__(self, patches: Array, boxes: Array) -> Array:
         """[B, T, P, h] and boxes [B, T, K, 4] in [0, 1] -> object tokens [B, T, K, h]."""
