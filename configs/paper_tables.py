@@ -76,14 +76,20 @@ def described(part, row, switches, dataset, tasks, seed):
         "seed": seed,
     }
     here = Path(__file__).resolve().parent
+    first, start = [], {}
+    if dataset == "synthetic":  # its CLIP is trained here
+        config = f"{here}/clip.py:synthetic"
+        first = [{"name": "clip", "config": config, "overrides": {"seed": seed}}]
+        start = {"init.path": "{clip}"}
     for task, of in tasks:
         yield {
             "name": f"{part} | {row} | {task}:{of} | seed={seed}",
             "stages": [
+                *first,
                 {
                     "name": "pretrain",
                     "config": f"{here}/pretrain.py:{PRETRAIN[dataset]}",
-                    "overrides": overrides,
+                    "overrides": {**overrides, **start},
                 },
                 {
                     "name": task,

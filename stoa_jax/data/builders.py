@@ -63,7 +63,8 @@ class SyntheticSource:
     """The synthetic world, seen as a source like any other."""
 
     def __init__(self, kind: str, **options: Any):
-        numbers = {"seed": 0, "size": 64, "siblings": 2, **SYNTHETIC_SPLITS}
+        numbers = {"seed": 0, "size": 64, "siblings": 2, "max_objects": 4}
+        numbers |= SYNTHETIC_SPLITS
         for name, value in options.items():
             if name not in numbers:
                 raise UserError(
@@ -76,6 +77,7 @@ class SyntheticSource:
 
         self.kind, self.seed, self.size = kind, numbers["seed"], numbers["size"]
         self.siblings = numbers["siblings"]  # clips in a row that look alike and move otherwise
+        self.max_objects = numbers["max_objects"]  # in a clip
         self.class_names = tuple(synthetic.CLASS_NAMES)
         self.skipped: list[Any] = []
         self.splits: dict[str, Sequence[SyntheticEntry]] = {
@@ -90,7 +92,12 @@ class SyntheticSource:
         from stoa_jax.data import synthetic
 
         world = synthetic.World(
-            entry.split, self.seed, self.size, frames=frames, siblings=self.siblings
+            entry.split,
+            self.seed,
+            self.size,
+            frames=frames,
+            siblings=self.siblings,
+            max_objects=self.max_objects,
         )
         clip = synthetic.as_clip(world.clip(entry.index), self.kind)
         return dataclasses.replace(clip, video_id=entry.video_id)

@@ -2,9 +2,10 @@
 
     python -m stoa_jax.demo [--workdir=runs/demo] [--data-dir=runs/demo/data] [--steps=1.0]
 
-Builds the synthetic sets, pre-trains `tiny` with all six losses, fine-tunes and evaluates
-retrieval, captioning, question answering and multiple choice, and writes `results.md` and
-`index.html` in the work directory. A run that was stopped goes on where it was.
+Builds the synthetic sets, trains a small CLIP, starts `tiny` from it and pre-trains it with all
+six losses, fine-tunes and evaluates retrieval, captioning, question answering and multiple choice,
+and writes `results.md` and `index.html` in the work directory. A run that was stopped goes on
+where it was.
 """
 
 import argparse
@@ -26,7 +27,7 @@ SIZE, FRAMES, OBJECTS = 48, 4, 6  # what `tiny` reads: nothing is stored that it
 SETS = {
     "synthetic/captions": {"train": 4000, "validation": 40, "test": 200},
     "synthetic/qa": {"train": 2000, "validation": 40, "test": 200},
-    "synthetic/multiple_choice": {"train": 1000, "validation": 40, "test": 200},
+    "synthetic/multiple_choice": {"train": 3000, "validation": 40, "test": 200},
 }
 TASKS = ("retrieval", "captioning", "qa", "multiple_choice")
 
@@ -69,9 +70,12 @@ def run(workdir: Path, data_dir: Path, processes: int = 2, steps: float = 1.0) -
         seconds[name] = time.monotonic() - at
 
     timed("build the data", build, data_dir, processes)
-    configs = {name: stage(name, workdir, data_dir, steps) for name in ("pretrain", *TASKS)}
+    stages = ("clip", "pretrain", *TASKS)
+    configs = {name: stage(name, workdir, data_dir, steps) for name in stages}
     for name, c in configs.items():
         timed(name, train, name, c, workdir)
+        if name == "clip":
+            timed("convert", convert, workdir / name, Path(configs["pretrain"].init.path))
     results = {name: json.loads((workdir / name / "results.json").read_text()) for name in TASKS}
     timed("the page", report.write, workdir, configs, results, seconds)
     print(report.markdown(results))
@@ -89,7 +93,7 @@ def build(data_dir: Path, processes: int) -> None:
         builder.build(
             dataset,
             data_dir,
-            options={"size": SIZE, **counts},
+            options={"size": SIZE, "siblings": 1, "max_objects": 3, **counts},
             settings=builders.Settings(frames=FRAMES, objects=OBJECTS, short_side=SIZE),
             run=functools.partial(builder.encode_parts, processes=processes, progress=True),
         )
@@ -109,10 +113,13 @@ def stage(name: str, workdir: Path, data_dir: Path, steps: float) -> ConfigDict:
     c.data.eval_split = "test"
     c.eval.every_steps = -1  # evaluated once, from the checkpoint
     c.log.tensorboard = False
-    if name != "pretrain":
+    if name == "pretrain":
+        c.init.path = str(workdir / "clip-hf")
+    elif name in TASKS:
         c.init.path = str(workdir / "pretrain")
         c.eval.beam = 1
-        c.eval.variants = ("single_frame", "text_only") if name == "qa" else ("single_frame",)
+        blind = () if name == "retrieval" else ("text_only",)  # nothing to rank without clips
+        c.eval.variants = ("single_frame", *blind)
     return c
 
 
@@ -133,6 +140,15 @@ def train(name: str, c: ConfigDict, workdir: Path) -> None:
     if name in TASKS:
         say(f"{command} --mode=eval")
         evaluate.run(c, workdir / name, task=task, verbose=False)
+
+
+def convert(workdir: Path, out: Path) -> None:
+    """The small CLIP in Hugging Face's names: what a downloaded one would be."""
+    from stoa_jax import convert
+
+    say(f"python -m stoa_jax.convert {workdir} {out} --to=hugging_face")
+    if not out.exists():
+        convert.convert(workdir, out, to="hugging_face")
 
 
 def say(command: str) -> None:

@@ -29,6 +29,7 @@ LINES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "captioning/greedy/CIDEr",
         {
             "most frequent caption": "captioning/most_frequent/CIDEr",
+            "text only": "captioning/text_only/greedy/CIDEr",
             "one frame": "captioning/single_frame/greedy/CIDEr",
         },
     ),
@@ -38,6 +39,7 @@ LINES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "captioning/greedy/BLEU-4",
         {
             "most frequent caption": "captioning/most_frequent/BLEU-4",
+            "text only": "captioning/text_only/greedy/BLEU-4",
             "one frame": "captioning/single_frame/greedy/BLEU-4",
         },
     ),
@@ -57,6 +59,7 @@ LINES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "multiple_choice/accuracy",
         {
             "chance": "multiple_choice/chance/accuracy",
+            "text only": "multiple_choice/text_only/accuracy",
             "one frame": "multiple_choice/single_frame/accuracy",
         },
     ),

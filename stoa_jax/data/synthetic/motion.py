@@ -11,7 +11,7 @@ import numpy as np
 
 from stoa_jax.data.synthetic.scene import ALWAYS, DIRECTIONS, FIRST, Event, Scene
 
-RADIUS = {"small": 0.118, "big": 0.165}
+RADIUS = {"small": 0.15, "big": 0.21}
 _STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _REACH = 0.21  # half of a whole-clip move; a half-clip move goes 1.3 times this
 _ORBIT = 0.12
