@@ -195,7 +195,9 @@ def test_a_loss_reaches_its_heads_and_leaves_padding_out(data, name):
     (loss, watch), grads = run(model, batch)
     assert np.isfinite(loss) and loss > 0
     assert {k for k in watch if k.startswith("loss_")} == OWN[name] | {"loss_ota", "loss_asp"}
-    total = sum(float(v) for k, v in watch.items() if k.startswith("loss_"))
+    losses = {k.removeprefix("loss_"): float(v) for k, v in watch.items() if k.startswith("loss_")}
+    # An answer's and a choice's own loss has no weight.
+    total = sum(task.settings.get(name, 1.0) * value for name, value in losses.items())
     assert float(loss) == pytest.approx(total, rel=1e-5)
     named = named_parameters(grads)
     assert all(np.isfinite(g).all() for g in named.values())
