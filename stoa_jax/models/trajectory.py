@@ -20,8 +20,8 @@ class RegionEncoder(nnx.Module):
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         h = c.vision_width
         self.config = c
-        # Where and when must be heard beside what: with looks as loud as places, motion was not
-        # learned at all in the time in which this learns it (benchmarks/RESULTS.md).
+        # Where and when start louder than what: with looks as loud as places, hardly any motion was
+        # learned in the time in which this learns it (benchmarks/RESULTS.md).
         self.mlp = Mlp(h, h, h, stds=(h**-0.5, 0.1 * h**-0.5), rngs=rngs)
         self.box_mlp = Mlp(4, h, h, stds=(0.5, 4 * h**-0.5), rngs=rngs)
         self.frame_embedding = normal(rngs, (c.frames, h), 1.0)
