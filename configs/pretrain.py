@@ -31,7 +31,7 @@ def synthetic():
     c.loss.update(dict(vtc=1.0, vtm=0.5, mlm=0.3, plm=0.6, ota=0.3, asp=0.3))
     c.train.batch_size = 64
     c.train.steps = 70
-    c.optim.groups = ((r"^(visual|text|logit_scale)", 3e-4), (r".*", 1e-3))
+    c.optim.groups = ((config.TOWERS, 3e-4), (r".*", 1e-3))
     c.optim.weight_decay = 0.05
     c.eval.batch_size = 100
     c.checkpoint.every_steps = 100

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import VARIANTS, ModelConfig
 
+TOWERS = r"^(visual|text|logit_scale)"  # CLIP's part of the parameters, by name
+
 
 def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     """All settings of a run; unknown keys are refused from here on."""
@@ -51,7 +53,7 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
 
     c.optim = ConfigDict()
     # (regex over parameter names, peak learning rate); the first that fits; 0 freezes.
-    c.optim.groups = ((r"^(visual|text|logit_scale)", 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    c.optim.groups = ((TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.optim.weight_decay = 0.2
     c.optim.no_decay = r"(bias|scale|positions|frame_embedding)$"
     c.optim.betas = (0.9, 0.98)
@@ -103,7 +105,7 @@ def finetuning(task: str, variant: str = "base") -> ConfigDict:
         # At weight 1 the alignments are larger than an answer's loss, and drown it.
         c.loss.ota = c.loss.asp = 0.1
         c.train.steps = {"retrieval": 160, "captioning": 80, "qa": 100, "multiple_choice": 50}[task]
-        c.optim.groups = ((r"^(visual|text|logit_scale)", 3e-4), (r".*", 1e-3))
+        c.optim.groups = ((TOWERS, 3e-4), (r".*", 1e-3))
         c.eval.batch_size = 100
         c.optim.weight_decay = 0.05
         c.checkpoint.every_steps = 100
@@ -114,7 +116,7 @@ def finetuning(task: str, variant: str = "base") -> ConfigDict:
     c.train.epochs = 5.0
     # CLIP hardly moves; least where its own task is fine-tuned.
     clip = 1e-7 if task == "retrieval" else 1e-6
-    c.optim.groups = ((r"^(visual|text|logit_scale)", clip), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    c.optim.groups = ((TOWERS, clip), (r"^fusion/", 1e-5), (r".*", 1e-4))
     return c
 
 
