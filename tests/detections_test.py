@@ -101,20 +101,20 @@ def test_the_same_objects_from_every_format(tmp_path, make):
     found = pickle.loads(pickle.dumps(found))  # as build processes get it
     assert found.class_names == ("cat", "dog") and found.problems == []
     assert "v" in found and "v.mp4" in found and "w" not in found and len(found) == 1
-    boxes, classes, scores = found.objects("v", info(), 3)
+    boxes, classes, scores, left_out = found.objects("v", info(), 3)
     assert boxes.shape == (3, 3, 4) and boxes.dtype == np.float32
     np.testing.assert_array_equal(classes, [[0, -1, -1], [1, 0, -1], [-1, -1, -1]])
     np.testing.assert_allclose(scores, [[0.5, 0, 0], [0.75, 0.5, 0], [0, 0, 0]])
     np.testing.assert_allclose(boxes[0, 0], UNIT_CAT, atol=1e-6)
     np.testing.assert_allclose(boxes[1, :2], [UNIT_DOG, UNIT_CAT], atol=1e-6)
-    assert not boxes[classes < 0].any()
+    assert not boxes[classes < 0].any() and left_out == []
 
 
 @pytest.mark.parametrize("header", [True, False])
 def test_bottom_up_attention(tmp_path, header):
     found = open_detections(write_bottom_up(tmp_path / "a.tsv", header))
     assert found.class_names == ("object",) and found.problems == []
-    boxes, classes, scores = found.objects("v", info(), 2)
+    boxes, classes, scores, _ = found.objects("v", info(), 2)
     np.testing.assert_array_equal(classes, [[0, -1], [0, 0], [-1, -1]])
     np.testing.assert_allclose(boxes[1], [UNIT_CAT, UNIT_DOG], atol=1e-6)
     np.testing.assert_array_equal(scores[1], [1, 1])
@@ -127,7 +127,7 @@ def test_bottom_up_attention_with_classes(tmp_path):
     path.write_text("\t".join(names) + "\n" + "\t".join(map(str, cells)) + "\n")
     found = open_detections(path)
     assert found.class_names == ("7",)
-    boxes, _, scores = found.objects("v", info((1.0,)), 1)
+    boxes, _, scores, _ = found.objects("v", info((1.0,)), 1)
     np.testing.assert_allclose(boxes[0, 0], UNIT_CAT, atol=1e-6)
     assert scores[0, 0] == 0.25
 
@@ -148,7 +148,7 @@ def test_a_video_is_found_by_its_file_name_and_whatever_its_times(tmp_path):
 
 def test_frames_by_time(tmp_path):
     found = open_detections(write_lines(tmp_path / "a.jsonl", timed=True))  # 0.5, 1.5, 2.5 s
-    _, classes, _ = found.objects("v", info((0.6, 1.3, 1.6, 2.9, 9.0)), 2)
+    _, classes, *_ = found.objects("v", info((0.6, 1.3, 1.6, 2.9, 9.0)), 2)
     np.testing.assert_array_equal(classes[:, 0], [0, 1, 1, -1, -1])
     with pytest.raises(video.VideoError, match=r"from 0\.50 to 2\.50 s, none near .* 50\.00 to 50"):
         found.objects("v", info((50.0,)), 2)
@@ -224,7 +224,7 @@ def test_boxes_that_reach_over_the_edge_are_cut(tmp_path):
     path = write_lines(
         tmp_path / "a.jsonl", frames=[[thing([-20, 50, 100, 150], "x", 0.9)], [], []]
     )
-    boxes, _, _ = open_detections(path).objects("v", info(), 1)
+    boxes, *_ = open_detections(path).objects("v", info(), 1)
     np.testing.assert_allclose(boxes[0, 0], [0, 0.5, 0.5, 1.0])
 
 
@@ -232,8 +232,13 @@ def test_boxes_known_to_be_outside_only_beside_the_video_are_named(tmp_path):
     frame = [thing([20, 10, 60, 50], "x", 0.9), thing([300, 10, 400, 50], "x", 0.8)]
     path = write_lines(tmp_path / "a.jsonl", sized=False, frames=[frame, frame[:1], frame[:1]])
     found = open_detections(path)
-    np.testing.assert_array_equal(found.objects("v", info(), 2)[1], [[0, -1]] * 3)
-    assert found.outside("v", info()) == [
+    read = []
+    parse = found._parse
+    found._parse = lambda offset, line: read.append(line) or parse(offset, line)
+    _, classes, _, left_out = found.objects("v", info(), 2)
+    np.testing.assert_array_equal(classes, [[0, -1]] * 3)
+    assert read == [1, 2, 3]  # once
+    assert left_out == [
         "1 of 4 boxes of the sampled frames lie outside the 200x100 picture; left out"
     ]
 

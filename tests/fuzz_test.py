@@ -260,7 +260,7 @@ INFO = video.ReadInfo(
 
 def use(path):
     found = open_detections(path)
-    boxes, classes, scores = found.objects("v", INFO, 3)
+    boxes, classes, scores, _ = found.objects("v", INFO, 3)
     assert boxes.shape == (3, 3, 4) and classes.shape == scores.shape == (3, 3)
     real = classes >= 0
     assert np.isfinite(boxes).all() and (boxes >= 0).all() and (boxes <= 1).all()

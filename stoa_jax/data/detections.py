@@ -86,36 +86,34 @@ class Detections:
 
     def objects(
         self, video: str, info: ReadInfo, count: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes [T, K, 4] in [0, 1], classes [T, K] (-1: none) and scores [T, K], best first."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """Boxes [T, K, 4] in [0, 1], classes [T, K] (-1: none) and scores [T, K], best first.
+
+        The fourth is what there is to say of boxes that lie wholly outside the sampled pictures.
+        """
         chosen = align(self.frames(video), info, f"{self.path}: {video}")
         self._refuse_other_size(chosen, info, video)
         boxes = np.zeros((len(chosen), count, 4), np.float32)
         classes = np.full((len(chosen), count), -1, np.int32)
         scores = np.zeros((len(chosen), count), np.float32)
+        seen = lost = 0
         for t, frame in enumerate(chosen):
             if frame is None:
                 continue
-            unit = np.clip(_unit(frame, info), 0, 1)
+            unit = _unit(frame, info)
+            seen += len(unit)
+            lost += int(((unit[:, :2] >= 1) | (unit[:, 2:] <= 0)).any(1).sum())
+            unit = np.clip(unit, 0, 1)
             ids = np.array([self._ids.get(name, -1) for name in frame.classes], np.int32)
             keep = distinct(unit, ids, frame.scores, count)
             n = len(keep)
             boxes[t, :n], classes[t, :n] = unit[keep], ids[keep]
             scores[t, :n] = frame.scores[keep]
-        return boxes, classes, scores
-
-    def outside(self, video: str, info: ReadInfo) -> list[str]:
-        """What is said of the boxes that lie wholly outside the sampled pictures."""
-        chosen = align(self.frames(video), info, f"{self.path}: {video}")
-        unit = [_unit(frame, info) for frame in chosen if frame is not None]
-        unit = np.concatenate([*unit, np.zeros((0, 4))])
-        lost = int(((unit[:, :2] >= 1) | (unit[:, 2:] <= 0)).any(1).sum())
-        if not lost:
-            return []
-        return [
-            f"{lost} of {len(unit)} boxes of the sampled frames lie outside the "
+        words = (
+            f"{lost} of {seen} boxes of the sampled frames lie outside the "
             f"{info.width}x{info.height} picture; left out"
-        ]
+        )
+        return boxes, classes, scores, [words] if lost else []
 
     def _refuse_other_size(self, chosen, info: ReadInfo, video: str) -> None:
         """Boxes of a picture of another size would be cut away without a word."""

@@ -77,8 +77,7 @@ class VideoSource:
             classes = np.full((frames, objects), -1, np.int32)
             scores = np.zeros((frames, objects), np.float32)
         else:
-            boxes, classes, scores = self.detections.objects(entry.video_id, info, objects)
-            notes += self.detections.outside(entry.video_id, info)
+            boxes, classes, scores, notes = self.detections.objects(entry.video_id, info, objects)
         return records.Clip(
             video_id=entry.video_id,
             frames=pictures,
