@@ -149,8 +149,8 @@ def our_lines(path, videos):
 
 # (task, set of a shipped configuration): what is built, from which files, with which detections
 CASES = {
-    ("pretrain", "webvid"): (["webvid/captions"], webvid, None),
-    ("pretrain", "folder"): (["folder/captions"], folder, our_lines),
+    ("pretrain", "webvid"): (["webvid/captions"], webvid, our_lines),
+    ("pretrain", "folder"): (["folder/captions"], folder, None),
     ("captioning", "msrvtt"): (["msrvtt/captioning"], msrvtt, vinvl_lines),
     ("captioning", "msvd"): (["msvd/captioning"], msvd, vinvl_directory),
     ("retrieval", "msrvtt"): (["msrvtt/retrieval"], msrvtt, vinvl_directory),
@@ -192,11 +192,14 @@ def built(root, data, names, files, detected):
     videos = videos_of(root, files)
     objects = root.with_suffix(".objects") if detected else None
     if detected:
-        detected(objects, [video.stem for video in videos])
+        paths = [video.relative_to(root).with_suffix("") for video in videos]
+        # Lines of ours say where a video lies, as `data.detect` does.
+        detected(objects, [str(p) if detected is our_lines else p.name for p in paths])
     for name in names:
         summary = build(name, data, root, detections=objects, settings=SETTINGS)
         assert all(summary.built.values()) and not any(summary.failed.values())
-        assert summary.skipped == 0 and bool(summary.objects) == bool(detected)
+        assert summary.skipped == summary.undetected == 0
+        assert bool(summary.objects) == bool(detected)
     return root, objects
 
 

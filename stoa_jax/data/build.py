@@ -31,6 +31,7 @@ from typing import Any
 from tensorflow_datasets.core import naming, splits
 
 from stoa_jax.data import builders, records, shards, workers
+from stoa_jax.data.sources.entries import Undetected
 from stoa_jax.errors import UserError
 
 FORMAT = 1  # of the records; raised when they change
@@ -47,7 +48,8 @@ class Summary:
     failed: dict[str, int]
     dropped: int = 0  # texts without words, and clips with boxes outside the picture
     objects: int = 0
-    skipped: int = 0  # rows of the annotation files, and clips without detections
+    skipped: int = 0  # rows of the annotation files, and lines of detections
+    undetected: int = 0  # clips without detections
 
 
 def encode_parts(
@@ -233,7 +235,9 @@ def _same_key(directory: Path, key: dict[str, Any]) -> None:
 
 def _summary(directory: Path, entries: dict[str, Sequence[Any]], skipped: Sequence[Any]) -> Summary:
     none = dict.fromkeys(entries, 0)
-    summary = Summary(directory, dict(none), dict(none), skipped=len(skipped))
+    undetected = sum(isinstance(s, Undetected) for s in skipped)
+    summary = Summary(directory, dict(none), dict(none), undetected=undetected)
+    summary.skipped = len(skipped) - undetected
     for split, header in shards.headers(directory):
         failed = sum(bool(f.get("clip")) for f in header["failures"])
         summary.built[split] += header["clips"]
@@ -438,10 +442,15 @@ def _report(dataset: str, data_dir: str, summary: Summary) -> int:
         print(f"  {summary.dropped} texts without words, or clips with boxes outside, left out")
     if not summary.objects:
         print("  no detections: objects are padding")
+    elif summary.undetected:
+        print(f"  {summary.undetected} clips without detections: their objects are padding")
     if summary.skipped:
-        print(f"  {summary.skipped} rows skipped, or clips without detections")
-    if summary.dropped or summary.skipped or any(summary.failed.values()):
+        print(f"  {summary.skipped} rows skipped")
+    failed = any(summary.failed.values())
+    if failed or summary.dropped or summary.skipped or summary.undetected:
         print(f"  named in {Path(data_dir) / 'failures.jsonl'}")
+    if failed:
+        print("  when their videos are mended, the same command with --retry-failed builds them")
     empty = [split for split, built in summary.built.items() if not built]
     if empty:
         print(f"error: no clip of split {empty[0]!r} could be built", file=sys.stderr)

@@ -144,8 +144,8 @@ def _check_source(
             report.add(part, f"{len(bad)} videos are unreadable: {_names(bad)}; the first: {first}")
         if step > 1:
             report.notes.append(f"{part}: every {step}th of {len(there)} videos was probed")
-    wrong = [s for s in source.skipped if "objects are padding" not in s.error]
-    bare = sorted({s.video for s in source.skipped if "objects are padding" in s.error})
+    wrong = [s for s in source.skipped if not isinstance(s, sources.Undetected)]
+    bare = sorted(s.video for s in source.skipped if isinstance(s, sources.Undetected))
     details = {"skipped": [str(s) for s in wrong], "without_detections": bare}
     report.parts.setdefault(f"{source.name} (files)", {}).update(details)
     if wrong:

@@ -8,17 +8,27 @@ entry. To add a data set: a module here with `read_<configuration>(files, skippe
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 import numpy as np
 
 from stoa_jax.data import records, video
 from stoa_jax.data.sources import didemo, folder, lsmdc, msrvtt, msvd, webvid
 from stoa_jax.data.sources.counts import EXPECTED, EXPECTED_ITEMS
-from stoa_jax.data.sources.entries import Entry, Skipped, SkippedRows
+from stoa_jax.data.sources.entries import Entry, Skipped, SkippedRows, Undetected
 from stoa_jax.data.sources.files import Files
 from stoa_jax.errors import UserError
 
-__all__ = ["EXPECTED", "EXPECTED_ITEMS", "NAMES", "Entry", "Skipped", "VideoSource", "open_source"]
+__all__ = [
+    "EXPECTED",
+    "EXPECTED_ITEMS",
+    "NAMES",
+    "Entry",
+    "Skipped",
+    "Undetected",
+    "VideoSource",
+    "open_source",
+]
 
 _READERS = {
     "folder/captions": folder.read_captions,
@@ -44,9 +54,11 @@ class VideoSource:
         name: str,
         splits: Mapping[str, Sequence[Entry]],
         skipped: Sequence[Skipped],
+        root: str | os.PathLike[str] = "",
         detections=None,
     ):
-        self.name, self.splits, self.detections = name, dict(splits), detections
+        self.name, self.splits, self.root = name, dict(splits), os.fspath(root)
+        self.detections = detections
         self.skipped = list(skipped)
         self.class_names: tuple[str, ...] = ()
         if detections is not None:
@@ -58,10 +70,26 @@ class VideoSource:
         """Entries that the detections do not know, named; their objects are padding."""
         if self.detections is None:
             return []
-        reason = f"no detections in {self.detections.path}; its objects are padding"
-        names = {e.video_id: None for entries in self.splits.values() for e in entries}
-        missing = (name for name in names if name not in self.detections)
-        return [Skipped(name, reason, str(self.detections.path), 0) for name in missing]
+        place = str(self.detections.path)
+        reason = f"no detections in {place}; its objects are padding"
+        bare = {
+            e.video_id: None
+            for entries in self.splits.values()
+            for e in entries
+            if self._detected_as(e) is None
+        }
+        return [Undetected(name, reason, place, 0) for name in bare]
+
+    def _detected_as(self, entry: Entry) -> str | None:
+        """What the detections call an entry: its id, or its path under the files or a part of them.
+
+        `data.detect` names the path under its --videos, and published ids are file names.
+        """
+        if self.detections is None:
+            return None
+        parts = PurePath(os.path.relpath(entry.video_path, self.root)).parts
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        return next((n for n in (entry.video_id, *ends) if n in self.detections), None)
 
     def load(self, entry: Entry, frames: int, short_side: int, objects: int) -> records.Clip:
         """Decodes an entry; raises VideoError or UserError with one line."""
@@ -72,12 +100,13 @@ class VideoSource:
         except video.VideoError as error:
             raise video.VideoError(f"{entry.video_id}: {error}") from None
         notes: list[str] = []
-        if self.detections is None or entry.video_id not in self.detections:
+        detected = self._detected_as(entry)
+        if detected is None:
             boxes = np.zeros((frames, objects, 4), np.float32)
             classes = np.full((frames, objects), -1, np.int32)
             scores = np.zeros((frames, objects), np.float32)
         else:
-            boxes, classes, scores, notes = self.detections.objects(entry.video_id, info, objects)
+            boxes, classes, scores, notes = self.detections.objects(detected, info, objects)
         return records.Clip(
             video_id=entry.video_id,
             frames=pictures,
@@ -113,4 +142,4 @@ def open_source(
         from stoa_jax.data.detections import open_detections
 
         found = open_detections(detections)
-    return VideoSource(name, splits, skipped.rows, found)
+    return VideoSource(name, splits, skipped.rows, manual_dir, found)

@@ -36,6 +36,10 @@ class Skipped:
         return f"{place}: {self.video}: {self.error}" if self.video else f"{place}: {self.error}"
 
 
+class Undetected(Skipped):
+    """A clip without detections: it is built, and its objects are padding."""
+
+
 class RowError(Exception):
     """What is wrong with one row; the row is skipped and named."""
 
