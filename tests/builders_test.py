@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stoa_jax.data import build, builders, pipeline, records, sources
+from stoa_jax.data import build, builders, check, pipeline, records, sources
 from stoa_jax.errors import UserError
 
 HERE = Path(__file__).parent
@@ -76,21 +76,39 @@ def test_tfds_build_writes_the_same_records(tmp_path):
 def test_tfds_build_skips_and_names_what_it_cannot_read(tmp_path, monkeypatch):
     import toy_source
 
-    source = toy_source.Source({"train": 4}, faults={("train", 2): "raise"})
+    faults = {("train", 2): "raise", ("train", 3): "one empty"}
+    source = toy_source.Source({"train": 4}, faults=faults)
+    source.skipped = [sources.Skipped("gone", "no caption", "captions.csv", 7)]
     monkeypatch.setattr(builders, "open_source", lambda *_, **__: source)
     builder = builders.builder("folder/captions", tmp_path / "out", toy_source.SETTINGS)
     (tmp_path / "manual").mkdir()
     (tmp_path / "manual" / "captions.csv").write_text("")
     import tensorflow_datasets as tfds
 
-    config = tfds.download.DownloadConfig(manual_dir=tmp_path / "manual")
-    builder.download_and_prepare(download_config=config)
+    download = tfds.download.DownloadConfig(manual_dir=tmp_path / "manual")
+    builder.download_and_prepare(download_config=download)
     split = pipeline.open_split(tmp_path / "out", "folder/captions", "train")
     assert [split.metadata(i).video_id for i in range(3)] == ["train0", "train1", "train3"]
     lines = (split.directory / "failures.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"split": "train", "video": "train2", "error": "moov atom not found"}
+        {"video": "gone", "error": "no caption", "file": "captions.csv", "line": 7},
+        {"split": "train", "video": "train2", "error": "moov atom not found", "clip": True},
+        {"split": "train", "video": "train3", "error": "caption 3 has no words; left out"},
     ]
+    c = config.default("retrieval", "tiny")
+    c.data.sets, c.data.eval_split = (("folder/captions", 1.0),), "train"
+    found = check.check(c, data_dir=tmp_path / "out").parts["folder/captions:train"]
+    assert found["failed"] == ["train2: moov atom not found"]
+
+
+def test_tfds_build_of_a_split_without_a_clip_says_why(tmp_path):
+    import tensorflow_datasets as tfds
+
+    (tmp_path / "captions.csv").write_text("video,caption\ngone,A dog runs\n")
+    builder = builders.builder("folder/captions", tmp_path / "out", builders.Settings())
+    download = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    with pytest.raises(UserError, match=r"'train': none of 1 clips .* gone: .*No such file"):
+        builder.download_and_prepare(download_config=download)
 
 
 def test_options_of_the_world_are_checked():

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from stoa_jax.data import records
 from stoa_jax.errors import UserError
@@ -201,6 +202,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         directory.mkdir(parents=True, exist_ok=True)
         records.write_class_names(directory, source.class_names)
         (directory / "failures.jsonl").write_text("")
+        self._name(*map(dataclasses.asdict, source.skipped))
         parse = make_parse(config.settings.tagger)
         return {
             split: self._generate_examples(source, split, entries, parse)
@@ -211,15 +213,26 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(
         self, source: Any, split: str, entries: Sequence[Any], parse: records.Parse
     ) -> Iterator[tuple[int, Any]]:
+        failed, first = 0, ""
         for i, entry in enumerate(entries):
+            row = {"split": split, "video": entry.video_id}
             try:
-                example = load_example(source, entry, self.builder_config.settings, parse).example
+                encoded = load_example(source, entry, self.builder_config.settings, parse)
             except Exception as error:
-                line = {"split": split, "video": entry.video_id, "error": reason(error)}
-                with open(Path(self.data_dir) / "failures.jsonl", "a") as file:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                failed += 1
+                first = first or f"{entry.video_id}: {reason(error)}"
+                self._name({**row, "error": reason(error), "clip": True})
                 continue
-            yield i, example
+            self._name(*({**row, "error": words} for words in encoded.dropped))
+            yield i, encoded.example
+        if failed == len(entries):  # TFDS would only say that nothing came
+            raise UserError(f"split {split!r}: none of {failed} clips could be built; {first}")
+        logging.info("%s: %d clips built, %d failed", split, len(entries) - failed, failed)
+
+    def _name(self, *rows: Mapping[str, Any]) -> None:
+        """Adds what was left out to `failures.jsonl`; rows with "clip" are whole clips."""
+        with open(Path(self.data_dir) / "failures.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def builder_class(

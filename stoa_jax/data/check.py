@@ -220,7 +220,7 @@ def _failures(split: pipeline.Split) -> Iterable[dict]:
         for line in path.read_text().splitlines():
             row = json.loads(line)
             if row.get("split") == split.split:
-                yield row | {"clip": True}
+                yield row
 
 
 def _statistics(split: pipeline.Split, indices: Sequence[int], text_length: int) -> dict[str, Any]:
