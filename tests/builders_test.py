@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stoa_jax import config
 from stoa_jax.data import build, builders, check, pipeline, records, sources
 from stoa_jax.errors import UserError
 
