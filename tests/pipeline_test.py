@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toy_source
 
-from stoa_jax.data import augment, pipeline, records
+from stoa_jax.data import augment, builders, pipeline, records
 from stoa_jax.errors import UserError
 
 SPEC = pipeline.BatchSpec(
@@ -283,15 +283,40 @@ def test_loader_moves_boxes_with_pixels(data):
     assert checked > 60
 
 
-def test_flips_happen_only_when_asked(data):
-    def flipped(spec):
-        plain = pipeline.BatchSpec(**{**vars(spec), "flip": False})
-        a = joined(take(pipeline.Loader(split(data), spec, 8), 4))["pixels"]
-        b = joined(take(pipeline.Loader(split(data), plain, 8), 4))["pixels"]
-        return [bool((x == y[:, :, ::-1]).all()) for x, y in zip(a, b, strict=True)]
+def test_flips_happen_only_when_asked_and_where_no_side_is_named(data):
+    (_, left, *_), _ = builders.make_parse("none")(["left"])[0]
 
-    assert not any(flipped(SPEC))
-    assert 5 < sum(flipped(pipeline.BatchSpec(**{**vars(SPEC), "flip": True}))) < 27
+    def flipped(flip):
+        spec = pipeline.BatchSpec(**{**vars(SPEC), "text_length": 16, "flip": flip})
+        plain = pipeline.BatchSpec(**{**vars(spec), "flip": False})
+        batch = joined(take(pipeline.Loader(split(data), spec, 8), 8))
+        other = joined(take(pipeline.Loader(split(data), plain, 8), 8))["pixels"]
+        pairs = zip(batch["pixels"], other, strict=True)
+        mirrored = np.array([bool((x == y[:, :, ::-1]).all()) for x, y in pairs])
+        return mirrored, (batch["tokens"] == left).any(1)
+
+    assert not flipped(False)[0].any()
+    mirrored, sided = flipped(True)
+    assert 10 < sided.sum() < 30 and not mirrored[sided].any()
+    assert 0.3 < mirrored[~sided].mean() < 0.7
+
+
+def test_a_question_names_a_side_in_its_answer_too():
+    asked = {"texts": [b"Where is it?", b"who is it"], "answers": [b"on the Right", b"cat"]}
+    assert pipeline._sided(asked).tolist() == [True, False]
+    options = {"texts": [b"it goes left", b"cleft palate", b"b", b"c", b"d"], "answers": [b"1"]}
+    assert pipeline._sided(options).tolist() == [True] + [False] * 4
+
+
+def test_training_says_where_objects_are_padding(data, tmp_path, caplog):
+    words = "has no detections: objects are padding"
+    pipeline.Loader(split(data), SPEC, 4)
+    assert words not in caplog.text
+    source = toy_source.Source({"train": 2})
+    source.class_names = ()  # as without detections
+    toy_source.build(tmp_path, source)
+    pipeline.Loader(split(tmp_path), SPEC, 2)
+    assert f"folder/captions {words}" in caplog.text
 
 
 def test_frames_are_spaced_uniformly():

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ Batch = dict[str, np.ndarray]
 
 CACHE_BYTES = 512 * 2**20  # decoded frames up to this are kept in memory by default
 ENDLESS = 2**40  # training steps
+_LEFT_OR_RIGHT = re.compile(rb"\b(left|right)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,14 @@ class Split:
     def stored_size(self) -> tuple[int, int]:
         """(height, width) of the first clip's frames."""
         return records.decode_jpeg(self.read(0)["frames"][0]).shape[:2]
+
+
+def _sided(record: Mapping[str, Any]) -> np.ndarray:
+    """Which texts of a clip speak of left or right, in their answer perhaps; bool [n]."""
+    texts, answers = record["texts"], record["answers"]
+    if len(answers) == len(texts):
+        texts = [b"%b %b" % pair for pair in zip(texts, answers, strict=True)]
+    return np.array([bool(_LEFT_OR_RIGHT.search(text)) for text in texts])
 
 
 def _metadata(record: Mapping[str, Any]) -> Metadata:
@@ -301,6 +311,12 @@ def _check_fits(split: Split, spec: BatchSpec) -> None:
                 f"{'clip' if name == 'frames' else 'frame'} and the model reads {asked}; lower "
                 f"the model's, or build again with --{name}={asked}"
             )
+    if not split.class_names:
+        logging.warning(
+            "%s has no detections: objects are padding in training and evaluation; build with "
+            "--detections=PATH to have them",
+            split.dataset,
+        )
     if spec.image_size > min(split.stored_size):
         logging.warning(
             "%s: frames are stored at %dx%d and enlarged to %d; build with --short-side=%d",
@@ -460,6 +476,7 @@ class _Batches:
         else:
             crop = augment.center_crop(height, width)
         flip = bool(self.train and spec.flip and rng.random() < 0.5)
+        flip = flip and not np.any(clip["sided"][texts])
         augment.crop_frames(frames, crop, spec.image_size, flip, batch["pixels"][row])
         boxes, classes = augment.crop_boxes(
             clip["boxes"], clip["classes"], height, width, crop, flip
@@ -500,6 +517,7 @@ class _Batches:
             "scores": record["scores"][kept],
             "tokens": tokens,
             "tags": tags,
+            "sided": _sided(record),
             "answers": [a.decode() for a in record["answers"]],
         }
         if self.cache:
