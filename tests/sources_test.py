@@ -275,6 +275,10 @@ def test_webvid_holds_places_and_not_rows(tmp_path):
     assert isinstance(found, webvid.Rows) and len(found) == 2000
     assert list(found[1234].texts) == ["caption, 1234"]
     assert len(pickle.dumps(found)) < 2000 * 20
+    part = found[500:1500]  # a shard's, places too
+    assert len(part) == 1000 and part[34].texts == ["caption, 534"]
+    assert len(pickle.dumps(part)) < 1000 * 20
+    assert [e.video_id for e in part[998:]] == ["1498", "1499"]
 
 
 # --- MSR-VTT -------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def encode_parts(
             of_part[i] = result
             if len(of_part) == len(part.entries):
                 in_order = [of_part[i] for i in range(len(of_part))]
-                shards.write(directory, job.dataset, part.shard, in_order, part.names)
+                names = [_shown(job.dataset, part.root, entry) for entry in part.entries]
+                shards.write(directory, job.dataset, part.shard, in_order, names)
                 del results[p]
             meter.add(part.shard.split, bool(result.error))
     meter.end()
@@ -157,11 +158,10 @@ def build_source(
         shards.write_json(unfinished / "build.json", key)
 
         parts = [
-            shards.Part(shard, some, [_shown(dataset, root, entry) for entry in some])
+            shards.Part(shard, items[shard.start : shard.stop], root)
             for split, items in entries.items()
             for shard in shards.shards_of(split, len(items))
             if not shards.is_done(unfinished, dataset, shard)
-            for some in [items[shard.start : shard.stop]]
         ]
         run(workers.Job(dataset, _without_splits(source), settings), parts, unfinished)
         _write_failures(Path(data_dir), dataset, unfinished, source.skipped)
@@ -186,7 +186,7 @@ def _without_splits(source: Any) -> Any:
 
 
 def _shown(dataset: str, root: str, entry: Any) -> str:
-    """A clip as `failures.jsonl` names it: its id, or the file in a directory of one's own."""
+    """How `failures.jsonl` names a clip: its id, or the file in a directory of one's own."""
     path = getattr(entry, "video_path", None)
     if path and root and dataset.startswith("folder/"):
         return Path(os.path.relpath(path, root)).as_posix()

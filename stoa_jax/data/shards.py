@@ -43,11 +43,11 @@ def shards_of(split: str, entries: int) -> list[Shard]:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A shard with its entries, and how `failures.jsonl` names them."""
+    """A shard with its entries, which lie in `root`."""
 
     shard: Shard
     entries: Sequence[Any]
-    names: Sequence[str]
+    root: str
 
 
 def file_of(directory: Path, dataset: str, shard: Shard) -> Path:

@@ -5,8 +5,8 @@ holds some twenty bytes a row.
 """
 
 import array
+import copy
 import csv
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -95,20 +95,22 @@ class Rows(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self._offsets)
 
-    @functools.cached_property
-    def _file(self):
-        return open(self.path, "rb")
-
-    def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k != "_file"}
+    def __iter__(self) -> Iterator[Entry]:
+        with open(self.path, "rb") as file:
+            for offset, line in zip(self._offsets, self._lines, strict=True):
+                yield self._at(file, offset, line)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        offset, line = self._offsets[index], self._lines[index]
-        self._file.seek(offset)
-        record = _record(self._file, self.path, line)
-        return self._entry(self._cells(record, line))
+            part = copy.copy(self)
+            part._offsets, part._lines = self._offsets[index], self._lines[index]
+            return part
+        with open(self.path, "rb") as file:  # not kept open: there are as many parts as shards
+            return self._at(file, self._offsets[index], self._lines[index])
+
+    def _at(self, file, offset: int, line: int) -> Entry:
+        file.seek(offset)
+        return self._entry(self._cells(_record(file, self.path, line), line))
 
 
 def _records(path: Path) -> Iterator[tuple[int, int, bytes]]:
