@@ -123,27 +123,31 @@ def _check_source(
     ids = {}
     for part in parts:
         entries = source.splits.get(part.split, ())
-        ids[part] = [e.video_id for e in entries]
-        found = report.of(part)
-        found["listed"] = len(entries)
-        found["listed_items"] = sum(len(e.answers) or len(e.texts) for e in entries)
-        if not entries:
+        listed, absent, there, items = [], [], [], 0
+        for i, entry in enumerate(entries):  # once: there may be millions, far away
+            listed.append(entry.video_id)
+            items += len(entry.answers) or len(entry.texts)
+            if os.path.isfile(entry.video_path):
+                there.append(i)
+            else:
+                absent.append(entry.video_id)
+        ids[part], found = listed, report.of(part)
+        found |= {"listed": len(listed), "listed_items": items, "missing_videos": absent}
+        if not listed:
             report.add(part, f"no such split in {manual_dir}")
             continue
-        _compare(part, "listed", len(entries), found["listed_items"], report)
-        absent = [e for e in entries if not os.path.isfile(e.video_path)]
-        found["missing_videos"] = [e.video_id for e in absent]
+        _compare(part, "listed", len(listed), items, report)
         if absent:
-            report.add(part, f"{len(absent)} videos are missing: {_names(found['missing_videos'])}")
-        there = [e for e in entries if os.path.isfile(e.video_path)] if probe else []
+            report.add(part, f"{len(absent)} videos are missing: {_names(absent)}")
         step = max(1, -(-len(there) // probe)) if probe else 1
-        bad = _unreadable(there[::step])
-        found["probed"], found["unreadable"] = len(there[::step]), bad
+        tried = there[::step] if probe else []
+        bad = _unreadable([entries[i] for i in tried])
+        found["probed"], found["unreadable"] = len(tried), bad
         if bad:
             first = next(iter(bad.values()))
             report.add(part, f"{len(bad)} videos are unreadable: {_names(bad)}; the first: {first}")
         if step > 1:
-            report.notes.append(f"{part}: every {step}th of {len(there)} videos was probed")
+            report.notes.append(f"{part}: every {step}th of {len(there)} videos was opened")
     wrong = [s for s in source.skipped if not isinstance(s, sources.Undetected)]
     bare = sorted(s.video for s in source.skipped if isinstance(s, sources.Undetected))
     details = {"skipped": [str(s) for s in wrong], "without_detections": bare}
