@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,19 @@ def test_names_are_those_of_a_folder_set(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no video in it \(\.3gp"):
         list(detect.find_videos(tmp_path / "empty"))
+
+
+def test_shares_are_whole_and_stay_when_videos_are_added():
+    videos = [(f"a/{i}", Path(f"a/{i}.mp4")) for i in range(100)]
+    shares = [detect.share_of(videos, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(v for share in shares for v in share) == sorted(videos) and all(
+        20 < len(s) < 50 for s in shares
+    )
+    more = [*videos, ("added", Path("added.mp4"))]
+    assert [v for v in detect.share_of(more, "2/3") if v in videos] == shares[1]
+    for wrong in ("0/3", "4/3", "3", "a/b", "1/0"):
+        with pytest.raises(UserError, match=f"--share={wrong}: write I/N"):
+            detect.share_of(videos, wrong)
 
 
 def test_without_a_model_one_line(tmp_path, capsys):

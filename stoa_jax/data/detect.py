@@ -4,7 +4,8 @@
 
 Writes the JSON lines that `--detections` reads, one a frame, of the same frames that the build
 samples. Run the same command again after a stop: videos that are done stay, a torn last line is cut
-off. Videos that cannot be read are named in OUT.failures.jsonl.
+off. Videos that cannot be read are named in OUT.failures.jsonl. Eight processes share the work by
+--share=1/8 to --share=8/8, each with an --out of its own; `cat` makes one file of theirs.
 
 Needs PyTorch and transformers, which nothing else here does.
 """
@@ -13,8 +14,10 @@ import argparse
 import collections
 import json
 import os
+import re
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +86,15 @@ def find_videos(root: Path) -> Iterator[tuple[str, Path]]:
     counts = collections.Counter(bare)
     for path, name in zip(paths, bare, strict=True):
         yield clean(name if counts[name] == 1 else path.relative_to(root).as_posix()), path
+
+
+def share_of(videos: Sequence[tuple[str, Path]], share: str) -> list[tuple[str, Path]]:
+    """Those of the videos that are for process I of N, "I/N": by their ids, whatever is added."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", share)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--share={share}: write I/N, such as 1/8 to 8/8")
+    index, count = int(match[1]), int(match[2])
+    return [v for v in videos if zlib.crc32(v[0].encode("utf-8", "replace")) % count == index - 1]
 
 
 def frame_lines(
@@ -205,11 +217,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=30, help="objects kept a frame")
     parser.add_argument("--batch-size", type=int, default=12, help="frames at once")
     parser.add_argument("--device", default="", help="cpu or cuda; the fastest there is")
+    parser.add_argument("--share", default="1/1", help="I/N: the videos of process I of N")
     known = parser.parse_args(argv)
     try:
         if not known.videos.exists():
             raise UserError(f"--videos={known.videos}: no such file or directory")
-        videos = list(find_videos(known.videos))
+        videos = share_of(list(find_videos(known.videos)), known.share)
         detector = load_detector(known.model, known.threshold, known.device, known.batch_size)
         good, bad = detect_videos(
             videos,
