@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from stoa_jax.data import video
+from stoa_jax.data import timeline, video
 from stoa_jax.errors import UserError
 
 SIZE = (96, 64)  # width, height
@@ -108,7 +108,7 @@ def test_the_middles_of_equal_parts_in_any_container(tmp_path, name, codec):
 def test_seeking_and_scanning_give_the_same_frames(tmp_path, monkeypatch, codec, gop):
     path = write(tmp_path / "a.mp4", 90, 25, codec, gop=gop)
     frames, info = video.read_frames(path, 4)
-    monkeypatch.setattr(video, "SEEK_COST", 10**9)
+    monkeypatch.setattr(timeline, "SEEK_COST", 10**9)
     scanned, scan_info = video.read_frames(path, 4)
     assert scan_info.seeks == 0
     assert info.indices == scan_info.indices

@@ -1,0 +1,118 @@
+"""When the frames of a video are shown, which are wanted, and how to get to them.
+
+One pass over the packets, without decoding, makes the `Timeline`. From it come the frames at the
+middles of equal parts, and the keyframes to jump to where that costs less than decoding all.
+"""
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import av
+
+from stoa_jax.data.container import VideoError, packets
+
+SEEK_COST = 4  # a jump costs about as much as decoding so many frames
+# Share of the time that may be missing at the end before a file counts as truncated.
+SLACK_SECONDS, SLACK_SHARE = 1.0, 0.1
+# Containers whose header tells the duration; elsewhere it is guessed from the bit rate.
+_HEADED_FORMATS = frozenset("mov matroska avi asf flv".split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """When frames are shown, in ticks of the stream's clock."""
+
+    pts: list[int]  # sorted
+    keys: list[int]  # sorted; those of keyframes
+    end: int
+    exact: bool  # pts are the stream's own; else guessed from the decoding order
+    tick: float  # seconds
+
+
+def scan(container, stream, path, deadline: float) -> Timeline:
+    """The table of frame times; refuses a file that ends long before it says it does."""
+    tick = float(stream.time_base)
+    pts, dts, keys, lengths = [], [], [], []
+    furthest = None  # seconds, over all streams: sound may go on after the pictures
+    # The packets of a sound stream tell of a truncated file too, but not those of data streams.
+    streams = [stream, *container.streams.audio]
+    for packet in packets(container, streams, path, deadline):
+        if packet.size == 0 and packet.pts is None and packet.dts is None:
+            continue  # the flush at the end
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is not None and packet.time_base:
+            seconds = float((at + (packet.duration or 0)) * packet.time_base)
+            furthest = seconds if furthest is None else max(furthest, seconds)
+        if packet.stream_index != stream.index or packet.is_discard or packet.size == 0:
+            continue
+        pts.append(packet.pts)
+        dts.append(packet.dts)
+        lengths.append(packet.duration or 0)
+        if packet.is_keyframe and packet.pts is not None:
+            keys.append(packet.pts)
+    if not pts:
+        raise VideoError(f"{path}: no frame in it")
+    exact = None not in pts and len(set(pts)) == len(pts)
+    times = sorted(pts) if exact else _guessed(dts, stream)
+    step = max(1, (times[-1] - times[0]) // max(1, len(times) - 1)) if len(times) > 1 else 1
+    last = lengths[pts.index(times[-1])] if exact else lengths[-1]
+    table = Timeline(times, sorted(keys), times[-1] + (last or step), exact, tick)
+    if furthest is not None:
+        _refuse_truncated(container, furthest, path)
+    return table
+
+
+def _guessed(dts: Sequence[int | None], stream) -> list[int]:
+    """Frame times where packets carry none: the decoding times in order, or the frame rate."""
+    if None not in dts and len(set(dts)) == len(dts):
+        return sorted(dts)
+    rate = stream.average_rate or stream.guessed_rate or 25
+    step = max(1, round(1 / (float(rate) * float(stream.time_base))))
+    return [i * step for i in range(len(dts))]
+
+
+def _refuse_truncated(container, furthest: float, path) -> None:
+    names = set(container.format.name.split(","))
+    if container.duration is None or not names & _HEADED_FORMATS:
+        return
+    told = container.duration / av.time_base
+    found = furthest - (container.start_time or 0) / av.time_base
+    if found < told * (1 - SLACK_SHARE) - SLACK_SECONDS:
+        raise VideoError(f"{path}: truncated: {found:.1f} s of {told:.1f} s can be read")
+
+
+def choose(table: Timeline, num: int, start, end, path) -> list[int]:
+    """The ticks of the frames shown at the middles of `num` parts; repeats on short clips."""
+    length = (table.end - table.pts[0]) * table.tick
+    first = 0.0 if start is None else float(start)
+    last = length if end is None else min(float(end), length)
+    if not (math.isfinite(first) and (end is None or float(end) > first)) or first < 0:
+        raise VideoError(f"{path}: no time from {start} to {end} s")
+    if first >= length:
+        raise VideoError(f"{path}: starts at {first:g} s, but the video ends at {length:.2f} s")
+    chosen = []
+    for i in range(num):
+        at = first + (i + 0.5) * (last - first) / num
+        ticks = table.pts[0] + at / table.tick
+        chosen.append(table.pts[max(0, bisect.bisect_right(table.pts, ticks) - 1)])
+    return chosen
+
+
+def jumps(table: Timeline, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """(keyframe, frames after it) to jump to; none where decoding straight through is cheaper."""
+    if not table.exact or not table.keys:
+        return []
+    plan: dict[int, list[int]] = {}
+    for ticks in sorted(set(wanted)):
+        place = bisect.bisect_right(table.keys, ticks) - 1
+        if place < 0:
+            return []
+        plan.setdefault(table.keys[place], []).append(ticks)
+
+    def index(ticks: int) -> int:
+        return bisect.bisect_left(table.pts, ticks)
+
+    by_jumps = sum(SEEK_COST + index(t[-1]) - index(key) + 1 for key, t in plan.items())
+    return list(plan.items()) if by_jumps < index(max(wanted)) + 1 else []
