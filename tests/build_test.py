@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import toy_source
 
-from stoa_jax.data import build, builders, pipeline, shards
+from stoa_jax.data import build, builders, built, pipeline, shards
 from stoa_jax.errors import UserError
 
 HERE = Path(__file__).parent
@@ -81,7 +81,7 @@ def test_nothing_built_is_an_error_and_leaves_no_set(tmp_path):
     with pytest.raises(UserError, match=r"none of 3 clips.*train0: moov atom not found"):
         toy_source.build(tmp_path, toy_source.Source({"train": 3}, faults=faults))
     assert len(failures(tmp_path)) == 3
-    assert pipeline.dataset_directory(tmp_path, "folder/captions") is None
+    assert built.dataset_directory(tmp_path, "folder/captions") is None
     with pytest.raises(UserError, match="no clip is listed"):
         toy_source.build(tmp_path, toy_source.Source({"train": 0}))
     toy_source.build(tmp_path, toy_source.Source({"train": 3}))

@@ -11,7 +11,7 @@ import toy_source
 from flax import nnx
 
 from stoa_jax import config, metrics, sharding
-from stoa_jax.data import builders, pipeline
+from stoa_jax.data import builders, built, pipeline
 from stoa_jax.errors import UserError
 from stoa_jax.metrics import coco
 from stoa_jax.models.parameters import named_parameters, with_parameters
@@ -65,8 +65,8 @@ class MemorySplit(pipeline.Split):
             builders.load_example(source, entry, toy_source.SETTINGS, parse).example
             for entry in source.splits[part]
         ]
-        self._listed = [pipeline._metadata(record) for record in self._source]
-        self.fingerprint = pipeline.fingerprint(self._listed)
+        self._listed = [built.metadata_of(record) for record in self._source]
+        self.fingerprint = built.fingerprint(self._listed)
 
     def __len__(self):
         return len(self._source)

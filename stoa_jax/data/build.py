@@ -30,7 +30,7 @@ from typing import Any
 
 from tensorflow_datasets.core import naming, splits
 
-from stoa_jax.data import builders, records, shards, workers
+from stoa_jax.data import builders, built, records, shards, workers
 from stoa_jax.data.sources.entries import Undetected
 from stoa_jax.errors import UserError
 
@@ -282,8 +282,6 @@ def _describe(
     key: dict[str, Any],
 ) -> None:
     """Writes what TFDS and the pipeline want to know of the finished set."""
-    from stoa_jax.data import pipeline
-
     name = dataset.partition("/")[0]
     infos, fingerprints = [], {}
     for split, items in entries.items():
@@ -302,7 +300,7 @@ def _describe(
                 ),
             )
         )
-        fingerprints[split] = pipeline.fingerprint(pipeline.read_metadata(directory, split))
+        fingerprints[split] = built.fingerprint(built.read_metadata(directory, split))
     info = builders.builder(dataset, data_dir, settings).info
     info.set_splits(splits.SplitDict(infos))
     info.write_to_directory(directory)
@@ -438,8 +436,8 @@ def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
 
 def _report(dataset: str, data_dir: str, summary: Summary) -> int:
     print(f"{dataset}: {summary.directory}")
-    for split, built in summary.built.items():
-        print(f"  {split:<12}{built:>9} built{summary.failed[split]:>9} failed")
+    for split, count in summary.built.items():
+        print(f"  {split:<12}{count:>9} built{summary.failed[split]:>9} failed")
     if summary.dropped:
         print(f"  {summary.dropped} texts without words, or clips with boxes outside, left out")
     if not summary.objects:
@@ -453,7 +451,7 @@ def _report(dataset: str, data_dir: str, summary: Summary) -> int:
         print(f"  named in {Path(data_dir) / 'failures.jsonl'}")
     if failed:
         print("  when their videos are mended, the same command with --retry-failed builds them")
-    empty = [split for split, built in summary.built.items() if not built]
+    empty = [split for split, count in summary.built.items() if not count]
     if empty:
         print(f"error: no clip of split {empty[0]!r} could be built", file=sys.stderr)
     return 2 if empty else 0

@@ -1,31 +1,30 @@
-"""From ArrayRecord files to batches: order, crops and captions are functions of (seed, position).
+"""From ArrayRecord files to batches: crops and captions are functions of (seed, position).
 
-The *position* of an example in training is `step * batch_size + row`, over the whole run and all
-hosts. Nothing else decides what stands there, so the number of hosts, workers and devices changes
-nothing, and the step alone is the state to resume from.
+`order` says which example stands at a position, here it is read, cropped and put in its row. So
+nothing of a batch depends on the number of hosts, workers and devices, and the step alone is the
+state to resume from.
 
 B clips of the batch, T frames, K objects, L text tokens, S pixels.
 """
 
-import bisect
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import flags, logging
 
 from stoa_jax.data import augment, records
+from stoa_jax.data.built import Split, fit_tokens, one_line, open_split
+from stoa_jax.data.order import Examples, Order, Place
 from stoa_jax.errors import UserError
+
+__all__ = ["Batch", "BatchSpec", "Loader", "Split", "open_split"]
 
 Batch = dict[str, np.ndarray]
 
@@ -48,170 +47,6 @@ class BatchSpec:
     flip: bool = False
     answers: tuple[str, ...] = ()  # QA: the classes, in order
     all_texts: bool = False  # every text of a clip is an example, not one of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """What is known of a clip without its frames."""
-
-    video_id: str
-    texts: tuple[str, ...]
-    answers: tuple[str, ...]
-
-
-class Split:
-    """One split of a built data set, by index. Opens its files when first read; can be pickled."""
-
-    def __init__(self, directory: Path, dataset: str, split: str):
-        self.directory, self.dataset, self.split = Path(directory), dataset, split
-        self._info = tfds.builder_from_directory(self.directory).info
-        frames, objects, _ = self._info.features["boxes"].shape
-        self.frames, self.objects = frames, objects
-        self.class_names = records.read_class_names(self.directory)
-
-    def __len__(self) -> int:
-        return self._info.splits[self.split].num_examples
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("directory", "dataset", "split")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
-
-    @functools.cached_property
-    def _source(self):
-        builder = tfds.builder_from_directory(self.directory)
-        return builder.as_data_source(self.split)
-
-    @functools.cached_property
-    def _listed(self) -> list[Metadata]:
-        listed = list(read_metadata(self.directory, self.split))
-        if not listed:  # `tfds build` writes no lists
-            listed = [_metadata(self.read(i)) for i in range(len(self))]
-        if len(listed) != len(self):
-            raise UserError(
-                f"{self.directory}/clips lists {len(listed)} clips of {self.split!r} where there "
-                f"are {len(self)}; build again with --overwrite"
-            )
-        return listed
-
-    def read(self, i: int) -> dict[str, Any]:
-        """Record i as stored: arrays, JPEG bytes, UTF-8 bytes."""
-        return self._source[i]
-
-    def metadata(self, i: int) -> Metadata:
-        """Id, texts and answers of clip i; its frames stay closed."""
-        return self._listed[i]
-
-    def tokens(
-        self, i: int, length: int = records.TEXT_LENGTH, vocab_size: int = records.END + 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [n, length] int32 and tags [n, length] int8 of all texts of clip i."""
-        record = self.read(i)
-        return fit_tokens(record["tokens"], record["tags"], length, vocab_size)
-
-    @functools.cached_property
-    def kind(self) -> records.Kind:
-        """Whether its texts are captions, questions or options."""
-        first = _metadata(self.read(0))
-        return records.kind_of(first.texts, first.answers)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """A hash of all ids, texts and answers, in order."""
-        path = self.directory / "build.json"
-        if path.exists():
-            return json.loads(path.read_text())["fingerprints"][self.split]
-        return fingerprint(self._listed)
-
-    @functools.cached_property
-    def stored_size(self) -> tuple[int, int]:
-        """(height, width) of the first clip's frames."""
-        return records.decode_jpeg(self.read(0)["frames"][0]).shape[:2]
-
-
-def _sided(record: Mapping[str, Any]) -> np.ndarray:
-    """Which texts of a clip speak of left or right, in their answer perhaps; bool [n]."""
-    texts, answers = record["texts"], record["answers"]
-    if len(answers) == len(texts):
-        texts = [b"%b %b" % pair for pair in zip(texts, answers, strict=True)]
-    return np.array([bool(_LEFT_OR_RIGHT.search(text)) for text in texts])
-
-
-def _metadata(record: Mapping[str, Any]) -> Metadata:
-    texts, answers = ([t.decode() for t in record[k]] for k in ("texts", "answers"))
-    return Metadata(record["video_id"].decode(), tuple(texts), tuple(answers))
-
-
-def read_metadata(directory: Path, split: str) -> Iterator[Metadata]:
-    """The clips of a split as `stoa_jax.data.build` lists them beside its shards."""
-    for path in sorted((directory / "clips").glob(f"{split}-{'[0-9]' * 5}-of-*.jsonl")):
-        with open(path, encoding="utf-8") as file:
-            next(file)  # the shard's own line
-            for line in file:
-                row = json.loads(line)
-                yield Metadata(row["video_id"], tuple(row["texts"]), tuple(row["answers"]))
-
-
-def fingerprint(clips: Iterable[Metadata]) -> str:
-    """A hash over `Metadata` rows; two sets with the same one hold the same clips and texts."""
-    digest = hashlib.sha256()
-    for clip in clips:
-        row = [clip.video_id, list(clip.texts), list(clip.answers)]
-        digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-    return digest.hexdigest()[:16]
-
-
-def open_split(data_dir: str | os.PathLike[str], dataset: str, split: str) -> Split:
-    """A split of a data set that `stoa_jax.data.build` or `tfds build` made under `data_dir`."""
-    directory = dataset_directory(data_dir, dataset)
-    if directory is None:
-        option = "" if dataset.startswith("synthetic/") else " --manual-dir=DIR"
-        raise UserError(
-            f"data set {dataset!r} is not in {data_dir}; build it: "
-            f"python -m stoa_jax.data.build {dataset}{option} --data-dir={data_dir}"
-        )
-    try:
-        splits = tfds.builder_from_directory(directory).info.splits
-    except Exception as error:
-        raise UserError(f"{directory}: unreadable data set ({_line(error)}); build again") from None
-    if split not in splits:
-        raise UserError(f"{dataset} has no split {split!r}; it has {', '.join(sorted(splits))}")
-    if not splits[split].num_examples:
-        raise UserError(f"{dataset}: the split {split!r} holds no clips; see failures.jsonl there")
-    return Split(directory, dataset, split)
-
-
-def dataset_directory(data_dir: str | os.PathLike[str], dataset: str) -> Path | None:
-    """Where the newest version of a data set lies; None when it was not built."""
-    root = Path(data_dir).expanduser() / dataset
-    found = [path.parent for path in root.glob("*/dataset_info.json") if _version(path.parent)]
-    return max(found, key=_version) if found else None
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    parts = path.name.split(".")
-    return tuple(map(int, parts)) if all(p.isdigit() for p in parts) else ()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def fit_tokens(
-    tokens: np.ndarray, tags: np.ndarray, length: int, vocab_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Stored tokens [n, 77] in a vocabulary and a length; a cut text ends in its end token."""
-    if vocab_size <= records.END:
-        from stoa_jax import text
-
-        tokens, tags = text.restrict(tokens, tags, vocab_size)
-    tokens = np.array(tokens[:, :length], np.int32)
-    tags = np.array(tags[:, :length], np.int8)
-    cut = ~(tokens == vocab_size - 1).any(1)
-    tokens[cut, -1] = vocab_size - 1
-    tags[cut, -1] = 0
-    return tokens, tags
 
 
 class Loader:
@@ -255,22 +90,26 @@ class Loader:
         if cache is None:
             cache = workers == 0 and sum(_decoded_bytes(s, spec) for s, _ in pairs) <= CACHE_BYTES
         threads = threads or (1 if workers else min(16, os.cpu_count() or 1))
-        self._batches = _Batches(
-            examples=[_Examples(split, spec) for split, _ in pairs],
+        by_item = spec.kind != "caption" or spec.all_texts
+        order = Order(
+            sets=[Examples(split, by_item) for split, _ in pairs],
             weights=[weight for _, weight in pairs],
-            spec=spec,
-            batch_size=batch_size,
             seed=seed,
             train=train,
+            limit=max_examples,
+        )
+        self._batches = _Batches(
+            order=order,
+            spec=spec,
+            batch_size=batch_size,
             rows=range(
                 process_index * batch_size // process_count,
                 (process_index + 1) * batch_size // process_count,
             ),
             threads=threads,
             cache=cache,
-            limit=max_examples,
         )
-        self.num_examples = self._batches.length
+        self.num_examples = order.length
         self.steps_per_epoch = -(-self.num_examples // batch_size)
         if train:
             self.steps_per_epoch = max(1, self.num_examples // batch_size)
@@ -332,65 +171,20 @@ def _decoded_bytes(split: Split, spec: BatchSpec) -> int:
     return len(split) * spec.frames * height * width * 3
 
 
-class _Examples:
-    """The examples of a split: clips, or the items (questions, choices, captions) of all clips."""
-
-    def __init__(self, split: Split, spec: BatchSpec):
-        self.split = split
-        self.by_item = spec.kind != "caption" or spec.all_texts
-        if self.by_item:
-            counts = [
-                len(m.answers or m.texts) for m in (split.metadata(i) for i in range(len(split)))
-            ]
-            self.ends = np.cumsum(counts)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1]) if self.by_item else len(self.split)
-
-    def locate(self, i: int) -> tuple[int, int]:
-        """(clip, item) of example i; item -1 where the clip is the example."""
-        if not self.by_item:
-            return i, -1
-        clip = int(np.searchsorted(self.ends, i, "right"))
-        return clip, i - (int(self.ends[clip - 1]) if clip else 0)
-
-
-class _Place(NamedTuple):
-    """A row of the batch, and which example belongs there."""
-
-    row: int
-    position: int
-    valid: bool
-    example: int
-    which: int  # of the sets
-    clip: int
-    item: int  # of the clip; -1: any
-
-
 @dataclasses.dataclass
 class _Batches:
     """step -> the host-local batch. A pure function, which Grain maps over the steps."""
 
-    examples: list[_Examples]
-    weights: list[float]
+    order: Order
     spec: BatchSpec
     batch_size: int
-    seed: int
-    train: bool
     rows: range
     threads: int
     cache: bool
-    limit: int = 0
 
     def __post_init__(self) -> None:
-        lengths = [len(e) for e in self.examples]
-        self._starts = [0, *np.cumsum(lengths).tolist()]
-        self.length = self._starts[-1]
-        if self.limit and not self.train:
-            self.length = min(self.length, self.limit)
-        self._kept = [
-            augment.frame_indices(e.split.frames, self.spec.frames) for e in self.examples
-        ]
+        self._splits = [e.split for e in self.order.sets]
+        self._kept = [augment.frame_indices(s.frames, self.spec.frames) for s in self._splits]
         self._answers = {answer: i for i, answer in enumerate(self.spec.answers)}
         self._clips: dict[tuple[int, int], dict[str, Any]] = {}
 
@@ -399,17 +193,6 @@ class _Batches:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
-
-    @functools.cached_property
-    def _order(self) -> grain.MapDataset:
-        """position -> example index, for training: each set shuffled anew every epoch, mixed."""
-        # Grain adds the epoch to a seed, so neighbouring seeds must not be neighbours there.
-        seeds = np.random.SeedSequence(self.seed).generate_state(len(self.examples))
-        sets = [
-            grain.MapDataset.range(start, end).shuffle(seed=int(seed)).repeat()
-            for seed, start, end in zip(seeds, self._starts, self._starts[1:], strict=False)
-        ]
-        return sets[0] if len(sets) == 1 else grain.MapDataset.mix(sets, self.weights)
 
     @functools.cached_property
     def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
@@ -434,48 +217,40 @@ class _Batches:
         if spec.all_texts:
             batch["clip"] = np.empty(count, np.int32)
         # Rows of one clip together: an evaluation asks many questions of each.
-        places: dict[tuple[int, int], list[_Place]] = {}
+        places: dict[tuple[int, int], list[Place]] = {}
         for row, global_row in enumerate(self.rows):
-            place = self._place(row, step * self.batch_size + global_row)
+            place = self.order.place(row, step * self.batch_size + global_row)
             places.setdefault((place.which, place.clip), []).append(place)
         fill = functools.partial(self._fill, batch)
         for _ in (map if self.threads == 1 else self._pool.map)(fill, places.values()):
             pass
         return batch
 
-    def _place(self, row: int, position: int) -> _Place:
-        """What stands at a position."""
-        valid = self.train or position < self.length
-        example = self._order[position] if self.train else min(position, self.length - 1)
-        which = bisect.bisect_right(self._starts, example) - 1
-        clip, item = self.examples[which].locate(example - self._starts[which])
-        return _Place(row, position, valid, example, which, clip, item)
-
-    def _fill(self, batch: Batch, places: list[_Place]) -> None:
+    def _fill(self, batch: Batch, places: list[Place]) -> None:
         """Writes all examples of one clip into their rows of the batch."""
         clip = self._clip(places[0].which, places[0].clip)
         for place in places:
             self._write(batch, place, clip)
 
-    def _write(self, batch: Batch, place: _Place, clip: dict[str, Any]) -> None:
+    def _write(self, batch: Batch, place: Place, clip: dict[str, Any]) -> None:
         spec, row, item = self.spec, place.row, place.item
-        rng = np.random.default_rng((self.seed, place.position))
+        rng = np.random.default_rng((self.order.seed, place.position))
         if spec.kind == "multiple_choice":
             texts = slice(item * records.OPTIONS, (item + 1) * records.OPTIONS)
         elif item >= 0:
             texts = item
         else:
-            texts = int(rng.integers(len(clip["tokens"]))) if self.train else 0
+            texts = int(rng.integers(len(clip["tokens"]))) if self.order.train else 0
         batch["tokens"][row] = clip["tokens"][texts]
         batch["tags"][row] = clip["tags"][texts]
 
         frames = clip["frames"]
         height, width = frames[0].shape[:2]
-        if self.train and spec.crop == "random":
+        if self.order.train and spec.crop == "random":
             crop = augment.random_crop(rng, height, width)
         else:
             crop = augment.center_crop(height, width)
-        flip = bool(self.train and spec.flip and rng.random() < 0.5)
+        flip = bool(self.order.train and spec.flip and rng.random() < 0.5)
         flip = flip and not np.any(clip["sided"][texts])
         augment.crop_frames(frames, crop, spec.image_size, flip, batch["pixels"][row])
         boxes, classes = augment.crop_boxes(
@@ -497,14 +272,14 @@ class _Batches:
         """A record cut to the spec and decoded; kept, with the cache on."""
         if (which, index) in self._clips:
             return self._clips[which, index]
-        spec, split = self.spec, self.examples[which].split
+        spec, split = self.spec, self._splits[which]
         try:
             record = split.read(index)
             stored = [records.decode_jpeg(record["frames"][t]) for t in self._kept[which]]
         except Exception as error:
             raise UserError(
-                f"{split.directory}: clip {index} of {split.split!r} is damaged ({_line(error)}); "
-                "build again with --overwrite"
+                f"{split.directory}: clip {index} of {split.split!r} is damaged "
+                f"({one_line(error)}); build again with --overwrite"
             ) from error
         kept = self._kept[which]
         tokens, tags = fit_tokens(
@@ -523,3 +298,11 @@ class _Batches:
         if self.cache:
             self._clips[which, index] = clip
         return clip
+
+
+def _sided(record: Mapping[str, Any]) -> np.ndarray:
+    """Which texts of a clip speak of left or right, in their answer perhaps; bool [n]."""
+    texts, answers = record["texts"], record["answers"]
+    if len(answers) == len(texts):
+        texts = [b"%b %b" % pair for pair in zip(texts, answers, strict=True)]
+    return np.array([bool(_LEFT_OR_RIGHT.search(text)) for text in texts])
