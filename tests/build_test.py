@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import toy_source
 
-from stoa_jax.data import build, builders, built, pipeline, shards
+from stoa_jax.data import bookkeeping, build, builders, built, pipeline, shards
 from stoa_jax.errors import UserError
 
 HERE = Path(__file__).parent
@@ -215,7 +215,7 @@ def test_a_full_disk_is_one_clear_error_and_no_loss(tmp_path):
 def test_two_builds_of_one_set_do_not_meet(tmp_path):
     directory = tmp_path / "folder" / "captions"
     directory.mkdir(parents=True)
-    with build._lock(directory / ".lock"):
+    with bookkeeping.lock(directory / ".lock"):
         with pytest.raises(UserError, match="another process is building there"):
             toy_source.build(tmp_path, toy_source.Source({"train": 2}))
 

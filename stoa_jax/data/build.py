@@ -15,41 +15,21 @@ import argparse
 import contextlib
 import copy
 import dataclasses
-import fcntl
 import functools
-import hashlib
-import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorflow_datasets.core import naming, splits
-
-from stoa_jax.data import builders, built, records, shards, workers
-from stoa_jax.data.sources.entries import Undetected
+from stoa_jax.data import bookkeeping, builders, shards, workers
 from stoa_jax.errors import UserError
 
-FORMAT = 1  # of the records; raised when they change
 Run = Callable[[workers.Job, Sequence[shards.Part], Path], None]
 CLIP_SECONDS = 120.0  # a clip that takes longer has failed
-
-
-@dataclasses.dataclass
-class Summary:
-    """What a build came to, by split."""
-
-    directory: Path
-    built: dict[str, int]
-    failed: dict[str, int]
-    dropped: int = 0  # texts without words, and clips with boxes outside the picture
-    objects: int = 0
-    skipped: int = 0  # rows of the annotation files, and lines of detections
-    undetected: int = 0  # clips without detections
 
 
 def encode_parts(
@@ -90,7 +70,7 @@ def build(
     detections: str | os.PathLike[str] | None = None,
     options: dict[str, Any] | None = None,
     **how: Any,
-) -> Summary:
+) -> bookkeeping.Summary:
     """Builds a data set, or goes on with one; `how` goes to `build_source`."""
     options = options or {}
     source = builders.open_source(dataset, manual_dir, detections=detections, **options)
@@ -100,7 +80,7 @@ def build(
         data_dir,
         made_from={
             "options": {k: str(v) for k, v in sorted(options.items())},
-            "detections": None if detections is None else _identity(Path(detections)),
+            "detections": None if detections is None else bookkeeping.identity(Path(detections)),
         },
         root="" if manual_dir is None else str(manual_dir),
         **how,
@@ -119,7 +99,7 @@ def build_source(
     limit: int = 0,
     overwrite: bool = False,
     retry_failed: bool = False,
-) -> Summary:
+) -> bookkeeping.Summary:
     """Builds from an open source whose files lie in `root`; `run` builds the missing shards."""
     settings = settings or builders.Settings()
     entries = {s: e[:limit] if limit else e for s, e in source.splits.items() if len(e)}
@@ -127,11 +107,11 @@ def build_source(
         raise UserError(f"{dataset}: no clip is listed in {root}{_first(source.skipped)}")
     key = {
         "dataset": dataset,
-        "format": FORMAT,
+        "format": bookkeeping.FORMAT,
         "settings": dataclasses.asdict(settings),
         **(made_from or {}),
         "limit": limit,
-        "entries": _hash(entries),
+        "entries": bookkeeping.hash_of(entries),
     }
 
     final = Path(data_dir).expanduser() / dataset / builders.VERSION
@@ -140,19 +120,19 @@ def build_source(
         unfinished.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--data-dir={data_dir}: {error.strerror}: {error.filename}") from None
-    with _lock(final.parent / ".lock"):
+    with bookkeeping.lock(final.parent / ".lock"):
         if overwrite:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
         if final.exists():
-            _same_key(final, key)
+            bookkeeping.refuse_another(final, key)
             if not retry_failed:
-                _write_failures(Path(data_dir), dataset, final, source.skipped)
-                return _summary(final, entries, source.skipped)
+                bookkeeping.write_failures(Path(data_dir), dataset, final, source.skipped)
+                return bookkeeping.summarize(final, entries, source.skipped)
             final.rename(unfinished)
-            _forget_failed(unfinished)
+            bookkeeping.forget_failed(unfinished)
         elif unfinished.exists():
-            _same_key(unfinished, key)
+            bookkeeping.refuse_another(unfinished, key)
         unfinished.mkdir(exist_ok=True)
         (unfinished / "clips").mkdir(exist_ok=True)
         shards.write_json(unfinished / "build.json", key)
@@ -164,8 +144,8 @@ def build_source(
             if not shards.is_done(unfinished, dataset, shard)
         ]
         run(workers.Job(dataset, _without_splits(source), settings), parts, unfinished)
-        _write_failures(Path(data_dir), dataset, unfinished, source.skipped)
-        summary = _summary(unfinished, entries, source.skipped)
+        bookkeeping.write_failures(Path(data_dir), dataset, unfinished, source.skipped)
+        summary = bookkeeping.summarize(unfinished, entries, source.skipped)
         if not any(summary.built.values()):
             error = next(shards.failures(unfinished), {"error": "no clips"})
             shutil.rmtree(unfinished)
@@ -173,7 +153,7 @@ def build_source(
                 f"{dataset}: none of {sum(summary.failed.values())} clips could be built; the "
                 f"first, {error.get('video')}: {error['error']} (all: {data_dir}/failures.jsonl)"
             )
-        _describe(unfinished, final, dataset, data_dir, settings, source, entries, key)
+        bookkeeping.describe(unfinished, final, dataset, data_dir, settings, source, entries, key)
         unfinished.rename(final)
         return dataclasses.replace(summary, directory=final)
 
@@ -193,135 +173,10 @@ def _shown(dataset: str, root: str, entry: Any) -> str:
     return entry.video_id
 
 
-def _hash(entries: dict[str, Sequence[Any]]) -> str:
-    """Of all that is listed, wherever it lies: directories move, missing videos are found."""
-    digest = hashlib.sha256()
-    for split, items in entries.items():
-        for entry in items:
-            fields = (f.name for f in dataclasses.fields(entry) if f.name != "video_path")
-            row = [split, *(getattr(entry, name) for name in fields)]
-            digest.update(json.dumps(row, default=list).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size if path.is_file() else None}
-
-
-def _same_key(directory: Path, key: dict[str, Any]) -> None:
-    path = directory / "build.json"
-    try:
-        old = json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise UserError(
-            f"{directory} was not made by this program, or its build.json is damaged; "
-            "--overwrite replaces it"
-        ) from None
-    for name, value in key.items():
-        if old.get(name) == value:
-            continue
-        if name == "entries":
-            what = "the annotation files list other clips now"
-        elif isinstance(value, dict) and isinstance(old.get(name), dict):
-            field = next(f for f in {**value, **old[name]} if value.get(f) != old[name].get(f))
-            what = f"{field} was {old[name].get(field)!r} and is {value.get(field)!r} now"
-        else:
-            what = f"{name} was {old.get(name)!r} and is {value!r} now"
-        raise UserError(
-            f"{directory} was built otherwise: {what}; --overwrite replaces it, "
-            "another --data-dir keeps both"
-        )
-
-
-def _summary(directory: Path, entries: dict[str, Sequence[Any]], skipped: Sequence[Any]) -> Summary:
-    none = dict.fromkeys(entries, 0)
-    undetected = sum(isinstance(s, Undetected) for s in skipped)
-    summary = Summary(directory, dict(none), dict(none), undetected=undetected)
-    summary.skipped = len(skipped) - undetected
-    for split, header in shards.headers(directory):
-        failed = sum(bool(f.get("clip")) for f in header["failures"])
-        summary.built[split] += header["clips"]
-        summary.failed[split] += failed
-        summary.dropped += len(header["failures"]) - failed
-        summary.objects += header["objects"]
-    return summary
-
-
-def _write_failures(data_dir: Path, dataset: str, directory: Path, skipped: Sequence[Any]) -> None:
-    """OUT/failures.jsonl: the lines of this data set anew, those of others as they are."""
-    path = data_dir / "failures.jsonl"
-    rows = [{k: v for k, v in dataclasses.asdict(s).items() if v is not None} for s in skipped]
-    with _lock(data_dir / ".lock", wait=True):
-        lines = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):
-                if json.loads(line).get("dataset") != dataset:
-                    lines.append(line)
-        for row in [*rows, *shards.failures(directory)]:
-            row = {"video": row.pop("video", ""), "error": row.pop("error", ""), **row}
-            lines.append(json.dumps({**row, "dataset": dataset}, ensure_ascii=False, default=str))
-        shards.write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def _forget_failed(directory: Path) -> None:
-    for path in (directory / "clips").glob("*.jsonl"):
-        with open(path) as file:
-            failed = json.loads(file.readline())["failures"]
-        if failed:
-            path.unlink()
-
-
-def _describe(
-    directory: Path,
-    final: Path,
-    dataset: str,
-    data_dir: str | os.PathLike[str],
-    settings: builders.Settings,
-    source: Any,
-    entries: dict[str, Sequence[Any]],
-    key: dict[str, Any],
-) -> None:
-    """Writes what TFDS and the pipeline want to know of the finished set."""
-    name = dataset.partition("/")[0]
-    infos, fingerprints = [], {}
-    for split, items in entries.items():
-        parts = shards.shards_of(split, len(items))
-        headers = [shards.header_of(directory, shard) for shard in parts]
-        infos.append(
-            splits.SplitInfo(
-                name=split,
-                shard_lengths=[header["clips"] for header in headers],
-                num_bytes=sum(header["bytes"] for header in headers),
-                filename_template=naming.ShardedFileTemplate(
-                    dataset_name=name,
-                    data_dir=final,
-                    split=split,
-                    filetype_suffix="array_record",
-                ),
-            )
-        )
-        fingerprints[split] = built.fingerprint(built.read_metadata(directory, split))
-    info = builders.builder(dataset, data_dir, settings).info
-    info.set_splits(splits.SplitDict(infos))
-    info.write_to_directory(directory)
-    records.write_class_names(directory, source.class_names)
-    shards.write_json(directory / "build.json", {**key, "fingerprints": fingerprints})
-
-
 def _first(skipped: Sequence[Any]) -> str:
     if not skipped:
         return ""
     return f"; {len(skipped)} rows were skipped, the first: {skipped[0].error}"
-
-
-@contextlib.contextmanager
-def _lock(path: Path, wait: bool = False) -> Iterator[None]:
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UserError(f"{path.parent}: another process is building there") from None
-        yield
 
 
 class _Meter:
@@ -434,7 +289,7 @@ def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
     return _report(dataset, args.data_dir, summary)
 
 
-def _report(dataset: str, data_dir: str, summary: Summary) -> int:
+def _report(dataset: str, data_dir: str, summary: bookkeeping.Summary) -> int:
     print(f"{dataset}: {summary.directory}")
     for split, count in summary.built.items():
         print(f"  {split:<12}{count:>9} built{summary.failed[split]:>9} failed")
