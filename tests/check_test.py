@@ -8,7 +8,7 @@ from PIL import Image
 from video_test import write
 
 from stoa_jax import config
-from stoa_jax.data import check, contact_sheet
+from stoa_jax.data import check, check_report, contact_sheet
 from stoa_jax.data.build import build
 
 
@@ -68,7 +68,7 @@ def test_a_good_set_is_comparable(built, capsys):
     assert numbers["top_classes"] == {"cat": 12}
     assert numbers["clips_without_objects"] == ["b"]
     assert "folder/captions:train: 1 clips without any object: b" in report.notes
-    text = check.show(report)
+    text = check_report.show(report)
     assert "folder/captions:train (train): 2 built; no published count" in text
     assert "comparable: nothing found" in text
     kept = json.loads((built / "data" / "check" / "check.json").read_text())

@@ -15,7 +15,6 @@ Exit code 0: figures on this data are comparable. 1: they are not, and the reaso
 import argparse
 import collections
 import concurrent.futures
-import dataclasses
 import json
 import os
 import sys
@@ -25,41 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from stoa_jax.data import contact_sheet, pipeline, records, sources, video
+from stoa_jax.data import check_report, contact_sheet, pipeline, records, sources, video
+from stoa_jax.data.check_report import Part, Report, names_of
 from stoa_jax.errors import UserError
 
-SHOWN = 10  # names printed of a list; all are in check.json
 _SAMPLE, _PROBE = 20_000, 20_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A split in the experiment."""
-
-    dataset: str
-    split: str
-    evaluated: bool  # else trained on
-
-    def __str__(self) -> str:
-        return f"{self.dataset}:{self.split}"
-
-
-@dataclasses.dataclass
-class Report:
-    """What was found. `problems` make figures incomparable; `notes` are worth knowing."""
-
-    problems: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    parts: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    sheets: list[str] = dataclasses.field(default_factory=list)
-
-    def of(self, part: Part) -> dict[str, Any]:
-        """The findings on a split."""
-        return self.parts.setdefault(str(part), {"role": "eval" if part.evaluated else "train"})
-
-    def add(self, part: Part, text: str) -> None:
-        """Something that makes an evaluation incomparable, and training only poorer."""
-        (self.problems if part.evaluated else self.notes).append(f"{part}: {text}")
 
 
 def parts_of(c: Any, trained_on: Sequence[str] = ()) -> list[Part]:
@@ -113,7 +82,7 @@ def check(
     _check_overlap(ids, report)
     if c.eval.max_examples:
         report.add(parts[-1], f"eval.max_examples={c.eval.max_examples} measures on a part of it")
-    _write(report, out)
+    check_report.write(report, out)
     return report
 
 
@@ -138,14 +107,16 @@ def _check_source(
             continue
         _compare(part, "listed", len(listed), items, report)
         if absent:
-            report.add(part, f"{len(absent)} videos are missing: {_names(absent)}")
+            report.add(part, f"{len(absent)} videos are missing: {names_of(absent)}")
         step = max(1, -(-len(there) // probe)) if probe else 1
         tried = there[::step] if probe else []
         bad = _unreadable([entries[i] for i in tried])
         found["probed"], found["unreadable"] = len(tried), bad
         if bad:
             first = next(iter(bad.values()))
-            report.add(part, f"{len(bad)} videos are unreadable: {_names(bad)}; the first: {first}")
+            report.add(
+                part, f"{len(bad)} videos are unreadable: {names_of(bad)}; the first: {first}"
+            )
         if step > 1:
             report.notes.append(f"{part}: every {step}th of {len(there)} videos was opened")
     wrong = [s for s in source.skipped if not isinstance(s, sources.Undetected)]
@@ -155,7 +126,7 @@ def _check_source(
     if wrong:
         report.notes.append(f"{source.name}: {len(wrong)} rows were skipped; the first: {wrong[0]}")
     if bare:
-        report.notes.append(f"{source.name}: {len(bare)} videos lack detections: {_names(bare)}")
+        report.notes.append(f"{source.name}: {len(bare)} videos lack detections: {names_of(bare)}")
     return ids
 
 
@@ -195,22 +166,22 @@ def _check_split(
     failures = [f for f in _failures(split) if f.get("clip")]
     found["failed"] = [f"{f['video']}: {f['error']}" for f in failures]
     if failures:
-        names = _names(f["video"] for f in failures)
+        names = names_of(f["video"] for f in failures)
         report.add(part, f"{len(failures)} clips failed to build: {names}")
     if part.evaluated and part.dataset == "msrvtt/retrieval":
         several = [m.video_id for m in rows if len(m.texts) != 1]
         if several:
-            report.add(part, f"1k-A has one caption a video; not so {_names(several)}")
+            report.add(part, f"1k-A has one caption a video; not so {names_of(several)}")
     twice = [v for v, n in collections.Counter(m.video_id for m in rows).items() if n > 1]
     if twice:
-        report.add(part, f"{len(twice)} clips stand in it twice: {_names(twice)}")
+        report.add(part, f"{len(twice)} clips stand in it twice: {names_of(twice)}")
     step = max(1, -(-len(split) // sample))
     found["statistics"] = _statistics(split, range(0, len(split), step), text_length)
     bare = found["statistics"]["clips_without_objects"]
     if not found["statistics"]["objects_per_frame"]:
         report.notes.append(f"{part}: no objects at all; they are padding")
     elif bare:
-        report.notes.append(f"{part}: {len(bare)} clips without any object: {_names(bare)}")
+        report.notes.append(f"{part}: {len(bare)} clips without any object: {names_of(bare)}")
     return [m.video_id for m in rows]
 
 
@@ -286,19 +257,13 @@ def _check_overlap(ids: dict[Part, list[str]], report: Report) -> None:
             if both:
                 report.problems.append(
                     f"{part}: {len(both):,} of {len(clips):,} clips also stand in the training "
-                    f"list {other}: {_names(both)}"
+                    f"list {other}: {names_of(both)}"
                 )
             # The same film, cut at other times.
             films = {v.partition("@")[0] for v in trained}
             parts = [v for v in clips if v not in known and v.partition("@")[0] in films]
             if parts:
                 report.notes.append(f"{part}: other times of {len(parts)} clips are in {other}")
-
-
-def _names(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _sheet(split: pipeline.Split, path: Path) -> None:
@@ -322,42 +287,6 @@ def _sheet(split: pipeline.Split, path: Path) -> None:
         shown = texts[: contact_sheet.TEXTS]
         nouns.append([p.nouns for p in text.parse_many(shown, tokenizer, tagger)])
     contact_sheet.draw(clips, split.class_names, nouns, path)
-
-
-def _write(report: Report, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False)
-    (out / "check.json").write_text(text + "\n")
-
-
-def show(report: Report) -> str:
-    """The report as lines for people."""
-    lines = []
-    for name, found in report.parts.items():
-        if "role" not in found:
-            continue
-        due = found.get("expected_clips")
-        counts = [f"{found[k]:,} {k}" for k in ("listed", "built") if k in found]
-        published = f"{due:,} published" if due is not None else "no published count"
-        lines.append(f"{name} ({found['role']}): {', '.join(counts) or 'not found'}; {published}")
-        if s := found.get("statistics"):
-            lines.append(
-                f"  texts: {s['texts_per_clip']:.1f} a clip, {s['words_per_text']:.1f} words "
-                f"(longest {s['longest_text_words']}), {s['nouns_per_text']:.1f} nouns, "
-                f"{s['verbs_per_text']:.1f} verbs; {s['texts_cut']:.1%} longer than the model reads"
-            )
-            top = ", ".join(f"{c} {n}" for c, n in s["top_classes"].items())
-            lines.append(
-                f"  objects: {s['objects_per_frame']:.1f} a frame of {s['classes']} classes, "
-                f"{s['frames_without_objects']:.1%} of the frames have none"
-                + (f"; {top}" if top else "")
-            )
-    lines += [f"note: {n}" for n in report.notes]
-    lines += [f"NOT COMPARABLE: {p}" for p in report.problems]
-    lines += [f"contact sheet: {s}" for s in report.sheets]
-    if not report.problems:
-        lines.append("comparable: nothing found that would make the figures incomparable")
-    return "\n".join(lines)
 
 
 def _load_config(argv: list[str]):
@@ -417,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(show(report))
+    print(check_report.show(report))
     return 1 if report.problems else 0
 
 
