@@ -19,6 +19,7 @@ from stoa_jax.errors import UserError
 from stoa_jax.models.config import VARIANTS, ModelConfig
 from stoa_jax.weights import clip, files, released
 from stoa_jax.weights.tables import Report, write_table
+from stoa_jax.weights.torch_files import INSTALL_TORCH
 
 FORMATS = {
     "safetensors": "our names; from a CLIP, a whole STOA-VLP that starts from it",
@@ -194,7 +195,7 @@ def save_released(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> N
         import torch
     except ImportError as error:
         raise UserError(
-            f"{out}: torch writes this format and is not installed; {files.INSTALL_TORCH}, or "
+            f"{out}: torch writes this format and is not installed; {INSTALL_TORCH}, or "
             "name a file that ends in .safetensors"
         ) from error
     state = {name: torch.from_numpy(np.array(x)) for name, x in sorted(tensors.items())}

@@ -16,8 +16,9 @@ from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.weights import clip, released
-from stoa_jax.weights.files import TensorFile, open_tensors
+from stoa_jax.weights.files import open_tensors
 from stoa_jax.weights.tables import Report, Shape
+from stoa_jax.weights.tensors import TensorFile
 
 __all__ = ["Report", "initial_parameters", "open_weights", "parameter_shapes", "whole_parameters"]
 

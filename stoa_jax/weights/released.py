@@ -7,7 +7,6 @@ import numpy as np
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.weights.clip import norm, openai_blocks, openai_towers
-from stoa_jax.weights.files import TensorFile
 from stoa_jax.weights.tables import (
     LINEAR,
     QUERIES,
@@ -18,6 +17,7 @@ from stoa_jax.weights.tables import (
     read_table,
     shape_of,
 )
+from stoa_jax.weights.tensors import TensorFile
 
 _OBJECTS = "clip.visual.transformer.object_encoder"
 TABLE = [

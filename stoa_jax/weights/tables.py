@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from stoa_jax.errors import UserError
-from stoa_jax.weights.files import TensorFile
+from stoa_jax.weights.tensors import TensorFile
 
 Shape = tuple[int, ...]
 
