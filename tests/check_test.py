@@ -155,7 +155,7 @@ def test_leaks_missing_and_unreadable_are_named_and_the_exit_code_tells(tmp_path
     assert "1 videos are unreadable: d; the first:" in problems
     assert "2 clips failed to build: d.mp4, gone" in problems
     notes = "\n".join(report.notes)
-    assert "folder/captions: 4 videos lack detections: b, c, d, gone" in notes
+    assert "folder/captions: 3 videos lack detections: b, c, d" in notes
     assert (
         "1 rows were skipped; the first:" in notes and "captions.csv:8: b: caption: empty" in notes
     )

@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+import re
 import shutil
 
 import configs_test
@@ -15,8 +16,7 @@ from tasks_test import SMALL
 from video_test import write
 
 from stoa_jax import sharding, train, writers
-from stoa_jax.data import builders, check, pipeline
-from stoa_jax.data.build import build
+from stoa_jax.data import build, builders, check, pipeline
 
 SETTINGS = builders.Settings(frames=4, objects=3, short_side=24)
 CAPTIONS = ("a man runs", "two dogs play with a ball", "a cat eats")
@@ -198,7 +198,7 @@ def built(root, data, names, files, detected):
         # Lines of ours say where a video lies, as `data.detect` does.
         detected(objects, [str(p) if detected is our_lines else p.name for p in paths])
     for name in names:
-        summary = build(name, data, root, detections=objects, settings=SETTINGS)
+        summary = build.build(name, data, root, detections=objects, settings=SETTINGS)
         assert all(summary.built.values()) and not any(summary.failed.values())
         assert summary.skipped == summary.undetected == 0
         assert bool(summary.objects) == bool(detected)
@@ -263,6 +263,54 @@ def test_trained_on_in_a_mixture(checked, tmp_path, monkeypatch, tasks):
     c.data.sets = tuple(pair for one in some for pair in one.data.sets)
     c.train.batch_size = len(c.data.sets)
     train_some_steps(c, tmp_path / "run", monkeypatch)
+
+
+def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
+    """Videos that are missing or cut off, and some without detections; later all are there."""
+    videos = videos_of(tmp_path / "msrvtt", msrvtt)
+    whole = videos[0].read_bytes()
+    objects = tmp_path / "found.jsonl"
+    our_lines(objects, [f"TrainValVideo/{v.stem}" for v in videos if v.stem != "video7012"])
+    videos[1].write_bytes(whole[: len(whole) // 2])
+    videos[3].unlink()
+    command = ["msrvtt/captioning", f"--manual-dir={tmp_path / 'msrvtt'}", f"--data-dir={tmp_path}"]
+    command += [f"--detections={objects}", "--frames=4", "--processes=1"]
+
+    assert build.main(command) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"(\w+) +(\d) built +(\d) failed", said) == [
+        ("train", "1", "1"),
+        ("validation", "1", "0"),
+        ("test", "1", "1"),
+    ]
+    assert "1 clips without detections: their objects are padding\n  named in" in said
+    assert "the same command with --retry-failed builds them" in said
+    rows = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    named = {row["video"]: row["error"] for row in rows}
+    assert set(named) == {"video1", "video7010", "video7012"}
+    assert "video7010.mp4: No such file" in named["video7010"]
+    assert "not a video" in named["video1"] and "no detections in" in named["video7012"]
+
+    c = shrunk("captioning", "msrvtt", tmp_path)
+    report = check.check(c, manual_dir=tmp_path / "msrvtt", detections=objects)
+    test, files = report.parts["msrvtt/captioning:test"], "msrvtt/captioning (files)"
+    assert test["missing_videos"] == ["video7010"]
+    assert report.parts["msrvtt/captioning:train"]["unreadable"].keys() == {"video1"}
+    assert report.parts[files]["without_detections"] == ["video7012"]
+    assert "msrvtt/captioning:test: 1 videos are missing: video7010" in report.problems
+    assert "msrvtt/captioning:test: 1 clips failed to build: video7010" in report.problems
+
+    for video in (videos[1], videos[3]):
+        video.write_bytes(whole)
+    assert build.main([*command, "--retry-failed"]) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"(\w+) +(\d) built +(\d) failed", said) == [
+        ("train", "2", "0"),
+        ("validation", "1", "0"),
+        ("test", "2", "0"),
+    ]
+    assert "retry" not in said
+    assert "video7012" in (tmp_path / "failures.jsonl").read_text()  # still without detections
 
 
 def test_a_folder_with_json_lines(tmp_path):

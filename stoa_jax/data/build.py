@@ -260,7 +260,8 @@ def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
         configs = builders.DATASETS.get(dataset, ())
         if len(configs) == 1:
             dataset = f"{dataset}/{configs[0]}"
-        if args.manual_dir and not args.quiet:  # a large table takes a minute
+        found = args.manual_dir and Path(args.manual_dir).is_dir()
+        if found and not args.quiet:  # a large table takes a minute
             print(f"{dataset}: reading the files in {args.manual_dir}", file=sys.stderr, flush=True)
         summary = build(
             dataset,

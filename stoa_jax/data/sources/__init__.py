@@ -67,7 +67,7 @@ class VideoSource:
             self.skipped += self.without_detections()
 
     def without_detections(self) -> list[Skipped]:
-        """Entries that the detections do not know, named; their objects are padding."""
+        """Entries with a video that the detections do not know; their objects are padding."""
         if self.detections is None:
             return []
         place = str(self.detections.path)
@@ -76,7 +76,7 @@ class VideoSource:
             e.video_id: None
             for entries in self.splits.values()
             for e in entries
-            if self._detected_as(e) is None
+            if self._detected_as(e) is None and os.path.exists(e.video_path)
         }
         return [Undetected(name, reason, place, 0) for name in bare]
 
