@@ -251,11 +251,13 @@ def train_some_steps(c, workdir, monkeypatch):
     assert all(np.isfinite(r["loss"]) for r in rows)
 
 
+@pytest.mark.timeout(900)  # the first of a task compiles its program
 @pytest.mark.parametrize(("task", "argument"), CASES)
 def test_built_checked_and_trained_on(checked, tmp_path, monkeypatch, task, argument):
     train_some_steps(checked(task, argument), tmp_path / "run", monkeypatch)
 
 
+@pytest.mark.timeout(900)
 def test_all_sets_with_captions_in_a_mixture(checked, tmp_path, monkeypatch):
     some = [checked(*case) for case in CASES if case[0] not in ("qa", "multiple_choice")]
     c = some[0].copy_and_resolve_references()
