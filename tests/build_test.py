@@ -115,14 +115,28 @@ def test_a_finished_set_is_not_built_again(tmp_path):
     assert failures(tmp_path / "out") == []
 
 
-def test_retry_builds_only_shards_with_failures(tmp_path):
-    log = tmp_path / "log"
-    source = toy_source.Source({"train": 40}, faults={("train", 17): "raise"}, log=log)
-    toy_source.build(tmp_path / "out", source)
-    log.write_text("")
-    summary = toy_source.build(tmp_path / "out", source, retry_failed=True)
-    assert summary.built == {"train": 39}
-    assert sorted(log.read_text().split()) == sorted(f"train{i}" for i in range(16, 32))
+def test_retry_encodes_only_what_failed(tmp_path):
+    log, out = tmp_path / "log", tmp_path / "out"
+    faults = {("train", 17): "raise", ("train", 18): "one empty", ("train", 35): "one empty"}
+    source = toy_source.Source({"train": 40}, faults=faults, log=log)
+    toy_source.build(out, source)
+    before = toy_source.tree(out)
+
+    def again(**how):
+        log.write_text("")
+        assert toy_source.build(out, source, **how).built == {"train": 39}
+        assert toy_source.tree(out) == before  # the clip fails again
+        return log.read_text().split()
+
+    assert again(retry_failed=True) == ["train17"]
+    # Killed while it tried again; then also with a file that is no longer the one of the list.
+    final = out / "folder" / "captions" / "1.0.0"
+    for size, encoded in ((0, ["train17"]), (1, [f"train{i}" for i in range(16, 32)])):
+        unfinished = final.rename(final.with_name("1.0.0.building"))
+        shards.set_aside(unfinished)
+        with open(unfinished / "folder-train.array_record-00001-of-00003", "ab") as file:
+            file.write(bytes(size))
+        assert again() == encoded
 
 
 BUILD = """

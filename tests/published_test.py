@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import toy_run
+import toy_source
 from tasks_test import SMALL
 from video_test import write
 
@@ -274,8 +275,9 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
     our_lines(objects, [f"TrainValVideo/{v.stem}" for v in videos if v.stem != "video7012"])
     videos[1].write_bytes(whole[: len(whole) // 2])
     videos[3].unlink()
-    command = ["msrvtt/captioning", f"--manual-dir={tmp_path / 'msrvtt'}", f"--data-dir={tmp_path}"]
-    command += [f"--detections={objects}", "--frames=4", "--processes=1"]
+    data = tmp_path / "data"
+    command = ["msrvtt/captioning", f"--manual-dir={tmp_path / 'msrvtt'}", "--processes=1"]
+    command += [f"--detections={objects}", "--frames=4", f"--data-dir={data}"]
 
     assert build.main(command) == 0
     said = capsys.readouterr().out
@@ -286,13 +288,13 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
     ]
     assert "1 clips without detections: their objects are padding\n  named in" in said
     assert "the same command with --retry-failed builds them" in said
-    rows = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (data / "failures.jsonl").read_text().splitlines()]
     named = {row["video"]: row["error"] for row in rows}
     assert set(named) == {"video1", "video7010", "video7012"}
     assert "video7010.mp4: No such file" in named["video7010"]
     assert "not a video" in named["video1"] and "no detections in" in named["video7012"]
 
-    c = shrunk("captioning", "msrvtt", tmp_path)
+    c = shrunk("captioning", "msrvtt", data)
     report = check.check(c, manual_dir=tmp_path / "msrvtt", detections=objects)
     test, files = report.parts["msrvtt/captioning:test"], "msrvtt/captioning (files)"
     assert test["missing_videos"] == ["video7010"]
@@ -311,7 +313,11 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
         ("test", "2", "0"),
     ]
     assert "retry" not in said
-    assert "video7012" in (tmp_path / "failures.jsonl").read_text()  # still without detections
+    # What was there before was kept, and the set is as if all had been there at once.
+    assert build.main([*command[:-1], f"--data-dir={tmp_path / 'once'}"]) == 0
+    one, two = (toy_source.tree(d / "msrvtt") for d in (data, tmp_path / "once"))
+    assert one == two
+    assert "video7012" in (data / "failures.jsonl").read_text()  # still without detections
 
 
 def test_a_folder_with_json_lines(tmp_path):

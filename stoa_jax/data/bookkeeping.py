@@ -111,15 +111,6 @@ def write_failures(data_dir: Path, dataset: str, directory: Path, skipped: Seque
         shards.write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def forget_failed(directory: Path) -> None:
-    """Makes shards with failed clips unfinished, so that they are built again."""
-    for path in (directory / "clips").glob("*.jsonl"):
-        with open(path) as file:
-            failed = json.loads(file.readline())["failures"]
-        if failed:
-            path.unlink()
-
-
 def describe(
     directory: Path,
     final: Path,
@@ -135,7 +126,7 @@ def describe(
     infos, fingerprints = [], {}
     for split, items in entries.items():
         parts = shards.shards_of(split, len(items))
-        headers = [shards.header_of(directory, shard) for shard in parts]
+        headers = [shards.header_of(shards.list_of(directory, shard)) for shard in parts]
         infos.append(
             splits.SplitInfo(
                 name=split,

@@ -42,9 +42,14 @@ def encode_parts(
     progress: bool = False,
 ) -> None:
     """Encodes all entries in parallel processes; writes a shard when its last clip is in."""
-    total = sum(len(part.entries) for part in parts)
+    kept = [set(shards.kept(directory, job.dataset, part.shard)) for part in parts]
+    due = [len(part.entries) - len(done) for part, done in zip(parts, kept, strict=True)]
+    total = sum(due)
     tasks = (
-        ((p, i), entry) for p, part in enumerate(parts) for i, entry in enumerate(part.entries)
+        ((p, i), entry)
+        for p, part in enumerate(parts)
+        for i, entry in enumerate(part.entries)
+        if i not in kept[p]
     )
     results: dict[int, dict[int, workers.Result]] = {}
     meter = _Meter(total, progress)
@@ -53,7 +58,8 @@ def encode_parts(
         for (p, i), result in stream:
             part, of_part = parts[p], results.setdefault(p, {})
             of_part[i] = result
-            if len(of_part) == len(part.entries):
+            if len(of_part) == due[p]:
+                of_part |= shards.read_kept(directory, job.dataset, part.shard)
                 in_order = [of_part[i] for i in range(len(of_part))]
                 names = [_shown(job.dataset, part.root, entry) for entry in part.entries]
                 shards.write(directory, job.dataset, part.shard, in_order, names)
@@ -130,7 +136,7 @@ def build_source(
                 bookkeeping.write_failures(Path(data_dir), dataset, final, source.skipped)
                 return bookkeeping.summarize(final, entries, source.skipped)
             final.rename(unfinished)
-            bookkeeping.forget_failed(unfinished)
+            shards.set_aside(unfinished)
         elif unfinished.exists():
             bookkeeping.refuse_another(unfinished, key)
         unfinished.mkdir(exist_ok=True)
@@ -232,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=0, help="build the first clips of each split only")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
     add("--overwrite", action="store_true", help="throw away what was built before")
-    add("--retry-failed", action="store_true", help="build shards with failed clips again")
+    add("--retry-failed", action="store_true", help="build the failed clips again")
     add("--quiet", action="store_true", help="no progress")
     return parser
 

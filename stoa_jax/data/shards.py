@@ -1,7 +1,8 @@
 """Shards of a data set being built: what is in each, whether it is finished, how it is written.
 
 A shard is two files: the records, and `clips/<shard>.jsonl` with a line about the shard and one for
-each of its clips (id, texts, answers). The second is written last and is the sign of the end.
+each of its clips (id, texts, answers). The second is written last and is the sign of the end. Where
+failed clips are tried again, it stands aside as `<shard>.jsonl.before` until the shard is written.
 """
 
 import contextlib
@@ -58,17 +59,25 @@ def file_of(directory: Path, dataset: str, shard: Shard) -> Path:
     )
 
 
+def list_of(directory: Path, shard: Shard) -> Path:
+    """Where the lines about a shard and its clips are."""
+    return directory / "clips" / f"{shard.name}.jsonl"
+
+
 def is_done(directory: Path, dataset: str, shard: Shard) -> bool:
     """The list of a shard's clips is written after the shard, so it is the sign of its end."""
-    header = header_of(directory, shard)
-    file = file_of(directory, dataset, shard)
-    return header is not None and file.exists() and file.stat().st_size == header["file_bytes"]
+    header = header_of(list_of(directory, shard))
+    return header is not None and _is_whole(file_of(directory, dataset, shard), header)
 
 
-def header_of(directory: Path, shard: Shard) -> dict[str, Any] | None:
+def _is_whole(file: Path, header: dict[str, Any]) -> bool:
+    return file.exists() and file.stat().st_size == header["file_bytes"]
+
+
+def header_of(path: Path) -> dict[str, Any] | None:
     """The line about a shard; None where it is missing or torn."""
     try:
-        with open(directory / "clips" / f"{shard.name}.jsonl") as file:
+        with open(path) as file:
             return json.loads(file.readline())
     except (OSError, ValueError):
         return None
@@ -88,13 +97,14 @@ def write(
     with _writing(path):
         writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         try:
-            for result, video in zip(results, names, strict=True):
-                failures += [{"video": video, "error": e} for e in result.dropped]
+            for place, (result, video) in enumerate(zip(results, names, strict=True)):
+                clip = {"place": place, "video": video}
+                failures += [{**clip, "error": e} for e in result.dropped]
                 if result.error:
-                    failures.append({"video": video, "error": result.error, "clip": True})
+                    failures.append({**clip, "error": result.error, "clip": True})
                     continue
                 writer.write(result.record)
-                rows.append(result.metadata)
+                rows.append({**result.metadata, "objects": result.objects})
                 size += len(result.record)
         finally:
             writer.close()
@@ -108,7 +118,50 @@ def write(
         "failures": failures,
     }
     lines = [json.dumps(row, ensure_ascii=False) for row in [header, *rows]]
-    write_text(directory / "clips" / f"{shard.name}.jsonl", "\n".join(lines) + "\n")
+    write_text(list_of(directory, shard), "\n".join(lines) + "\n")
+    _before(list_of(directory, shard)).unlink(missing_ok=True)
+
+
+def set_aside(directory: Path) -> None:
+    """Makes the shards with failed clips unfinished; the clips that were built are `kept`."""
+    for path in (directory / "clips").glob("*.jsonl"):
+        if any("clip" in failure for failure in header_of(path)["failures"]):
+            path.rename(_before(path))
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.name}.before")
+
+
+def kept(directory: Path, dataset: str, shard: Shard) -> list[int]:
+    """The places in a shard set aside whose clips are in its file, which are not encoded again."""
+    header = header_of(_before(list_of(directory, shard)))
+    if header is None or not _is_whole(file_of(directory, dataset, shard), header):
+        return []
+    failed = {failure["place"] for failure in header["failures"] if "clip" in failure}
+    return [place for place in range(shard.stop - shard.start) if place not in failed]
+
+
+def read_kept(directory: Path, dataset: str, shard: Shard) -> dict[int, workers.Result]:
+    """The clips at those places, as if they were encoded now."""
+    places = kept(directory, dataset, shard)
+    if not places:
+        return {}
+    with open(_before(list_of(directory, shard)), encoding="utf-8") as file:
+        header, *rows = map(json.loads, file)
+    dropped: dict[int, list[str]] = {place: [] for place in places}
+    for failure in header["failures"]:
+        if "clip" not in failure:
+            dropped[failure["place"]].append(failure["error"])
+    reader = array_record_module.ArrayRecordReader(os.fspath(file_of(directory, dataset, shard)))
+    try:
+        stored = reader.read_all()
+    finally:
+        reader.close()
+    return {
+        place: workers.Result(record, row, tuple(dropped[place]), row.pop("objects"))
+        for place, record, row in zip(places, stored, rows, strict=True)
+    }
 
 
 def _sync(path: Path) -> None:
