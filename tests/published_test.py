@@ -291,7 +291,7 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
     rows = [json.loads(line) for line in (data / "failures.jsonl").read_text().splitlines()]
     named = {row["video"]: row["error"] for row in rows}
     assert set(named) == {"video1", "video7010", "video7012"}
-    assert "video7010.mp4: No such file" in named["video7010"]
+    assert f"{videos[3]}: No such file" in named["video7010"]
     assert "not a video" in named["video1"] and "no detections in" in named["video7012"]
 
     c = shrunk("captioning", "msrvtt", data)

@@ -95,6 +95,18 @@ def test_missing_videos_are_entries_that_fail_by_name(tmp_path):
         source.load(source.splits["train"][1], 4, 64, 3)
 
 
+def test_a_missing_video_belongs_beside_the_others(tmp_path):
+    put(tmp_path, MSRVTT_data__json=msrvtt_data(1, 2), clips___all___video1__mp4=b"x")
+    paths = [e.video_path for e in captioning(tmp_path)]
+    assert paths == [str(tmp_path / "clips" / "all" / f"video{n}.mp4") for n in (1, 2)]
+    put(tmp_path, more___video9__mp4=b"x")
+    assert captioning(tmp_path)[1].video_path == str(tmp_path / "videos" / "video2.mp4")
+
+
+def captioning(root):
+    return sources.open_source("msrvtt/captioning", root).splits["train"]
+
+
 def test_rows_that_cannot_be_used_are_named(tmp_path):
     source = folder(
         tmp_path,

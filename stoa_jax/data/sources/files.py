@@ -76,7 +76,13 @@ class Files:
         A missing video is found out when it is loaded, and named there.
         """
         found = _shallowest(self._tree[1].get(stem, ()))
-        return str(found or os.path.join(self.root, "videos", f"{stem}.mp4"))
+        return str(found or self._video_directory / f"{stem}.mp4")
+
+    @functools.cached_property
+    def _video_directory(self) -> Path:
+        """Where a missing video belongs: beside the others, if those are in one place."""
+        places = {path.parent for paths in self._tree[1].values() for path in paths}
+        return places.pop() if len(places) == 1 else self.root / "videos"
 
     def named(self, name: str) -> Path | None:
         """The file of this very name, at any depth."""
