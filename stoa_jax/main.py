@@ -113,7 +113,7 @@ def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
 
 def known_keys() -> list[str]:
     """Every key that a configuration has."""
-    from stoa_jax.train import flat_config
+    from stoa_jax.workdir import flat_config
 
     keys = list(flat_config(config.default()))
     return keys + sorted({key.rpartition(".")[0] for key in keys} - {""})

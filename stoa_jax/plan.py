@@ -20,10 +20,11 @@ from absl import logging
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from stoa_jax import train
 from stoa_jax.errors import UserError
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.monitor import duration
+from stoa_jax.program import make_program
+from stoa_jax.workdir import check_config
 
 GIB = 2**30
 
@@ -212,7 +213,7 @@ def make_plan(
 ) -> Plan:
     """Lower and compile the real step of this configuration for these chips."""
     steps, notes = run_steps(c)
-    program = train.make_program(c, task, steps, build_model, devices_of(topology))
+    program = make_program(c, task, steps, build_model, devices_of(topology))
     batch = abstract_batch(task, c.train.batch_size) if batch is None else batch
     began = time.monotonic()
     with jax.set_mesh(program.mesh):
@@ -430,7 +431,7 @@ def report(c: ConfigDict, topology: str) -> str:
     """What `--mode=plan` prints."""
     from stoa_jax.tasks import make_task
 
-    train.check_config(c)
+    check_config(c)
     parsed = parse_topology(topology)
     plan = make_plan(c, make_task(c), parsed)
     text = describe(plan)

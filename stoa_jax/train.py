@@ -3,204 +3,37 @@
 A run is a function of its configuration: the batch and the random key of a step depend on the
 seed and the step alone, so a run that was stopped and started again is, bit for bit, the run that
 was not.
+
+The compiled step is in `program`, the batches are in `batches`, what a work directory holds is
+checked in `workdir`.
 """
 
 import dataclasses
 import functools
 import json
-import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
-from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from stoa_jax import checkpoint, config, monitor, optim, sharding, writers
+from stoa_jax import checkpoint, monitor, sharding, writers
+from stoa_jax.batches import Prefetch, make_loader
 from stoa_jax.errors import UserError
-from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
+from stoa_jax.program import State, make_program
+from stoa_jax.workdir import check_config, claim_workdir, config_json, flat_config, write_config
 
-# What may differ when a run is continued: where it runs, and what it writes down.
-MAY_CHANGE = (
-    *("mesh.", "log.", "faults.", "checkpoint.", "eval.", "data.dir", "data.workers"),
-    *("data.prefetch", "model.scan_layers", "model.remat"),
-)
 PROFILE_STEPS = (5, 10)  # --mode=profile traces from the first of these to the second
 
 
 class TrainingError(Exception):
     """A run that cannot go on. `main` prints its one line and exits with code 1."""
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("step", "params", "opt_state", "skipped", "streak"),
-    meta_fields=(),
-)
-@dataclasses.dataclass(frozen=True)
-class State:
-    """All that a step changes."""
-
-    step: jax.Array  # int32
-    params: dict[str, jax.Array]  # float32, by name
-    opt_state: Any  # of the trainable parameters
-    skipped: jax.Array  # int32: steps without an update, because something was not finite
-    streak: jax.Array  # int32: such steps in a row, up to now
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The compiled parts of a run, which `plan` lowers and `train` executes."""
-
-    mesh: Mesh
-    state: State  # abstract
-    shardings: State
-    init: Callable[[], State]
-    start: Callable[[dict[str, jax.Array]], State]  # from parameters
-    step: Callable[[State, dict[str, jax.Array]], tuple[State, jax.Array]]
-    metrics: list[str]  # names of the step's second output, known once it is traced
-    model: Any  # abstract
-    rates: dict[str, float]
-
-    def model_with(self, params: Mapping[str, jax.Array]) -> Any:
-        """The model of a state's parameters."""
-        return with_parameters(self.model, params)
-
-
-def make_program(
-    c: ConfigDict,
-    task: Any,
-    steps: int,
-    build_model: Callable[..., Any] = Stoa,
-    devices: list[Any] | None = None,
-) -> Program:
-    """Mesh, abstract state, shardings, and the jitted initialisation and step."""
-    mesh = sharding.make_mesh(c, devices)
-    sharding.check_batch(c, mesh, evaluation=False)
-
-    def build() -> Any:
-        return build_model(task.model_config(), rngs=nnx.Rngs(c.seed))
-
-    model = jax.eval_shape(build)
-    shapes = named_parameters(model)
-    specs = sharding.param_specs(shapes, mesh)
-    rates, unused = optim.learning_rates(c, shapes)
-    for pattern in unused:
-        logging.warning("config.optim.groups: %r is the first fit of no parameter", pattern)
-    optimizer = optim.make_optimizer(c, rates, steps)
-    share = optim.schedule(c, steps)
-
-    def start(params: dict[str, jax.Array]) -> State:
-        zero = jnp.zeros((), jnp.int32)
-        return State(zero, params, optimizer.init(optim.trainable(params, rates)), zero, zero)
-
-    state = jax.eval_shape(lambda: start(named_parameters(build())))
-    shardings = sharding.state_shardings(state, specs, mesh)
-    metrics: list[str] = []
-
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, jax.Array]:
-        state, found = update(c, task, model, optimizer, rates, state, batch)
-        found["schedule"] = share(state.step - 1 - state.skipped)
-        metrics[:] = sorted(found)
-        # One array, so that fetching it is one transfer.
-        return state, jnp.stack([found[name].astype(jnp.float32) for name in metrics])
-
-    whole = sharding.replicated(mesh)
-    return Program(
-        mesh=mesh,
-        state=state,
-        shardings=shardings,
-        init=jax.jit(lambda: start(named_parameters(build())), out_shardings=shardings),
-        start=jax.jit(start, out_shardings=shardings),
-        step=jax.jit(
-            step,
-            in_shardings=(shardings, sharding.batch_sharding(mesh)),
-            out_shardings=(shardings, whole),
-            donate_argnums=0,
-        ),
-        metrics=metrics,
-        model=model,
-        rates=rates,
-    )
-
-
-def update(
-    c: ConfigDict,
-    task: Any,
-    model: Any,
-    optimizer: optax.GradientTransformation,
-    rates: Mapping[str, float],
-    state: State,
-    batch: dict[str, jax.Array],
-) -> tuple[State, dict[str, jax.Array]]:
-    """One step, and what there is to say of it."""
-    key = jax.random.fold_in(jax.random.key(c.seed), state.step)
-    free = optim.trainable(state.params, rates)
-
-    def loss_of(free, batch, key):
-        return task.loss(with_parameters(model, {**state.params, **free}), batch, key)
-
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
-    parts = c.train.accumulate
-    if parts == 1:
-        (loss, metrics), grads = gradient(free, batch, key)
-    else:
-        # Row i goes to micro-batch i % parts, so that every device keeps the rows it has.
-        micro = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0),
-            batch,
-        )
-
-        def add(total, part):
-            index, rows = part
-            found = gradient(free, rows, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, found), None
-
-        first = jax.tree.map(lambda x: x[0], micro)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, free, first, key)
-        )
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), micro))
-        (loss, metrics), grads = jax.tree.map(lambda x: x / parts, total)
-
-    norm = optax.tree.norm(grads)
-    good = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, free)
-    updated = {**state.params, **optax.apply_updates(free, updates)}
-    # A step that is not finite changes nothing; it is counted.
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old),
-        (updated, opt_state),
-        (state.params, state.opt_state),
-    )
-    bad = (~good).astype(jnp.int32)
-    state = State(
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        skipped=state.skipped + bad,
-        streak=jnp.where(good, 0, state.streak + 1),
-    )
-    metrics = {
-        **metrics,
-        "loss": loss,
-        "grad_norm": norm,
-        **{f"grad_norm/{k}": v for k, v in optim.norms_by_module(grads).items()},
-        "nonfinite/total": state.skipped,
-        "nonfinite/in_a_row": state.streak,
-    }
-    return state, metrics
 
 
 def train(
@@ -367,8 +200,8 @@ class _Run:
             )
         return params
 
-    def batches(self, step: int) -> "_Prefetch":
-        return _Prefetch(
+    def batches(self, step: int) -> Prefetch:
+        return Prefetch(
             self.open_loader(step + self.offset),
             lambda rows: sharding.to_devices(rows, self.program.mesh, self.c.train.batch_size),
             self.c.data.prefetch,
@@ -521,143 +354,3 @@ class _Run:
         self.progress.rewind(to)
         self.clock.pause()
         return state, to
-
-
-class _Prefetch(Iterator[dict[str, jax.Array]]):
-    """Batches on the devices, some ahead of the loop, made by a thread."""
-
-    def __init__(self, batches: Iterable[Any], place: Callable[[Any], Any], ahead: int):
-        self._source, self._place = batches, place
-        self._iterator = iter(batches)
-        self._queue: queue.Queue[Any] = queue.Queue(max(ahead, 1))
-        self._closed = threading.Event()
-        self._thread = None
-        if ahead > 0:
-            self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
-            self._thread.start()
-
-    def __next__(self) -> dict[str, jax.Array]:
-        if self._thread is None:
-            return self._place(next(self._iterator))
-        found = self._queue.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    def _fill(self) -> None:
-        try:
-            while not self._closed.is_set():
-                self._put(self._place(next(self._iterator)))
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item: Any) -> None:
-        while not self._closed.is_set():
-            try:
-                return self._queue.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def close(self) -> None:
-        """Stop the thread and the loader under it."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join(timeout=5)
-        if hasattr(self._source, "close"):
-            self._source.close()
-
-
-def check_config(c: ConfigDict) -> None:
-    """Numbers that cannot be, each in one line."""
-    config.model_config(c)
-    if c.train.steps < 1 and c.train.epochs <= 0:
-        raise UserError(f"config.train.steps: {c.train.steps}; set it, or train.epochs, above 0")
-    for key, least in (
-        ("log.every_steps", 1),
-        ("checkpoint.every_steps", 0),
-        ("eval.every_steps", -1),
-        ("faults.max_nonfinite", 1),
-        ("faults.max_rollbacks", 0),
-    ):
-        section, name = key.split(".")
-        if c[section][name] < least:
-            raise UserError(f"config.{key}: {c[section][name]}; it must be at least {least}")
-
-
-# The work directory.
-
-
-def config_json(c: ConfigDict) -> dict[str, Any]:
-    """The configuration as JSON holds it."""
-    return json.loads(json.dumps(c.to_dict()))
-
-
-def flat_config(c: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train.steps": 1000, …}`."""
-    flat: dict[str, Any] = {}
-    for key, value in c.items():
-        if isinstance(value, ConfigDict | Mapping):
-            flat.update(flat_config(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def claim_workdir(c: ConfigDict, workdir: Path) -> None:
-    """Is it writable, and no other configuration's?"""
-    if "://" in str(workdir) or ":/" in str(workdir):
-        raise UserError(
-            f"--workdir: {workdir} is no path; mount the bucket (gcsfuse) and name its directory"
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe-{os.getpid()}-{jax.process_index()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--workdir: {workdir} cannot be written ({error.strerror}); name another directory"
-        ) from error
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    old, new = flat_config(json.loads(path.read_text())), flat_config(config_json(c))
-    differ = [
-        f"{key} {old.get(key)!r} → {new.get(key)!r}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
-    ]
-    if differ:
-        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-        raise UserError(
-            f"--workdir: {workdir} holds the run of another configuration: "
-            f"{'; '.join(differ[:4])}{more}; name another directory"
-        )
-
-
-def write_config(c: ConfigDict, workdir: Path) -> None:
-    """Mark the work directory as this configuration's."""
-    if jax.process_index() == 0:
-        part = workdir / "config.json.part"
-        part.write_text(json.dumps(config_json(c), indent=2) + "\n")
-        os.replace(part, workdir / "config.json")
-
-
-def make_loader(c: ConfigDict, task: Any, start_step: int) -> Any:
-    """The training batches that the configuration names."""
-    from stoa_jax.data import pipeline
-
-    folder = c.data.dir or os.environ.get("STOA_DATA", "data")
-    sets = [(pipeline.open_split(folder, name, c.data.train_split), w) for name, w in c.data.sets]
-    return pipeline.Loader(
-        sets,
-        task.batch_spec(train=True),
-        batch_size=c.train.batch_size,
-        seed=c.seed,
-        train=True,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=c.data.workers,
-        prefetch=c.data.prefetch,
-        start_step=start_step,
-    )

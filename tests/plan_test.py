@@ -13,11 +13,12 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from toy_run import ToyTask, build_model, compiled_once, toy_config
 
-from stoa_jax import config, plan, train
+from stoa_jax import config, plan
 from stoa_jax.data.pipeline import BatchSpec
 from stoa_jax.errors import UserError
 from stoa_jax.joint_loss import joint_loss
 from stoa_jax.models.config import ModelConfig
+from stoa_jax.program import make_program
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,7 +127,7 @@ def test_work_of_the_real_step_is_the_unrolled_programs():
         c.train.batch_size = 8
         c.model.scan_layers = scan
         task = Joint(c)
-        program = train.make_program(c, task, 10, devices=jax.devices()[:1])
+        program = make_program(c, task, 10, devices=jax.devices()[:1])
         with jax.set_mesh(program.mesh):
             traced = program.step.trace(program.state, plan.abstract_batch(task, 8))
         flops.append(plan.jaxpr_work(traced.jaxpr.jaxpr).flops)
@@ -176,7 +177,7 @@ def test_collectives_are_counted_once_and_as_often_as_their_loop_runs():
 
 
 def collectives_of(c, task, batch, build=None):
-    program = train.make_program(c, task, 10, *([build] if build else []))
+    program = make_program(c, task, 10, *([build] if build else []))
     with jax.set_mesh(program.mesh):
         compiled = program.step.lower(program.state, batch).compile()
     return program, list(plan.collectives(compiled.as_text()))

@@ -10,11 +10,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from toy_run import RealLoader, RealTask, ToyLoader, ToyTask, build_model, toy_config
 
-from stoa_jax import checkpoint, config, sharding, train
+from stoa_jax import checkpoint, config, sharding
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters
 from stoa_jax.models.stoa import Stoa
+from stoa_jax.program import make_program
 
 
 def shapes(config):
@@ -107,7 +108,7 @@ def test_heads_that_do_not_divide_are_one_line():
 def test_the_optimizer_follows_its_parameter(monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 1)
     c = toy_config(mesh__data=1, mesh__fsdp=8)
-    program = train.make_program(c, ToyTask(), 10, build_model)
+    program = make_program(c, ToyTask(), 10, build_model)
     state = program.init()
     moments = [s for s in jax.tree.leaves(state.opt_state) if s.shape == (8, 16)]
     assert len(moments) == 2
@@ -121,7 +122,7 @@ def on_one_device():
 
 
 def ten_steps(c, devices, steps=10):
-    program = train.make_program(c, ToyTask(), steps, build_model, devices)
+    program = make_program(c, ToyTask(), steps, build_model, devices)
     loader = iter(ToyLoader(c, 0))
     with jax.set_mesh(program.mesh):
         state, seen = program.init(), []
@@ -167,7 +168,7 @@ def real_steps(count, sizes, steps=10):
     """Of the real model: the first gradients, all figures, the last parameters."""
     c = toy_config(**{f"mesh__{axis}": size for axis, size in sizes.items()})
     c.optim.groups = config.default().optim.groups  # the recipe's
-    program = train.make_program(c, RealTask(c), steps, devices=jax.devices()[:count])
+    program = make_program(c, RealTask(c), steps, devices=jax.devices()[:count])
     loader = iter(RealLoader(c, 0))
     with jax.set_mesh(program.mesh):
         state, seen = program.init(), []

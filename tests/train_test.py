@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from toy_run import ToyLoader, ToyTask, build_model, compiled_once, run, toy_config
 
-from stoa_jax import checkpoint, train, writers
+from stoa_jax import checkpoint, monitor, sharding, train, writers
 from stoa_jax.errors import UserError
+from stoa_jax.program import make_program
 
 TIMES = ("time/", "memory/")
 
@@ -21,7 +22,7 @@ def figures(workdir):
 
 def everything(workdir, c):
     """All arrays of the newest checkpoint."""
-    program = train.make_program(c, ToyTask(), c.train.steps, build_model)
+    program = make_program(c, ToyTask(), c.train.steps, build_model)
     found = checkpoint.Checkpoints(workdir, c)
     place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
     state = jax.tree.map(place, program.state, program.shardings)
@@ -75,12 +76,12 @@ def test_a_run_learns_and_leaves_its_figures(whole):
 def test_stopped_and_resumed_is_bit_identical(whole, tmp_path, stop_at, monkeypatch):
     """Stopped as by SIGTERM after a step, started again by the same call."""
     workdir, c, _ = whole
-    asked = train.monitor.Stopper.now
-    monkeypatch.setattr(train.monitor.Stopper, "now", lambda self, step: step == stop_at)
+    asked = monitor.Stopper.now
+    monkeypatch.setattr(monitor.Stopper, "now", lambda self, step: step == stop_at)
     assert run(tmp_path, c)["stopped"]
     assert checkpoint.load_params(tmp_path)[2]["step"] == stop_at
     assert not (tmp_path / "result.json").exists()
-    monkeypatch.setattr(train.monitor.Stopper, "now", asked)
+    monkeypatch.setattr(monitor.Stopper, "now", asked)
     assert not run(tmp_path, c)["stopped"]
     assert_same_bits(everything(tmp_path, c), everything(workdir, c))
     assert figures(tmp_path) == figures(workdir)
@@ -130,12 +131,12 @@ def test_epochs_replace_steps(tmp_path):
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
     c = toy_config(train__steps=3)
-    program = train.make_program(c, ToyTask(), 3, build_model)
+    program = make_program(c, ToyTask(), 3, build_model)
     loader = iter(ToyLoader(c, 0, poison=(1,)))
     states = [program.init()]
     keep = jax.jit(lambda x: jax.tree.map(lambda a: a.copy(), x))
     for _ in range(3):
-        batch = train.sharding.to_devices(next(loader), program.mesh, 16)
+        batch = sharding.to_devices(next(loader), program.mesh, 16)
         state, seen = program.step(keep(states[-1]), batch)
         states.append(state)
     first, after = checkpoint.flatten(states[1]), checkpoint.flatten(states[2])
@@ -152,7 +153,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
 def test_frozen_parameters_stay(tmp_path):
     c = toy_config(train__steps=3)
     c.optim.groups = ((r"^visual", 0), (r".*", 1e-2))
-    program = train.make_program(c, ToyTask(), 3, build_model)
+    program = make_program(c, ToyTask(), 3, build_model)
     before = jax.device_get(program.init().params)
     run(tmp_path, c)
     after, _, _ = checkpoint.load_params(tmp_path)

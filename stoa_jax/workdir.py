@@ -1,0 +1,92 @@
+"""What a run makes sure of before it begins: numbers that can be, a directory that is its own."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from stoa_jax import config
+from stoa_jax.errors import UserError
+
+# What may differ when a run is continued: where it runs, and what it writes down.
+MAY_CHANGE = (
+    *("mesh.", "log.", "faults.", "checkpoint.", "eval.", "data.dir", "data.workers"),
+    *("data.prefetch", "model.scan_layers", "model.remat"),
+)
+
+
+def check_config(c: ConfigDict) -> None:
+    """Numbers that cannot be, each in one line."""
+    config.model_config(c)
+    if c.train.steps < 1 and c.train.epochs <= 0:
+        raise UserError(f"config.train.steps: {c.train.steps}; set it, or train.epochs, above 0")
+    for key, least in (
+        ("log.every_steps", 1),
+        ("checkpoint.every_steps", 0),
+        ("eval.every_steps", -1),
+        ("faults.max_nonfinite", 1),
+        ("faults.max_rollbacks", 0),
+    ):
+        section, name = key.split(".")
+        if c[section][name] < least:
+            raise UserError(f"config.{key}: {c[section][name]}; it must be at least {least}")
+
+
+def config_json(c: ConfigDict) -> dict[str, Any]:
+    """The configuration as JSON holds it."""
+    return json.loads(json.dumps(c.to_dict()))
+
+
+def flat_config(c: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train.steps": 1000, …}`."""
+    flat: dict[str, Any] = {}
+    for key, value in c.items():
+        if isinstance(value, ConfigDict | Mapping):
+            flat.update(flat_config(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def claim_workdir(c: ConfigDict, workdir: Path) -> None:
+    """Is it writable, and no other configuration's?"""
+    if "://" in str(workdir) or ":/" in str(workdir):
+        raise UserError(
+            f"--workdir: {workdir} is no path; mount the bucket (gcsfuse) and name its directory"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{os.getpid()}-{jax.process_index()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir: {workdir} cannot be written ({error.strerror}); name another directory"
+        ) from error
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    old, new = flat_config(json.loads(path.read_text())), flat_config(config_json(c))
+    differ = [
+        f"{key} {old.get(key)!r} → {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if differ:
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise UserError(
+            f"--workdir: {workdir} holds the run of another configuration: "
+            f"{'; '.join(differ[:4])}{more}; name another directory"
+        )
+
+
+def write_config(c: ConfigDict, workdir: Path) -> None:
+    """Mark the work directory as this configuration's."""
+    if jax.process_index() == 0:
+        part = workdir / "config.json.part"
+        part.write_text(json.dumps(config_json(c), indent=2) + "\n")
+        os.replace(part, workdir / "config.json")
