@@ -20,6 +20,7 @@ from absl import logging
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from stoa_jax.cost import Collective, collectives, jaxpr_work
 from stoa_jax.errors import UserError
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.monitor import duration
@@ -53,19 +54,8 @@ CHIPS = {
 }
 USABLE = 0.95  # of the memory; the run-time keeps the rest
 UTILISATION = 0.4  # what a well tuned model of this width reaches of the published peak
-
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 # How often a byte of the result crosses a chip's links, on a ring of many.
 CROSSINGS = {"all-reduce": 2.0}
-_DTYPE_BYTES = {"pred": 1, "s4": 1, "u4": 1, "bf16": 2, "f16": 2, "c64": 8}
-_SHAPE = re.compile(r"\b(pred|bf16|c64|c128|f8\w*|[sfu]\d+)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,23 +72,6 @@ class Topology:
     def hosts(self) -> int:
         """Machines that hold them."""
         return max(self.count // self.chip.per_host, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """One collective of the compiled step."""
-
-    kind: str
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # of the results: (dtype, shape)
-    times: int  # a step
-    source: str  # the operation that it stems from
-
-    @property
-    def bytes(self) -> int:
-        """Of the results, over all times."""
-        return self.times * sum(
-            _dtype_bytes(dtype) * math.prod(shape) for dtype, shape in self.shapes
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,148 +253,6 @@ def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
             clips += published[name]
             notes.append(f"{name} is not built here: taken to be {published[name]:,} clips")
     return max(round(c.train.epochs * clips / c.train.batch_size), 1), notes
-
-
-# Work, from the traced program: the compiler's own count ignores how often a loop runs.
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Of the matrix products and convolutions, over all devices."""
-
-    flops: float = 0.0
-    bytes: float = 0.0
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
-
-    def __mul__(self, times: float) -> "Work":
-        return Work(self.flops * times, self.bytes * times)
-
-
-def jaxpr_work(jaxpr: Any) -> Work:
-    """Of a jaxpr, with every loop body as often as it runs."""
-    total = Work()
-    for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        if name in ("dot_general", "conv_general_dilated"):
-            total += _product_work(eqn)
-            continue
-        inner = [jaxpr_work(sub) for sub in _inner(params)]
-        if not inner:
-            continue
-        if name == "cond":  # the dearest branch
-            total += max(inner, key=lambda work: work.flops)
-            continue
-        times = params.get("length", 1) if name == "scan" else 1
-        if name == "shard_map":  # written for one device
-            times = params["mesh"].size
-        total += sum(inner, Work()) * times
-    return total
-
-
-def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            one = getattr(one, "jaxpr", one)
-            if hasattr(one, "eqns"):
-                yield one
-
-
-def _product_work(eqn: Any) -> Work:
-    left, right = (v.aval for v in eqn.invars[:2])
-    out = eqn.outvars[0].aval
-    moved = sum(math.prod(a.shape) * a.dtype.itemsize for a in (left, right, out))
-    if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        depth = math.prod(left.shape[i] for i in contracted)
-    else:
-        numbers = eqn.params["dimension_numbers"]
-        depth = math.prod(right.shape) / right.shape[numbers.rhs_spec[0]]
-        depth /= math.prod(eqn.params["lhs_dilation"])
-    return Work(2.0 * math.prod(out.shape) * depth, float(moved))
-
-
-# Collectives, from the compiled text.
-
-
-def collectives(text: str) -> Iterator[Collective]:
-    """Each once, though asynchronous ones appear several times; times of loops included."""
-    bodies = dict(_computations(text))
-    times = _times(bodies)
-    seen: set[str] = set()
-    for name, lines in bodies.items():
-        for line in lines:
-            found = re.search(rf" = (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
-            if not found or not times.get(name, 0):
-                continue
-            channel = re.search(r"channel_id=(\d+)", line)
-            identity = channel[1] if channel else line
-            if identity in seen:
-                continue
-            seen.add(identity)
-            shapes = [
-                (dtype, tuple(int(n) for n in dims.split(",") if n))
-                for dtype, dims in _SHAPE.findall(found[1])
-            ]
-            if found[3] and found[2] != "all-reduce":  # (operands, results, …)
-                shapes = [s for s in shapes if s[0] != "u32" or len(shapes) <= 2]
-                shapes = shapes[len(shapes) // 2 :]
-            source = re.search(r'op_name="([^"]*)"', line)
-            yield Collective(found[2], tuple(shapes), times[name], source[1] if source else "")
-
-
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    name, lines = None, []
-    for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
-        if head and not line.startswith(" "):
-            name, lines = ("ENTRY" if head[1] else head[2]), []
-        elif line.startswith("}") and name:
-            yield name, lines
-            name = None
-        elif name:
-            lines.append(line)
-
-
-def _times(bodies: Mapping[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in a step."""
-    times: dict[str, int] = collections.defaultdict(int)
-
-    def visit(name: str, count: int) -> None:
-        times[name] += count
-        for line in bodies.get(name, ()):
-            trips = _trips(line, bodies)
-            for called in re.findall(
-                r"(?:calls|to_apply|true_computation|false_computation|body)=%?([\w.\-]+)", line
-            ) + re.findall(r"%([\w.\-]+)", _branches(line)):
-                visit(called, count * trips)
-
-    visit("ENTRY", 1)
-    return dict(times)
-
-
-def _trips(line: str, bodies: Mapping[str, list[str]]) -> int:
-    """How often the loop of a line runs; 1 where that is not known, or it is no loop."""
-    if " while(" not in line:
-        return 1
-    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
-        return int(known[1])
-    # The TPU's text does not say; a scan's condition compares its counter with one constant.
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition[1], ())))
-    return int(limits[0]) if len(limits) == 1 else 1
-
-
-def _branches(line: str) -> str:
-    found = re.search(r"(?:branch_computations|called_computations)=\{([^}]*)\}", line)
-    return found[1] if found else ""
-
-
-def _dtype_bytes(dtype: str) -> int:
-    if dtype in _DTYPE_BYTES:
-        return _DTYPE_BYTES[dtype]
-    return max(int(re.search(r"\d+", dtype)[0]) // 8, 1)
 
 
 # Words.
