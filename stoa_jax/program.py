@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from stoa_jax import optim, sharding
@@ -88,7 +88,7 @@ def make_program(
     metrics: list[str] = []
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, jax.Array]:
-        state, found = update(c, task, model, optimizer, rates, state, batch)
+        state, found = update(c, task, model, optimizer, rates, shardings.params, state, batch)
         found["schedule"] = share(state.step - 1 - state.skipped)
         metrics[:] = sorted(found)
         # One array, so that fetching it is one transfer.
@@ -119,20 +119,28 @@ def update(
     model: Any,
     optimizer: optax.GradientTransformation,
     rates: Mapping[str, float],
+    places: Mapping[str, NamedSharding],
     state: State,
     batch: dict[str, jax.Array],
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One step, and what there is to say of it."""
+    """One step, and what there is to say of it. `places` are the parameters'."""
     key = jax.random.fold_in(jax.random.key(c.seed), state.step)
     free = optim.trainable(state.params, rates)
+    # What fsdp splits is gathered here and its gradient split again. Left to the compiler, some
+    # products are split by their weights, and activations go between devices instead.
+    whole = sharding.constrain(state.params, sharding.gathered(places))
 
     def loss_of(free, batch, key):
-        return task.loss(with_parameters(model, {**state.params, **free}), batch, key)
+        return task.loss(with_parameters(model, {**whole, **free}), batch, key)
 
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    def gradient(whole, batch, key):
+        free = optim.trainable(whole, rates)
+        found, grads = jax.value_and_grad(loss_of, has_aux=True)(free, batch, key)
+        return found, sharding.constrain(grads, places)
+
     parts = c.train.accumulate
     if parts == 1:
-        (loss, metrics), grads = gradient(free, batch, key)
+        (loss, metrics), grads = gradient(whole, batch, key)
     else:
         # Row i goes to micro-batch i % parts, so that every device keeps the rows it has.
         micro = jax.tree.map(
@@ -142,12 +150,12 @@ def update(
 
         def add(total, part):
             index, rows = part
-            found = gradient(free, rows, jax.random.fold_in(key, index))
+            found = gradient(whole, rows, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, found), None
 
         first = jax.tree.map(lambda x: x[0], micro)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, free, first, key)
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, whole, first, key)
         )
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), micro))
         (loss, metrics), grads = jax.tree.map(lambda x: x / parts, total)

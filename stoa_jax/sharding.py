@@ -119,6 +119,26 @@ def state_shardings(state: Any, specs: Mapping[str, PartitionSpec], mesh: Mesh) 
     return jax.tree_util.tree_map_with_path(place, state)
 
 
+def gathered(places: Mapping[str, NamedSharding]) -> dict[str, NamedSharding]:
+    """The same places with nothing split over fsdp: how a step works with its parameters."""
+    return {
+        name: NamedSharding(
+            place.mesh, PartitionSpec(*(None if axis == "fsdp" else axis for axis in place.spec))
+        )
+        for name, place in places.items()
+    }
+
+
+def constrain(
+    arrays: Mapping[str, jax.Array], places: Mapping[str, NamedSharding]
+) -> dict[str, jax.Array]:
+    """Inside jit: the arrays, laid out so."""
+    return {
+        name: jax.lax.with_sharding_constraint(value, places[name])
+        for name, value in arrays.items()
+    }
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
