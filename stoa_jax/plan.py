@@ -131,9 +131,14 @@ def devices_of(topology: Topology) -> Sequence[Any]:
                 f"--xla_force_host_platform_device_count={topology.count}"
             )
         return devices[: topology.count]
-    # Without these libtpu asks a metadata server that is not there, and refuses to load twice.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Without these libtpu asks a metadata server that is not there, or refuses to load twice.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
+    ):
+        os.environ.setdefault(name, value)
     try:
         found = topologies.get_topology_desc(topology.text, platform="tpu")
     except Exception as error:
@@ -191,33 +196,20 @@ def make_plan(
     began = time.monotonic()
     with jax.set_mesh(program.mesh):
         traced = program.step.trace(program.state, batch)
-        compiled = traced.lower().compile()
+        lowered = traced.lower()
         if not topology.compiled:
             # The GPU's own compiler is not there; that the step lowers for it can be seen.
             traced.lower(lowering_platforms=("cuda",))
-    seconds = time.monotonic() - began
-    work = jaxpr_work(traced.jaxpr.jaxpr)
+            notes.append("memory is the CPU compiler's, an estimate: no GPU compiler is here")
     state_bytes = sum(
         math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, where in zip(
             jax.tree.leaves(program.state), jax.tree.leaves(program.shardings), strict=True
         )
     )
-    stats = compiled.memory_analysis()
-    memory = (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-        + stats.generated_code_size_in_bytes
-    )
-    if not topology.compiled:
-        notes.append("memory is the CPU compiler's figure, an estimate: no GPU compiler is here")
-    try:
-        found = tuple(collectives(compiled.as_text()))
-    except Exception as error:
-        found = None
-        notes.append(f"collectives unknown: the compiler gives no text ({type(error).__name__})")
+    memory, found = _compile(lowered, state_bytes, notes)
+    seconds = time.monotonic() - began
+    work = jaxpr_work(traced.jaxpr.jaxpr)
     return Plan(
         topology=topology,
         mesh=dict(program.mesh.shape),
@@ -232,6 +224,44 @@ def make_plan(
         compile_seconds=seconds,
         notes=tuple(notes),
     )
+
+
+def _compile(
+    lowered: Any, state_bytes: float, notes: list[str]
+) -> tuple[float, tuple[Collective, ...] | None]:
+    """Memory and collectives of a chip; what is not known goes to the notes."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        lacking = temporaries(str(error))
+        if lacking is None:
+            raise
+        # A TPU's compiler stops at what does not fit, and says no more than how much it lacked.
+        notes.append("it is too large for the compiler to finish: memory is at least this much")
+        return lacking + state_bytes, None
+    stats = compiled.memory_analysis()
+    memory = (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes
+    )
+    try:
+        return memory, tuple(collectives(compiled.as_text()))
+    except jax.errors.JaxRuntimeError as error:
+        line = str(error).splitlines()[0][:120]
+        notes.append(
+            f"collectives are not known, and links count as nothing: no text ({line}); "
+            "use the libtpu of this jax (pip install 'stoa-jax[tpu]')"
+        )
+        return memory, None
+
+
+def temporaries(message: str) -> float | None:
+    """Bytes that the compiler lacked for, in its words; None: they speak of something else."""
+    found = re.search(r"memory required for HLO temporaries \(([\d.]+)([KMGT])\)", message)
+    return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else None
 
 
 def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
@@ -258,13 +288,13 @@ def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
 # Words.
 
 
-def report(c: ConfigDict, topology: str) -> str:
-    """What `--mode=plan` prints."""
+def report(c: ConfigDict, topology: str, task: Any = None, **parts: Any) -> str:
+    """What `--mode=plan` prints. `task` and `parts` of `make_plan` replace the configuration's."""
     from stoa_jax.tasks import make_task
 
     check_config(c)
     parsed = parse_topology(topology)
-    plan = make_plan(c, make_task(c), parsed)
+    plan = make_plan(c, task or make_task(c), parsed, **parts)
     text = describe(plan)
     if plan.fits:
         return text + "\nIt fits."
@@ -272,14 +302,12 @@ def report(c: ConfigDict, topology: str) -> str:
     for what, changed in alternatives(c, parsed):
         logging.info("compiling with %s", what)
         try:
-            other = make_plan(changed, make_task(changed), parsed)
+            other = make_plan(changed, task or make_task(changed), parsed, **parts)
         except UserError as error:
             lines.append(f"  {what}: not possible, {error}")
             continue
-        verdict = "fits" if other.fits else "does not fit"
-        lines.append(
-            f"  {what}: {other.memory_bytes / GIB:.1f} GiB a chip, {verdict}{_step_words(other)}"
-        )
+        verdict = f"fits{_step_words(other)}" if other.fits else "does not fit"
+        lines.append(f"  {what}: {other.memory_bytes / GIB:.1f} GiB a chip, {verdict}")
     return "\n".join(lines)
 
 

@@ -158,7 +158,7 @@ def test_a_plan_for_gpus_says_what_is_an_estimate():
         toy_config(), ToyTask(), plan.parse_topology("gpu:8"), TOY_BATCH, build_model
     )
     text = plan.describe(found)
-    assert "NVIDIA H100" in text and "note: memory is the CPU compiler's figure" in text
+    assert "NVIDIA H100" in text and "note: memory is the CPU compiler's, an estimate" in text
     assert "roofline" in text and "clips a second" in text and found.fits
 
 
@@ -215,6 +215,19 @@ def test_a_plan_for_a_tpu_that_is_not_here(topology):
     assert found.mesh["data"] == 4 and found.fits
     assert "all-reduce" in {x.kind for x in found.collectives}
     assert "roofline" in plan.describe(found)
+
+
+@pytest.mark.tpu
+def test_what_the_tpus_compiler_refuses_is_a_plan_that_does_not_fit():
+    """A contrast of 2^18 rows on four chips: 64 GiB of similarities each, of 16."""
+    c = toy_config(train__batch_size=2**18)
+    batch = {
+        name: jax.ShapeDtypeStruct((2**18, *x.shape[1:]), x.dtype) for name, x in TOY_BATCH.items()
+    }
+    found = plan.make_plan(c, ToyTask(), plan.parse_topology("v5e:2x2"), batch, build_model)
+    assert not found.fits and found.memory_bytes > 64 * plan.GIB
+    text = plan.describe(found)
+    assert "too large for the compiler to finish" in text and "collectives  not known" in text
 
 
 @pytest.mark.tpu
