@@ -6,14 +6,16 @@ the first that fits wins. A rate of 0 freezes: no gradient is taken and no momen
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from stoa_jax.errors import UserError
+
+if TYPE_CHECKING:  # the step itself needs JAX, Flax and Optax only
+    from ml_collections import ConfigDict
 
 
 def first_match(
@@ -39,7 +41,7 @@ def first_match(
     return found, [pattern for pattern, _ in rules if pattern not in used]
 
 
-def learning_rates(c: ConfigDict, names: Iterable[str]) -> tuple[dict[str, float], list[str]]:
+def learning_rates(c: "ConfigDict", names: Iterable[str]) -> tuple[dict[str, float], list[str]]:
     """Peak learning rate of every parameter, and the groups that fit no parameter."""
     rates, unused = first_match(tuple(c.optim.groups), names, "config.optim.groups")
     for name, rate in rates.items():
@@ -56,7 +58,7 @@ def trainable(params: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str
     return {name: value for name, value in params.items() if rates[name] > 0}
 
 
-def schedule(c: ConfigDict, steps: int) -> optax.Schedule:
+def schedule(c: "ConfigDict", steps: int) -> optax.Schedule:
     """The share of its peak that every learning rate has at an update."""
     warmup = round(c.optim.warmup * steps)
     if c.optim.schedule == "cosine":
@@ -77,7 +79,7 @@ def schedule(c: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    c: ConfigDict, rates: Mapping[str, float], steps: int
+    c: "ConfigDict", rates: Mapping[str, float], steps: int
 ) -> optax.GradientTransformation:
     """AdamW over a flat dict of the trainable parameters."""
     beta1, beta2 = c.optim.betas

@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,13 @@ import optax
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from ml_collections import ConfigDict
 
 from stoa_jax import optim, sharding
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
+
+if TYPE_CHECKING:  # the step itself needs JAX, Flax and Optax only
+    from ml_collections import ConfigDict
 
 
 @functools.partial(
@@ -57,7 +59,7 @@ class Program:
 
 
 def make_program(
-    c: ConfigDict,
+    c: "ConfigDict",
     task: Any,
     steps: int,
     build_model: Callable[..., Any] = Stoa,
@@ -114,7 +116,7 @@ def make_program(
 
 
 def update(
-    c: ConfigDict,
+    c: "ConfigDict",
     task: Any,
     model: Any,
     optimizer: optax.GradientTransformation,

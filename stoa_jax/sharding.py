@@ -6,15 +6,17 @@ over fsdp along its largest dimension that divides; the optimizer's state follow
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from stoa_jax import optim
 from stoa_jax.errors import UserError
+
+if TYPE_CHECKING:  # the step itself needs JAX, Flax and Optax only
+    from ml_collections import ConfigDict
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -34,7 +36,7 @@ RULES: tuple[tuple[str, int | None], ...] = (
 FSDP_MIN_SIZE = 2**14
 
 
-def mesh_shape(c: ConfigDict, num_devices: int) -> tuple[int, int, int]:
+def mesh_shape(c: "ConfigDict", num_devices: int) -> tuple[int, int, int]:
     """The sizes of the axes; -1 stands for all devices that are left."""
     sizes = [int(c.mesh[axis]) for axis in AXES]
     spelled = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -56,7 +58,7 @@ def mesh_shape(c: ConfigDict, num_devices: int) -> tuple[int, int, int]:
     return tuple(sizes)
 
 
-def make_mesh(c: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(c: "ConfigDict", devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices (of every process), or over those given."""
     shape = mesh_shape(c, len(devices) if devices is not None else jax.device_count())
     if devices is None and shape[2] > jax.local_device_count():
@@ -68,7 +70,7 @@ def make_mesh(c: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_batch(c: ConfigDict, mesh: Mesh, evaluation: bool = True) -> None:
+def check_batch(c: "ConfigDict", mesh: Mesh, evaluation: bool = True) -> None:
     """Every device gets the same number of clips of every micro-batch."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = [("train.batch_size", c.train.batch_size, c.train.accumulate)]
