@@ -1,7 +1,9 @@
 """The plan's counts against what can be counted otherwise."""
 
 import dataclasses
+import functools
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from toy_run import ToyTask, build_model, compiled_once, toy_config
+from toy_run import ToyConfig, ToyTask, build_model, compiled_once, toy_config
 
-from stoa_jax import config, cost, plan
+from stoa_jax import config, cost, plan, sharding
 from stoa_jax.data.pipeline import BatchSpec
 from stoa_jax.errors import UserError
 from stoa_jax.joint_loss import joint_loss
@@ -96,21 +98,26 @@ def collectives_of(c, task, batch, build=None):
 
 
 def assert_only_gradients_and_exchange(program, found, clip_size):
-    """Every array is a gradient (of a stack, one layer), or a clip's features for each clip."""
-    batch = found and program and clip_size[0]
-    gradients = set()
+    """Every array is a parameter on its way to a step, a gradient, or a clip's features a clip.
+
+    Of a stack, parameter and gradient may be one layer's.
+    """
+    batch, features = clip_size
+    sizes = set()
     for name, p in program.state.params.items():
         shape = tuple(p.shape)
         layers = {shape[1:], (1, *shape[1:])} if "blocks/" in name else set()
-        gradients |= {math.prod(s) for s in ({shape} | layers)}
+        sizes |= {math.prod(s) for s in ({shape} | layers)}
+    split = program.mesh.shape["fsdp"] > 1
     reduced = 0
     for collective in found:
         for _, shape in collective.shapes:
             size = math.prod(shape)
-            gradient = collective.kind in ("all-reduce", "reduce-scatter") and size in gradients
+            gradient = collective.kind in ("all-reduce", "reduce-scatter") and size in sizes
+            parameter = split and collective.kind == "all-gather" and size in sizes
             reduced += gradient * size * collective.times
-            exchanged = size <= batch * clip_size[1]
-            assert gradient or exchanged, (collective.kind, shape, collective.source)
+            exchanged = size <= batch * features
+            assert gradient or parameter or exchanged, (collective.kind, shape, collective.source)
     return reduced
 
 
@@ -123,10 +130,12 @@ def test_the_compiled_toy_step_holds_the_gradients_all_reduce_and_the_batch_exch
 
 
 @pytest.mark.slow
-def test_the_compiled_step_holds_the_gradients_and_the_vtc_and_vtm_exchange_only():
+@pytest.mark.parametrize("sizes", [{}, dict(data=2, fsdp=4)])
+def test_the_compiled_step_holds_the_gradients_and_the_vtc_and_vtm_exchange_only(sizes):
     """Eight devices, the real losses: no pixels, no patches, no matching between devices."""
     c = config.default(variant="tiny")
     c.train.batch_size = 16
+    c.mesh.update(sizes)
     task, m = Joint(c), ModelConfig.tiny()
     program, found = collectives_of(c, task, plan.abstract_batch(task, 16))
     # The largest thing that a clip may bring to another is its text or its fusion input.
@@ -179,6 +188,33 @@ def test_it_says_whether_it_fits_and_what_would():
     ]
     assert offered["model.remat=full"].model.remat == "full" and c.model.remat == "none"
     assert offered["train.accumulate=4"].train.accumulate == 4
+
+
+def test_what_would_make_it_fit_is_compiled_and_named(monkeypatch):
+    """Chips with a little less memory than it takes: splitting the parameters is enough."""
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 1)
+    c, topology = toy_config(), "gpu:8"
+    wide = functools.partial(build_model, ToyConfig(width=4096))
+    parts = dict(batch=TOY_BATCH, build_model=lambda _, rngs: wide(rngs=rngs))
+    needed = plan.make_plan(c, ToyTask(), plan.parse_topology(topology), **parts).memory_bytes
+    chip = dataclasses.replace(plan.CHIPS["h100"], memory=0.8 * needed / plan.USABLE)
+    monkeypatch.setitem(plan.CHIPS, "h100", chip)
+    text = plan.report(c, topology, ToyTask(), **parts)
+    before, _, after = text.partition("It does not fit. What would:\n")
+    assert "per chip" in before
+    verdicts = dict(line.strip().split(": ") for line in after.splitlines())
+    assert verdicts["model.remat=full"].endswith("a chip, does not fit")  # the toy has no layers
+    assert re.search("a chip, fits, roofline .* a step", verdicts["mesh.data=1 mesh.fsdp=-1"])
+    assert {"train.accumulate=2", "model.remat=full mesh.data=1 mesh.fsdp=-1"} < set(verdicts)
+
+
+def test_what_a_tpus_compiler_says_when_it_runs_out_of_memory():
+    said = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (38.55G) exceeds available HBM (15.75G). HLO module: jit_step"
+    )
+    assert plan.temporaries(said) == 38.55 * 2**30
+    assert plan.temporaries("INTERNAL: something else (38.55G)") is None
 
 
 @pytest.mark.slow
