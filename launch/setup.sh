@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts: makes or reuses .venv in the checkout, leaves the shell in the
 # checkout's root and the interpreter in $PYTHON. STOA_VENV names another place for it.
 set -euo pipefail

