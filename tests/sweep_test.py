@@ -155,3 +155,23 @@ def test_wrong_input_is_one_line(root, capsys):
     config = write(root, "def get_config(): pass\n")
     assert sweep.main([f"--config={config}", "--workdir=x"]) == 2
     assert "defines no sweep()" in capsys.readouterr().err
+
+
+def test_the_real_command_takes_every_kind_of_override(tmp_path, capsys):
+    """No stand-in: main reads tuples, words and numbers, and refuses the one that cannot be."""
+    config = write(
+        tmp_path,
+        "def sweep():\n"
+        "    return [{'name': 'odd', 'stages': [{'config': 'configs/pretrain.py:synthetic',\n"
+        "        'overrides': {'optim.betas': (0.9, 0.95), 'optim.groups': (('.*', 1e-3),),\n"
+        "                      'model.dtype': 'bfloat16', 'init.path': '', 'data.flip': True,\n"
+        "                      'train.batch_size': 7}}]}]\n",
+    )
+    assert sweep.main([f"--config={config}", f"--workdir={tmp_path}/out"]) == 1
+    assert "exit 2, see" in capsys.readouterr().out
+    (log,) = (tmp_path / "out").glob("*.log")
+    assert (
+        log.read_text()
+        .splitlines()[-1]
+        .startswith("error: config.train.batch_size: 7 is not divisible by 8 device(s)")
+    )
