@@ -17,7 +17,6 @@ from stoa_jax import config, cost, plan, sharding
 from stoa_jax.data.pipeline import BatchSpec
 from stoa_jax.errors import UserError
 from stoa_jax.joint_loss import joint_loss
-from stoa_jax.models.config import ModelConfig
 from stoa_jax.program import make_program
 
 
@@ -93,7 +92,7 @@ def test_work_of_the_real_step_is_the_unrolled_programs():
 def collectives_of(c, task, batch, build=None):
     program = make_program(c, task, 10, *([build] if build else []))
     with jax.set_mesh(program.mesh):
-        compiled = program.step.lower(program.state, batch).compile()
+        compiled = program.step.lower(program.state, batch).compile(compiler_options=plan.QUICK)
     return program, list(cost.collectives(compiled.as_text()))
 
 
@@ -136,7 +135,9 @@ def test_the_compiled_step_holds_the_gradients_and_the_vtc_and_vtm_exchange_only
     c = config.default(variant="tiny")
     c.train.batch_size = 16
     c.mesh.update(sizes)
-    task, m = Joint(c), ModelConfig.tiny()
+    c.model.image_size = 72  # with fewer patches they would be no larger than what may be exchanged
+    task = Joint(c)
+    m = task.model_config()
     program, found = collectives_of(c, task, plan.abstract_batch(task, 16))
     # The largest thing that a clip may bring to another is its text or its fusion input.
     features = (m.visual_length + m.text_length) * m.text_width
