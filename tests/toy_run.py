@@ -249,7 +249,9 @@ def main():
         os.environ["JAX_NUM_PROCESSES"] = str(args.processes)
         os.environ["JAX_PROCESS_ID"] = str(args.process)
     from stoa_jax import main as entry
+    from stoa_jax import sharding
 
+    sharding.FSDP_MIN_SIZE = 1  # else nothing of the toy is large enough to be split
     settings = {}
     for pair in args.set:
         key, _, value = pair.partition("=")
