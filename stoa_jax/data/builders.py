@@ -30,7 +30,7 @@ VERSION = "1.0.0"
 
 # Data set -> its configurations; `name/configuration` is what users write.
 DATASETS: Mapping[str, tuple[str, ...]] = {
-    "synthetic": ("captions", "qa", "multiple_choice"),
+    "synthetic": ("captions", "qa", "multiple_choice", "pictures"),
     "folder": ("captions",),
     "webvid": ("captions",),
     "msrvtt": ("captioning", "retrieval", "qa", "multiple_choice"),
@@ -100,7 +100,8 @@ class SyntheticSource:
             siblings=self.siblings,
             max_objects=self.max_objects,
         )
-        clip = synthetic.as_clip(world.clip(entry.index), self.kind)
+        draw = world.picture if self.kind == "pictures" else world.clip
+        clip = synthetic.as_clip(draw(entry.index), self.kind)
         return dataclasses.replace(clip, video_id=entry.video_id)
 
 

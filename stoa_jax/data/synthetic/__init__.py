@@ -8,19 +8,21 @@ T frames, S side in pixels, n things, K objects a frame.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stoa_jax.data.synthetic import language, motion, render, scene
+from stoa_jax.data.synthetic import language, motion, pictures, render, scene
+from stoa_jax.data.synthetic.scene import Scene
 from stoa_jax.errors import UserError
 
 if TYPE_CHECKING:
     from stoa_jax.data.records import Clip
 
 CLASS_NAMES: tuple[str, ...] = scene.SHAPES
-KINDS = ("captions", "qa", "multiple_choice")
-_LOOKS, _COURSE = 0, 1
+KINDS = ("captions", "qa", "multiple_choice", "pictures")
+_LOOKS, _COURSE, _PICTURE = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +36,10 @@ class SyntheticClip:
     boxes: np.ndarray  # [T, K, 4] float32, best first
     classes: np.ndarray  # [T, K] int32; -1 is padding
     scores: np.ndarray  # [T, K] float32
-    captions: list[str]
-    questions: list[tuple[str, str]]
-    choices: tuple[list[str], int]  # five options and the place of the true one
     program: dict  # objects, background, motions
+    captions: list[str] = dataclasses.field(default_factory=list)
+    questions: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    choices: tuple[Sequence[str], int] = ((), 0)  # five options and the place of the true one
 
 
 class World:
@@ -67,7 +69,7 @@ class World:
         self.split, self.seed, self.size, self.frames = split, seed, size, frames
         self.max_objects, self.objects, self.siblings = max_objects, objects, siblings
 
-    def scene(self, index: int) -> scene.Scene:
+    def scene(self, index: int) -> Scene:
         """The program of clip `index`, without drawing it."""
         group, member = divmod(index, self.siblings)
         rng = self._rng(_LOOKS, group)
@@ -75,25 +77,38 @@ class World:
 
     def clip(self, index: int) -> SyntheticClip:
         """Clip `index`."""
-        program = self.scene(index)
-        rng = self._rng(_COURSE, index)
+        program, rng = self.scene(index), self._rng(_COURSE, index)
+        seen = self._seen(index, program, rng)
+        return dataclasses.replace(
+            seen,
+            captions=language.captions(program, rng),
+            questions=language.questions(program, rng),
+            choices=language.choices(program, rng),
+        )
+
+    def picture(self, index: int) -> SyntheticClip:
+        """Picture `index`: things at rest, and captions that name them all; nothing is asked."""
+        rng = self._rng(_PICTURE, index)
+        program = pictures.draw_picture(rng, self.split, self.max_objects)
+        seen = self._seen(index, program, rng)
+        return dataclasses.replace(seen, captions=pictures.captions(program, rng))
+
+    def _seen(self, index: int, program: Scene, rng: np.random.Generator) -> SyntheticClip:
+        """What is to be seen of a program, and nothing said of it."""
         tracks = motion.lay_out(program, self.frames, rng)
         frames, true_boxes, share = render.draw(program, tracks, self.size, rng)
         shapes = np.array([CLASS_NAMES.index(t.shape) for t in program.things], np.int32)
         true_classes = np.where(share > 0, shapes, -1).astype(np.int32)
         boxes, classes, scores = detect(true_boxes, true_classes, share, self.objects, rng)
         return SyntheticClip(
-            f"{self.split}-{self.seed}-{index:06d}",
-            frames,
-            true_boxes,
-            true_classes,
-            boxes,
-            classes,
-            scores,
-            language.captions(program, rng),
-            language.questions(program, rng),
-            language.choices(program, rng),
-            program.as_dict(),
+            video_id=f"{self.split}-{self.seed}-{index:06d}",
+            frames=frames,
+            true_boxes=true_boxes,
+            true_classes=true_classes,
+            boxes=boxes,
+            classes=classes,
+            scores=scores,
+            program=program.as_dict(),
         )
 
     def _rng(self, stream: int, index: int) -> np.random.Generator:
@@ -146,10 +161,10 @@ def detect(
 
 
 def as_clip(synthetic: SyntheticClip, kind: str) -> "Clip":
-    """The clip as a source of `captions`, `qa` or `multiple_choice` yields it."""
+    """The clip as a source of one of `KINDS` yields it."""
     from stoa_jax.data.records import Clip  # it brings TFDS, which drawing a clip does not need
 
-    if kind == "captions":
+    if kind in ("captions", "pictures"):
         texts, answers = list(synthetic.captions), []
     elif kind == "qa":
         texts = [question for question, _ in synthetic.questions]

@@ -20,7 +20,9 @@ from stoa_jax.data.synthetic.scene import (
     Scene,
 )
 
-# motion -> (third person, gerund), pairs of equal meaning; {} is the other thing
+# motion -> (third person, gerund), pairs of equal meaning; {} is the other thing. The verb itself
+# tells the motion where English has one for it: the text tower reads from left to right, so what
+# follows a verb is not in the feature that its action is matched to.
 PHRASES = {
     "left": (
         ("moves left", "moving left"),
@@ -47,9 +49,9 @@ PHRASES = {
         ("drops", "dropping"),
     ),
     "circle": (
-        ("moves in a circle", "moving in a circle"),
-        ("goes around in a loop", "going around in a loop"),
-        ("runs in a circle", "running in a circle"),
+        ("circles around", "circling around"),
+        ("loops around", "looping around"),
+        ("spins in a loop", "spinning in a loop"),
     ),
     "grow": (("grows", "growing"), ("expands", "expanding"), ("swells", "swelling")),
     "shrink": (
@@ -59,24 +61,24 @@ PHRASES = {
     "blink": (("blinks", "blinking"), ("flashes", "flashing"), ("flickers", "flickering")),
     "approach": (
         ("approaches {}", "approaching {}"),
-        ("moves toward {}", "moving toward {}"),
-        ("comes closer to {}", "coming closer to {}"),
+        ("nears {}", "nearing {}"),
+        ("heads for {}", "heading for {}"),
     ),
     "leave": (
-        ("moves away from {}", "moving away from {}"),
         ("leaves {}", "leaving {}"),
-        ("runs away from {}", "running away from {}"),
+        ("flees from {}", "fleeing from {}"),
+        ("escapes from {}", "escaping from {}"),
     ),
     "push": (("pushes {}", "pushing {}"), ("shoves {}", "shoving {}")),
     "behind": (
         ("passes behind {}", "passing behind {}"),
-        ("moves behind {}", "moving behind {}"),
-        ("goes behind {}", "going behind {}"),
+        ("hides behind {}", "hiding behind {}"),
+        ("slips behind {}", "slipping behind {}"),
     ),
     "front": (
         ("passes in front of {}", "passing in front of {}"),
-        ("moves in front of {}", "moving in front of {}"),
-        ("goes in front of {}", "going in front of {}"),
+        ("covers {}", "covering {}"),
+        ("crosses in front of {}", "crossing in front of {}"),
     ),
 }
 # of "A and B": plural verb, gerund
@@ -107,12 +109,12 @@ _ASKED = {  # a motion, where a question supposes it
     "right": "moves right",
     "up": "moves up",
     "down": "moves down",
-    "circle": "moves in a circle",
+    "circle": "circles around",
     "grow": "grows",
     "shrink": "shrinks",
     "blink": "blinks",
     "approach": "approaches {}",
-    "leave": "moves away from {}",
+    "leave": "leaves {}",
     "push": "pushes {}",
     "behind": "passes behind {}",
     "front": "passes in front of {}",

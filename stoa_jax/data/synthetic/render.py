@@ -26,6 +26,21 @@ _RGB = {
     "teal": (40, 110, 112),
     "navy": (38, 44, 92),
 }
+# What each shape has in its middle, as a real class has its markings: a small vision transformer
+# tells colours in a hundred steps and outlines in thousands (benchmarks/RESULTS.md).
+_CORE = {
+    "ball": (0, 235, 235),
+    "square": (235, 0, 235),
+    "triangle": (170, 255, 0),
+    "star": (105, 60, 20),
+    "heart": (0, 110, 60),
+    "moon": (120, 0, 50),
+    "cross": (165, 215, 255),
+    "ring": (160, 130, 0),
+    "diamond": (85, 85, 95),
+    "arrow": (255, 240, 180),
+}
+_CORE_RADIUS = 0.5
 _MARGIN = 1.1  # a sprite reaches a little beyond the unit circle
 _LEVELS = (8, 10, 12, 14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 96, 128, 192)
 _FINE = 192
@@ -145,8 +160,12 @@ def _fine(shape: str, colour: str, texture: str) -> np.ndarray:
     edge = fill * 0 + 150 if colour == "black" else fill * 0.4
     thickness = int(0.09 * _FINE / 2 / _MARGIN)
     inner = cv2.erode(mask, np.ones((2 * thickness + 1,) * 2, np.uint8))
-    rgb = np.where(inner[..., None] > 0, rgb, edge) * mask[..., None]
-    return np.concatenate([rgb, 255 * mask[..., None]], -1).astype(np.uint8)
+    rgb = np.where(inner[..., None] > 0, rgb, edge)
+    core = np.hypot(x, y) < _CORE_RADIUS
+    rgb = np.where(core[..., None], np.array(_CORE[shape], np.float32), rgb)
+    solid = (mask > 0) | core
+    look = np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], -1)
+    return (look * solid[..., None]).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=16)

@@ -99,7 +99,12 @@ def key(scene: Scene) -> str:
 
 def split_of(scene: Scene) -> str:
     """The one split in which a scene may appear."""
-    digest = hashlib.blake2b(key(scene).encode(), digest_size=8).digest()
+    return split_of_key(key(scene))
+
+
+def split_of_key(name: str) -> str:
+    """The split that a name falls to by its hash."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return _BUCKETS[int.from_bytes(digest, "little") % len(_BUCKETS)]
 
 

@@ -1,0 +1,61 @@
+"""Pictures: things at rest and sentences that name them all, as a CLIP is trained on.
+
+Half of the pictures show a single thing: then a caption can only be told from others by that thing,
+and colours, shapes and their names are learned from few pictures.
+"""
+
+import numpy as np
+
+from stoa_jax.data.synthetic import scene
+from stoa_jax.data.synthetic.scene import Scene, Thing
+
+_COUNTS = (0.55, 0.3, 0.15)  # of pictures with one, two, three things
+
+
+def draw_picture(rng: np.random.Generator, split: str, most: int) -> Scene:
+    """A scene of `split` in which nothing happens."""
+    odds = np.array(_COUNTS[:most])
+    while True:
+        count = 1 + int(rng.choice(len(odds), p=odds / odds.sum()))
+        looks: dict[tuple[str, str], Thing] = {}
+        while len(looks) < count:
+            shape, colour, texture, size = (
+                str(rng.choice(options))
+                for options in (scene.SHAPES, scene.COLOURS, scene.TEXTURES, scene.SIZES)
+            )
+            looks.setdefault((shape, colour), Thing(shape, colour, texture, size))
+        background = str(rng.choice(scene.BACKGROUNDS)), str(rng.choice(scene.TONES))
+        picture = Scene(tuple(looks.values()), background, ())
+        # All that is seen makes the key: by colours and shapes alone, the splits would not share
+        # a single thing, and no split would teach all of their names.
+        if scene.split_of_key(repr(picture)) == split:
+            return picture
+
+
+def captions(picture: Scene, rng: np.random.Generator, count: int = 3) -> list[str]:
+    """`count` different sentences that name everything in the picture."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found.setdefault(_caption(picture, rng), None)
+    return list(found)
+
+
+def _caption(picture: Scene, rng: np.random.Generator) -> str:
+    order = rng.permutation(len(picture.things))
+    *rest, last = (_noun_phrase(picture.things[i], rng) for i in order)
+    text = f"{', '.join(rest)} and {last}" if rest else last
+    kind, tone = picture.background
+    draw = rng.random()
+    if draw < 0.3:
+        return f"{text} on a {tone} background"
+    return f"{text} on a {kind} {tone} background" if draw < 0.5 else text
+
+
+def _noun_phrase(thing: Thing, rng: np.random.Generator) -> str:
+    words = [thing.colour, thing.shape]
+    draw = rng.random()
+    if draw < 0.3 and thing.texture != "plain":
+        words.insert(0, thing.texture)
+    elif draw > 0.6:
+        words.insert(0, thing.size)
+    return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
