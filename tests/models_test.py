@@ -235,6 +235,22 @@ def test_masked_words_do_not_reach_fusion():
     np.testing.assert_allclose(fused(x["tokens"]), fused(other), atol=1e-6)
 
 
+def test_fusion_starts_by_looking_at_what_is_alike():
+    attention = Stoa(TINY, rngs=nnx.Rngs(0)).fusion.blocks.attention
+    q, k, _ = (attention.qkv.kernel[...][0, :, i] for i in range(3))
+    np.testing.assert_array_equal(q, k)
+    x = jax.random.normal(jax.random.key(0), (TINY.text_width, TINY.text_width))
+    logits = jnp.einsum("sh,had,gad,tg->st", x, q, k, x)
+    assert (logits.argmax(1) == jnp.arange(len(x))).mean() > 0.9
+
+
+def test_words_start_with_a_spread_of_one():
+    logits = Stoa(TINY, rngs=nnx.Rngs(0)).lm_logits(
+        jax.random.normal(jax.random.key(0), (64, TINY.text_width))
+    )
+    assert 0.7 < logits.std() < 1.4
+
+
 def test_without_objects_or_actions():
     x = make_batch()
     for change in (
