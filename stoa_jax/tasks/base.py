@@ -185,13 +185,13 @@ class SplitEvaluator:
 
         The function is pure and gives arrays with the batch first. Every process gets all rows.
         """
-        jitted = self.jit(function, mesh, variant)
+        jitted, view = self.jit(function, mesh), _VIEWS[variant]
         loader = self.loader()
         results, answers = [], []
         for rows in loader:
             batch = sharding.to_devices(rows, mesh, self.config.eval.batch_size)
             # A transfer to the host, and so a wait, only after the next batch is under way.
-            results.append(jitted(model, batch))
+            results.append(jitted(model, view(batch)))
             if len(results) > 1:
                 results[-2] = jax.tree.map(np.asarray, results[-2])
             answers.append(batch.get("answer"))
@@ -202,15 +202,11 @@ class SplitEvaluator:
         gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
         return stacked, np.concatenate([np.asarray(gather(a)) for a in answers])[:n]
 
-    def jit(self, function: Callable, mesh: Mesh, variant: str = "") -> Callable:
+    def jit(self, function: Callable, mesh: Mesh) -> Callable:
         """`function` compiled for the mesh, its results on every device; compiled once."""
-        key = (function, mesh, variant)
+        key = (function, mesh)
         if key not in self._jitted:
-
-            def seen(model: Stoa, batch: Mapping[str, Array]):
-                return function(model, look(batch, variant))
-
-            self._jitted[key] = jax.jit(seen, out_shardings=sharding.replicated(mesh))
+            self._jitted[key] = jax.jit(function, out_shardings=sharding.replicated(mesh))
         return self._jitted[key]
 
     @property
@@ -236,6 +232,10 @@ def look(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
         batch["pixels"] = jnp.broadcast_to(grey, batch["pixels"].shape)
         batch["classes"] = jnp.full_like(batch["classes"], -1)
     return batch
+
+
+# Apart from what is evaluated, which so compiles once for all variants.
+_VIEWS = {name: jax.jit(functools.partial(look, variant=name)) for name in ("", *VARIANTS)}
 
 
 def encode_video(model: Stoa, batch: Mapping[str, Array]) -> VideoFeatures:
