@@ -20,11 +20,10 @@ def get_config(dataset: str = "synthetic"):
     c = config.default("pretrain", "tiny")
     c.model.objects = c.model.actions = False
     c.loss.update(dict(vtc=1.0, vtm=0.0, mlm=0.0, plm=0.0, ota=0.0, asp=0.0))
-    c.train.batch_size = 64
+    c.model.frames = 1  # pictures, as CLIP was trained on
+    c.data.sets = (("synthetic/pictures", 1.0),)
+    c.train.batch_size = 128
     c.train.steps = 400
     c.optim.groups = ((r".*", 1e-3),)
-    c.optim.weight_decay = 0.05
-    c.eval.batch_size = 100
     c.checkpoint.every_steps = 150
-    c.log.every_steps = 10
     return c

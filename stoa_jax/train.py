@@ -11,6 +11,7 @@ checked in `workdir`.
 import dataclasses
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -187,7 +188,10 @@ class _Run:
         )
         if self.first:
             monitor.say(str(report))
+        anew = re.compile(self.c.init.anew or r"(?!)")
         for name, value in loaded.items():
+            if anew.search(name):
+                continue
             if name not in params or params[name].shape != value.shape:
                 there = params[name].shape if name in params else "no such parameter"
                 raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ MAY_CHANGE = (
 def check_config(c: ConfigDict) -> None:
     """Numbers that cannot be, each in one line."""
     config.model_config(c)
+    try:
+        re.compile(c.init.anew)
+    except re.error as error:
+        raise UserError(f"config.init.anew: {c.init.anew!r} is no regex ({error})") from None
     if c.train.steps < 1 and c.train.epochs <= 0:
         raise UserError(f"config.train.steps: {c.train.steps}; set it, or train.epochs, above 0")
     for key, least in (

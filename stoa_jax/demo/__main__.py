@@ -25,8 +25,9 @@ from stoa_jax.errors import UserError
 ROOT = Path(__file__).parents[2]
 SIZE, FRAMES, OBJECTS = 48, 4, 6  # what `tiny` reads: nothing is stored that it does not see
 SETS = {
-    "synthetic/captions": {"train": 4000, "validation": 40, "test": 200},
-    "synthetic/qa": {"train": 2000, "validation": 40, "test": 200},
+    "synthetic/pictures": {"train": 12000, "validation": 40, "test": 200},
+    "synthetic/captions": {"train": 6000, "validation": 40, "test": 200},
+    "synthetic/qa": {"train": 3000, "validation": 40, "test": 200},
     "synthetic/multiple_choice": {"train": 3000, "validation": 40, "test": 200},
 }
 TASKS = ("retrieval", "captioning", "qa", "multiple_choice")
@@ -94,7 +95,13 @@ def build(data_dir: Path, processes: int) -> None:
             dataset,
             data_dir,
             options={"size": SIZE, "siblings": 1, "max_objects": 3, **counts},
-            settings=builders.Settings(frames=FRAMES, objects=OBJECTS, short_side=SIZE),
+            settings=builders.Settings(
+                # A picture is one frame, and nothing is matched to its words.
+                frames=1 if dataset == "synthetic/pictures" else FRAMES,
+                objects=OBJECTS,
+                short_side=SIZE,
+                tagger="none" if dataset == "synthetic/pictures" else "default",
+            ),
             run=functools.partial(builder.encode_parts, processes=processes, progress=True),
         )
 
