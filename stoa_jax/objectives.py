@@ -190,7 +190,9 @@ def asp(
 ) -> Alignment:
     """Actions [B, A, d] matched to the verbs [B, L] of their text, and drawn there.
 
-    Ø stands once more for each action, so that every action finds a target.
+    Ø fills up the verbs to the number of actions, as in DETR: every action finds a target, and no
+    verb is left without an action while there is one. With Ø to spare all actions went there, since
+    the whole text is more like any clip than a verb is.
     """
     b, a, _ = actions.shape
     length = text.shape[1]
@@ -199,7 +201,8 @@ def asp(
     scores = _affinity(actions, text, verbs | is_sep, similarity)
     none = jnp.einsum("bal,bl->ba", scores, is_sep.astype(scores.dtype))
     scores = jnp.concatenate([scores, jnp.repeat(none[:, :, None], a, 2)], 2)  # [B, A, L + A]
-    columns = jnp.concatenate([verbs, jnp.ones((b, a), bool)], 1)
+    spare = jnp.arange(a) < a - verbs.sum(-1, keepdims=True)  # [B, A]
+    columns = jnp.concatenate([verbs, spare], 1)
     rows = jnp.broadcast_to(valid[:, None], (b, a))
     matched = ops.assign(scores, rows, columns, solver=solver)
     # The copies of Ø all stand for [SEP].

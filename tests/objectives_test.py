@@ -259,14 +259,22 @@ def test_asp(seed, solver):
         solver=solver,
     )
     x |= {"rows": x["actions"], "unit_text": unit(x["text"])}
-    # Ø may be taken by every action: each finds a target.
+    # Ø fills up what verbs leave free: each action finds a target, and no verb is passed over.
     check_matching(
         x,
         found,
         np.ones((B, A), bool),
         unit(x["actions"]),
-        lambda b: [*np.flatnonzero(verbs[b]), *[x["length"][b] - 1] * A],
+        lambda b: [*np.flatnonzero(verbs[b]), *[x["length"][b] - 1] * max(0, A - verbs[b].sum())],
     )
+
+
+def test_every_verb_finds_an_action_however_near_the_whole_text_is():
+    text = jnp.eye(4)[None]  # start, verb, verb, [SEP]
+    actions = jnp.broadcast_to(text[:, 3:] + 0.1 * text[:, 1:2], (1, 3, 4))
+    verbs = jnp.array([[False, True, True, False]])
+    found = objectives.asp(actions, text, verbs, jnp.array([3]), jnp.array([True]))
+    assert sorted(found.columns[0].tolist()) == [1, 2, 3]
 
 
 def test_matching_does_not_teach_the_text():
