@@ -17,7 +17,7 @@ def get_config(dataset: str = "synthetic"):
         raise UserError(
             f"configs/clip.py:{dataset}: the sets are synthetic; a real CLIP serves others"
         )
-    c = config.default("pretrain", "tiny")
+    c = config.small("pretrain")
     c.model.objects = c.model.actions = False
     c.loss.update(dict(vtc=1.0, vtm=0.0, mlm=0.0, plm=0.0, ota=0.0, asp=0.0))
     c.model.frames = 1  # pictures, as CLIP was trained on

@@ -27,7 +27,7 @@ def get_config(dataset: str = "synthetic"):
 
 def synthetic():
     """From the small CLIP of `configs/clip.py`, as the paper starts from the large one."""
-    c = config.default("pretrain", "tiny")
+    c = config.small("pretrain")
     # The first layers of a text tower that has seen captions for a minute are no start for fusion.
     c.init.anew = r"^fusion/blocks"
     c.loss.update(dict(vtc=1.0, vtm=1.0, mlm=0.3, plm=1.0, ota=0.5, asp=0.5))

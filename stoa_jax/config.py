@@ -90,13 +90,12 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.faults.max_rollbacks = 3
     c.faults.stall_seconds = 1800.0  # no step for so long: dump every stack and stop
     c.faults.grace_seconds = 25.0  # to save in after SIGTERM
-    if variant == "tiny":
-        _small(c)
     return c.lock()
 
 
-def _small(c: ConfigDict) -> None:
-    """What all runs of the small variant share: two CPU cores, minutes."""
+def small(task: str) -> ConfigDict:
+    """What all runs of the small variant on the synthetic world share: two CPU cores, minutes."""
+    c = default(task, "tiny")
     c.model.scan_layers = False  # two or three layers run faster one by one
     # The small CLIP's pictures are not of another world: its vision stays as it is, at a fifth of
     # a step's time.
@@ -105,6 +104,7 @@ def _small(c: ConfigDict) -> None:
     c.eval.batch_size = 100
     c.checkpoint.every_steps = 100
     c.log.every_steps = 10
+    return c
 
 
 # What fine-tuning keeps of the losses above; OTA and ASP stay on as at pre-training.
@@ -113,7 +113,7 @@ _KEPT = {"retrieval": ("vtc", "vtm"), "captioning": ("plm",), "qa": (), "multipl
 
 def finetuning(task: str, variant: str = "base") -> ConfigDict:
     """The settings of a fine-tuning: the paper's recipe, or one that suits the small variant."""
-    c = default(task, variant)
+    c = small(task) if variant == "tiny" else default(task, variant)
     for name in ("vtc", "vtm", "mlm", "plm"):
         c.loss[name] = 1.0 if name in _KEPT[task] else 0.0
     if variant == "tiny":
