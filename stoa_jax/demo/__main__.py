@@ -1,6 +1,6 @@
 """From nothing to a trained and evaluated model, a table and a page.
 
-    python -m stoa_jax.demo [--workdir=runs/demo] [--data-dir=runs/demo/data] [--steps=1.0]
+    python -m stoa_jax.demo [--workdir=runs/demo] [--data-dir=DIR] [--steps=1.0] [--clips=1.0]
 
 Builds the synthetic sets, trains a small CLIP, starts `tiny` from it and pre-trains it with all
 six losses, fine-tunes and evaluates retrieval, captioning, question answering and multiple choice,
@@ -30,6 +30,7 @@ SETS = {
     "synthetic/qa": {"train": 3000, "validation": 40, "test": 200},
     "synthetic/multiple_choice": {"train": 3000, "validation": 40, "test": 200},
 }
+FEWEST = 40  # clips of a split, however short the try
 TASKS = ("retrieval", "captioning", "qa", "multiple_choice")
 
 
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=float, default=1.0, help="scales the length of all training; 0.01 for a try"
     )
+    parser.add_argument(
+        "--clips", type=float, default=1.0, help="scales the data sets; 0.01 for a try"
+    )
     arguments = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
@@ -54,13 +58,16 @@ def main() -> None:
             arguments.data_dir or arguments.workdir / "data",
             arguments.processes,
             arguments.steps,
+            arguments.clips,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def run(workdir: Path, data_dir: Path, processes: int = 2, steps: float = 1.0) -> None:
+def run(
+    workdir: Path, data_dir: Path, processes: int = 2, steps: float = 1.0, clips: float = 1.0
+) -> None:
     """The whole demonstration; prints each command that does the same by hand."""
     began = time.monotonic()
     seconds: dict[str, float] = {}
@@ -70,7 +77,7 @@ def run(workdir: Path, data_dir: Path, processes: int = 2, steps: float = 1.0) -
         work(*arguments)
         seconds[name] = time.monotonic() - at
 
-    timed("build the data", build, data_dir, processes)
+    timed("build the data", build, data_dir, processes, clips)
     stages = ("clip", "pretrain", *TASKS)
     configs = {name: stage(name, workdir, data_dir, steps) for name in stages}
     for name, c in configs.items():
@@ -83,12 +90,13 @@ def run(workdir: Path, data_dir: Path, processes: int = 2, steps: float = 1.0) -
     print(f"{(time.monotonic() - began) / 60:.1f} minutes; look at {workdir / 'index.html'}")
 
 
-def build(data_dir: Path, processes: int) -> None:
+def build(data_dir: Path, processes: int, clips: float) -> None:
     """The synthetic sets, where they are not there yet."""
     from stoa_jax.data import build as builder
     from stoa_jax.data import builders
 
-    for dataset, counts in SETS.items():
+    for dataset, whole in SETS.items():
+        counts = {split: min(n, max(FEWEST, round(n * clips))) for split, n in whole.items()}
         sizes = " ".join(f"{split}={n}" for split, n in counts.items())
         say(f"python -m stoa_jax.data.build {dataset} --data-dir={data_dir} …  # {sizes}")
         builder.build(

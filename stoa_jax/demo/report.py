@@ -24,6 +24,15 @@ LINES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         {"chance": "retrieval/chance/v2t/R@1", "one frame": "retrieval/single_frame/v2t/R@1"},
     ),
     (
+        "retrieval",
+        "text to video R@1, re-ranked",
+        "retrieval/reranked/t2v/R@1",
+        {
+            "chance": "retrieval/chance/t2v/R@1",
+            "one frame": "retrieval/single_frame/reranked/t2v/R@1",
+        },
+    ),
+    (
         "captioning",
         "CIDEr, greedy",
         "captioning/greedy/CIDEr",
