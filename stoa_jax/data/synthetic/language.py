@@ -371,7 +371,10 @@ def choices(scene: Scene, rng: np.random.Generator) -> tuple[list[str], int]:
 
 
 def false_scenes(scene: Scene, rng: np.random.Generator) -> list[Scene]:
-    """Scenes of which every sentence is false here: first three of other motions, then looks."""
+    """Scenes of which every sentence is false here: first two of other motions and two of looks.
+
+    So what is there and what it does weigh the same: who sees only the one is right for a third.
+    """
     events, things = scene.events, scene.things
     done = {(e.subject, e.motion) for e in events}
 
@@ -417,10 +420,9 @@ def false_scenes(scene: Scene, rng: np.random.Generator) -> list[Scene]:
             thing = dataclasses.replace(things[subject], shape=shape, colour=colour)
             changed = tuple(thing if i == subject else t for i, t in enumerate(things))
             looks.append(dataclasses.replace(scene, things=changed))
-    motions = _shuffled(motions, rng)
-    swaps = _shuffled(swaps, rng)[:1]
-    hard = swaps + motions[: 3 - len(swaps)]
-    return hard + _shuffled(looks, rng)[:1] + motions[3 - len(swaps) :] + looks
+    happens = _shuffled(swaps, rng)[:1] + _shuffled(motions, rng)
+    looks = _shuffled(looks, rng)
+    return happens[:2] + looks[:2] + happens[2:] + looks[2:]
 
 
 def _shuffled(items: Sequence, rng: np.random.Generator) -> list:
