@@ -88,8 +88,13 @@ def main() -> None:
     ends = sorted(draw.sample(range(3, args.steps - 3), args.interruptions))
     happened = []
     for i, end in enumerate(ends):
-        process = start(command(pieces, args.folder, args.steps), args.folder / "pieces.log")
-        while process.poll() is None and step_of(pieces) < end:
+        log = args.folder / "pieces.log"
+        told = log.stat().st_size if log.exists() else 0
+        process = start(command(pieces, args.folder, args.steps), log)
+        # It steps: the rows of a run that was killed may already stand beyond the end.
+        while process.poll() is None and (
+            step_of(pieces) < end or b"\nstep " not in log.read_bytes()[told:]
+        ):
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.3))
         kind = (signal.SIGTERM, signal.SIGKILL)[i % 2]
