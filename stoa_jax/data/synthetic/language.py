@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -133,9 +133,14 @@ NEARLY = {
 
 def captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> list[str]:
     """`count` different sentences that are true of the scene, each with every event."""
+    return different(lambda: sentence(scene, rng), count)
+
+
+def different(draw: Callable[[], str], count: int) -> list[str]:
+    """The first `count` different texts that `draw` gives."""
     found: dict[str, None] = {}
     while len(found) < count:
-        found.setdefault(sentence(scene, rng), None)
+        found.setdefault(draw(), None)
     return list(found)
 
 

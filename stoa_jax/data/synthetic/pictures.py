@@ -6,7 +6,7 @@ and colours, shapes and their names are learned from few pictures.
 
 import numpy as np
 
-from stoa_jax.data.synthetic import scene
+from stoa_jax.data.synthetic import language, scene
 from stoa_jax.data.synthetic.scene import Scene, Thing
 
 _COUNTS = (0.55, 0.3, 0.15)  # of pictures with one, two, three things
@@ -34,10 +34,7 @@ def draw_picture(rng: np.random.Generator, split: str, most: int) -> Scene:
 
 def captions(picture: Scene, rng: np.random.Generator, count: int = 3) -> list[str]:
     """`count` different sentences that name everything in the picture."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found.setdefault(_caption(picture, rng), None)
-    return list(found)
+    return language.different(lambda: _caption(picture, rng), count)
 
 
 def _caption(picture: Scene, rng: np.random.Generator) -> str:
