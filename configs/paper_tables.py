@@ -18,11 +18,11 @@ SEEDS = (0, 1, 2)
 
 # What the rows of Table 4 switch on, in the paper's order.
 TABLE_4 = {
-    "base": {"objects": False, "actions": False, "ota": 0.0, "asp": 0.0},
-    "+ objects": {"objects": True, "actions": False, "ota": 0.0, "asp": 0.0},
-    "+ OTA": {"objects": True, "actions": False, "ota": 1.0, "asp": 0.0},
-    "+ actions": {"objects": True, "actions": True, "ota": 1.0, "asp": 0.0},
-    "+ ASP (full)": {"objects": True, "actions": True, "ota": 1.0, "asp": 1.0},
+    "base": {"objects": False, "actions": False, "ota": False, "asp": False},
+    "+ objects": {"objects": True, "actions": False, "ota": False, "asp": False},
+    "+ OTA": {"objects": True, "actions": False, "ota": True, "asp": False},
+    "+ actions": {"objects": True, "actions": True, "ota": True, "asp": False},
+    "+ ASP (full)": {"objects": True, "actions": True, "ota": True, "asp": True},
 }
 N, A = (0, 5, 10, 20, 30), (0, 1, 2, 4, 8)
 # The full model's N and A; in the synthetic world a clip shows few classes.
@@ -52,7 +52,7 @@ def sweep(argument: str = "synthetic"):
             for row, on in TABLE_4.items():
                 switches = {**on, "n": n, "a": a}
                 runs += described("table4", row, switches, dataset, TABLE_TASKS[dataset], seed)
-        full = {"objects": True, "actions": True, "ota": 1.0, "asp": 1.0, "n": n, "a": a}
+        full = {**TABLE_4["+ ASP (full)"], "n": n, "a": a}
         if "trajectories" in parts:
             for count in N:
                 switches = {**full, "n": count or n, "objects": count > 0}
@@ -65,23 +65,32 @@ def sweep(argument: str = "synthetic"):
 
 
 def described(part, row, switches, dataset, tasks, seed):
-    """The runs of one model: the same switches at pre-training and at fine-tuning."""
+    """The runs of one model: the same switches at pre-training and at fine-tuning.
+
+    A loss that is on has its configuration's weight.
+    """
     overrides = {
         "model.objects": switches["objects"],
         "model.actions": switches["actions"],
         "model.trajectories": switches["n"],
         "model.action_tokens": switches["a"],
-        "loss.ota": switches["ota"] if switches["objects"] else 0.0,
-        "loss.asp": switches["asp"] if switches["actions"] else 0.0,
         "seed": seed,
     }
+    if not (switches["ota"] and switches["objects"]):
+        overrides["loss.ota"] = 0.0
+    if not (switches["asp"] and switches["actions"]):
+        overrides["loss.asp"] = 0.0
     here = Path(__file__).resolve().parent
     first, start = [], {}
     if dataset == "synthetic":  # its CLIP is trained here
         config = f"{here}/clip.py:synthetic"
-        first = [{"name": "clip", "config": config, "overrides": {"seed": seed}}]
-        start = {"init.path": "{clip}"}
+        first = [
+            {"name": "clip", "config": config, "overrides": {"seed": seed}},
+            {"name": "clip_hf", "convert": "{clip}", "to": "hugging_face"},
+        ]
+        start = {"init.path": "{clip_hf}"}
     for task, of in tasks:
+        tested = {"data.eval_split": "test"} if dataset == "synthetic" else {}
         yield {
             "name": f"{part} | {row} | {task}:{of} | seed={seed}",
             "stages": [
@@ -94,7 +103,7 @@ def described(part, row, switches, dataset, tasks, seed):
                 {
                     "name": task,
                     "config": f"{here}/{task}.py:{of}",
-                    "overrides": {**overrides, "init.path": "{pretrain}"},
+                    "overrides": {**overrides, **tested, "init.path": "{pretrain}"},
                 },
             ],
         }

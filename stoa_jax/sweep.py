@@ -12,8 +12,9 @@ The file's `sweep()` (or `sweep(argument)`, for FILE.py:argument) returns a list
         {"name": "retrieval", "config": "configs/retrieval.py:synthetic",
          "overrides": {"model.actions": False, "init.path": "{pretrain}", "seed": 1}}]}
 
-`{pretrain}` is the work directory of the stage of that name. Equal stages of several runs are run
-once. Running the command again goes on where it stopped.
+`{pretrain}` is the work directory of the stage of that name. A stage may also write what an earlier
+one trained in another format: {"name": "hf", "convert": "{pretrain}", "to": "hugging_face"}. Equal
+stages of several runs are run once. Running the command again goes on where it stopped.
 """
 
 import argparse
@@ -39,17 +40,24 @@ SHOWN = r"^(eval/|loss$)"  # of a result
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One start of `stoa_jax.main`."""
+    """One start of `stoa_jax.main`, or of `stoa_jax.convert`."""
 
     name: str
     config: str
     overrides: tuple[tuple[str, Any], ...]
     workdir: Path
     after: Path | None  # the work directory of the stage before it
+    convert: tuple[str, str] | None = None  # (what, to which format); then there is no config
 
     @property
     def command(self) -> list[str]:
         """As a user would write it."""
+        if self.convert:
+            source, to = self.convert
+            return [
+                *(sys.executable, "-m", "stoa_jax.convert", source, str(self.workdir)),
+                f"--to={to}",
+            ]
         return [
             *(sys.executable, "-m", "stoa_jax.main"),
             f"--config={self.config}",
@@ -60,6 +68,8 @@ class Stage:
     @property
     def done(self) -> bool:
         """Did it come to its end?"""
+        if self.convert:  # its directory appears when it is whole
+            return self.workdir.exists()
         return (self.workdir / "result.json").exists()
 
 
@@ -108,11 +118,14 @@ def make_runs(config: str, described: Sequence[Mapping[str, Any]], root: Path) -
             overrides = tuple(
                 (key, _filled(value, before, number)) for key, value in sorted(given.items())
             )
-            of = stage.get("config", config)
-            digest = hashlib.sha256(repr((of, overrides)).encode()).hexdigest()[:10]
+            of, conversion = stage.get("config", config), None
+            if "convert" in stage:
+                conversion = _filled(stage["convert"], before, number), stage["to"]
+            what = conversion or (of, overrides)
+            digest = hashlib.sha256(repr(what).encode()).hexdigest()[:10]
             folder = root / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{digest}"
             last = list(made.values())[-1].workdir if made else None
-            made[name] = Stage(name, of, overrides, folder, last)
+            made[name] = Stage(name, of, overrides, folder, last, conversion)
             settings |= {k: v for k, v in given.items() if not _refers(v)}
         name = one.get("name") if "stages" in one else None
         spelled = ", ".join(f"{k}={v}" for k, v in settings.items()) or f"run {number}"

@@ -72,6 +72,24 @@ def test_the_command_is_the_one_a_user_writes(tmp_path):
     assert run.name == "seed=3"
 
 
+def test_a_stage_may_convert_what_an_earlier_one_trained(tmp_path):
+    stages = [
+        {"name": "clip", "overrides": {"seed": 3}},
+        {"name": "hf", "convert": "{clip}", "to": "hugging_face"},
+        {"name": "pretrain", "overrides": {"init.path": "{hf}"}},
+    ]
+    (run,) = sweep.make_runs("configs/clip.py", [{"name": "x", "stages": stages}], tmp_path)
+    clip, hf, pretrain = run.stages
+    assert hf.command[1:] == [
+        *("-m", "stoa_jax.convert", str(clip.workdir), str(hf.workdir), "--to=hugging_face")
+    ]
+    assert (hf.after, pretrain.after) == (clip.workdir, hf.workdir)
+    assert pretrain.overrides == (("init.path", str(hf.workdir)),)
+    assert not hf.done
+    hf.workdir.mkdir()
+    assert hf.done
+
+
 def test_it_runs_fails_goes_on_and_tabulates_over_seeds(root, capsys):
     arguments = [f"--config={write(root, SIMPLE)}", f"--workdir={root}/out", "--parallel=2"]
     assert sweep.main(arguments) == 1
