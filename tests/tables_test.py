@@ -18,7 +18,7 @@ spec.loader.exec_module(tables)
 report = tables.report
 
 def sweep():
-    tables.SEEDS = (0, 1)
+    tables.SEEDS = (0,)
     runs = tables.sweep("synthetic,table4")
     runs = [r for r in runs if "| qa:" in r["name"]]
     runs = [r for r in runs if any(row in r["name"] for row in ("base", "full"))]
@@ -49,4 +49,4 @@ def test_base_and_full_model_from_a_small_clip_to_the_table(tmp_path):
     table = (tmp_path / "runs" / "tables.md").read_text()
     assert "base" in table and "+ ASP (full)" in table
     rows = json.loads((tmp_path / "runs" / "sweep.json").read_text())["runs"]
-    assert len(rows) == 4 and all(row["done"] for row in rows)
+    assert len(rows) == 2 and all(row["done"] for row in rows)
