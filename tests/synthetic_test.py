@@ -11,6 +11,7 @@ from stoa_jax.data import synthetic
 from stoa_jax.data.synthetic import CLASS_NAMES, World, language, motion, render
 from stoa_jax.data.synthetic import scene as scenes
 from stoa_jax.errors import UserError
+from stoa_jax.text import VERB, Tagger, Tokenizer, parse
 
 COUNT = 200
 
@@ -297,6 +298,23 @@ def motions_in(text):
             if re.search(rf"\b{head}\b", text):
                 found.add(name)
     return found
+
+
+def test_a_verb_of_motion_is_told_by_its_last_piece_and_tagged_as_a_verb():
+    tokenizer, tagger = Tokenizer(8192), Tagger()
+    motions = {}  # last piece of a gerund -> what it says
+    for name, phrases in (*language.PHRASES.items(), *language.PLURAL.items()):
+        for _, gerund in phrases:
+            verb = gerund.split()[0]
+            subject = (
+                "a red ball and a blue star are" if name in language.PLURAL else "a red ball is"
+            )
+            parsed = parse(f"{subject} {gerund.format('a pink moon')}", tokenizer, tagger)
+            (place,) = np.flatnonzero(parsed.tags == VERB)
+            assert verb.endswith(tokenizer.decode([parsed.tokens[place]]).strip())
+            said = "sideways" if name in ("left", "right") else name
+            motions.setdefault(int(parsed.tokens[place]), set()).add(said)
+    assert len(motions) > 20 and all(len(said) == 1 for said in motions.values()), motions
 
 
 def test_captions_speak_of_the_clip_and_mostly_of_no_other(many):
