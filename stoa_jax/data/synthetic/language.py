@@ -21,18 +21,12 @@ from stoa_jax.data.synthetic.scene import (
 )
 
 # motion -> (third person, gerund), pairs of equal meaning; {} is the other thing. The verb itself
-# tells the motion where English has one for it, and its last piece in a vocabulary cut at 8,192 is
-# no other motion's: that piece's feature is what an action is matched to, and the text tower reads
-# from left to right, so nothing behind the verb is in it.
+# tells the motion, left from right too, and its last piece in a vocabulary cut at 8,192 is no other
+# motion's: that piece's feature is what an action is matched to, and the text tower reads from left
+# to right, so nothing behind the verb is in it (benchmarks/RESULTS.md).
 PHRASES = {
-    "left": (
-        ("moves to the left", "moving to the left"),
-        ("goes to the left", "going to the left"),
-    ),
-    "right": (
-        ("moves to the right", "moving to the right"),
-        ("goes to the right", "going to the right"),
-    ),
+    "left": (("moves to the left", "moving to the left"),),
+    "right": (("goes to the right", "going to the right"),),
     "up": (("rises", "rising"), ("flies up", "flying up")),
     "down": (("falls", "falling"), ("drops", "dropping")),
     "circle": (("turns in a circle", "turning in a circle"), ("runs around", "running around")),
