@@ -30,6 +30,7 @@ class Figure(NamedTuple):
     mean: float
     half: float  # of the 95 % interval; NaN with one seed
     n: int
+    values: Mapping[str, float]  # by seed
 
     def __str__(self) -> str:
         if self.n < 2:
@@ -37,23 +38,23 @@ class Figure(NamedTuple):
         return f"{self.mean:.3g} ± {self.half:.2g}"
 
 
-def figure(values: Sequence[float]) -> Figure:
-    """Mean and 95 % interval, by Student's t."""
-    n = len(values)
+def figure(values: Mapping[str, float]) -> Figure:
+    """Mean and 95 % interval of the values of several seeds, by Student's t."""
+    n, mean = len(values), statistics.fmean(values.values())
     if n < 2:
-        return Figure(values[0], math.nan, n)
-    half = STUDENT.get(n - 1, 1.96) * statistics.stdev(values) / math.sqrt(n)
-    return Figure(statistics.fmean(values), half, n)
+        return Figure(mean, math.nan, n, values)
+    half = STUDENT.get(n - 1, 1.96) * statistics.stdev(values.values()) / math.sqrt(n)
+    return Figure(mean, half, n, values)
 
 
 def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Figure]]]:
     """part -> row -> `task:set metric` -> figure, of the runs that are done."""
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for row in rows:
-        part, name, task, _ = row["name"].split(" | ")
+        part, name, task, seed = row["name"].split(" | ")
         cells = found.setdefault(part, {}).setdefault(name, {})
         for metric, value in chosen(task.split(":")[0], row["result"]).items():
-            cells.setdefault(f"{task} {metric}", []).append(value)
+            cells.setdefault(f"{task} {metric}", {})[seed] = value
     return {
         part: {
             name: {metric: figure(values) for metric, values in cells.items()}
@@ -89,7 +90,7 @@ def markdown(found: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> str:
             lines.append("| " + " | ".join([name, *texts, str(seeds)]) + " |")
         lines.append("")
         if part == "table4":
-            lines += [*verdicts(names), ""]
+            lines += [*verdicts(names), "", *paired(names), ""]
     return "\n".join(lines)
 
 
@@ -111,6 +112,27 @@ def verdicts(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
         else:
             said = "no difference beyond the intervals"
         lines.append(f"- {metric}: {order[-1]} {b} against {order[0]} {a}: {said}.")
+    return lines
+
+
+def paired(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+    """Each model less the base of the same seed.
+
+    Runs of one seed start from the same weights and see the same clips, so what differs between
+    seeds and not between models falls out.
+    """
+    base, *others = names
+    metrics = list(names[base])
+    lines = [f"Less {base}, seed by seed:", "", "| model | " + " | ".join(metrics) + " |"]
+    lines += ["|---" * (len(metrics) + 1) + "|"]
+    for name in others:
+        texts = []
+        for metric in metrics:
+            ours = names[name][metric].values if metric in names[name] else {}
+            theirs = names[base][metric].values
+            less = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+            texts.append(str(figure(less)) if less else "")
+        lines.append("| " + " | ".join([name, *texts]) + " |")
     return lines
 
 

@@ -31,9 +31,11 @@ def rows():
 
 
 def test_mean_and_interval_are_students():
-    found = report.figure([1.0, 2.0, 3.0])
+    found = report.figure({"a": 1.0, "b": 2.0, "c": 3.0})
     assert found.mean == 2 and found.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
-    assert math.isnan(report.figure([1.0]).half) and "one seed" in str(report.figure([1.0]))
+    assert math.isnan(report.figure({"a": 1.0}).half) and "one seed" in str(
+        report.figure({"a": 1.0})
+    )
 
 
 def test_it_says_what_differs_beyond_the_intervals(tmp_path):
@@ -43,6 +45,19 @@ def test_it_says_what_differs_beyond_the_intervals(tmp_path):
     assert "above, beyond the intervals" in text
     assert "BLEU-4: + ASP (full) 0.3 ± 0.025 against base 0.3 ± 0.025: no difference" in text
     assert "21 of 22 runs are done" in text
+
+
+def test_seeds_are_compared_one_by_one(tmp_path):
+    """Noise that is a seed's own falls out; a seed without a base is left out."""
+    made = [*rows(), run("table4", "+ ASP (full)", "qa:synthetic", 3, **{"qa/accuracy": 99.0})]
+    text = report.write(made, tmp_path)
+    _, _, differences = text.partition("Less base, seed by seed:")
+    (full,) = [line for line in differences.splitlines() if line.startswith("| + ASP (full) |")]
+    bleu, cider, accuracy = [cell.strip() for cell in full.split("|")[2:5]]
+    means = [float(cell.split(" ± ")[0]) for cell in (bleu, cider, accuracy)]
+    halves = [float(cell.split(" ± ")[1]) for cell in (bleu, cider, accuracy)]
+    assert means == pytest.approx([0, 0.1, 0], abs=1e-9)
+    assert halves == pytest.approx([0, 0, 0], abs=1e-9)
 
 
 def test_curves_become_plots_on_the_page(tmp_path):
