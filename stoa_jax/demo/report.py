@@ -84,13 +84,11 @@ def table(results: Results) -> list[tuple[str, ...]]:
     for task, what, metric, baselines in LINES:
         found = {row["metric"]: row for row in results[task]}
 
-        def number(name: str, found=found) -> str:
+        digits = 3 if task == "captioning" else 1  # scores, or percent
+
+        def number(name: str, found=found, digits=digits) -> str:
             value = found[name]["value"] if name in found else None
-            return (
-                f"{value:.3f}"
-                if isinstance(value, float) and value < 1
-                else (f"{value:.1f}" if isinstance(value, int | float) else "–")
-            )
+            return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
 
         trivial = next(name for name in baselines if name not in ("text only", "one frame"))
         rows.append(
