@@ -24,9 +24,8 @@ def rows():
             yield run("table4", row, "captioning:synthetic", seed, **figures)
             yield run("table4", row, "qa:synthetic", seed, **{"qa/accuracy": 50 + noise})
         for n in (0, 5, 30):
-            yield run(
-                "trajectories", n, "retrieval:synthetic", seed, **{"retrieval/t2v/R@1": n + noise}
-            )
+            figures = {"retrieval/t2v/R@1": n + noise, "retrieval/reranked/t2v/R@1": 2 * n + noise}
+            yield run("trajectories", n, "retrieval:synthetic", seed, **figures)
     yield run("actions", 8, "retrieval:synthetic", 0, done=False)
 
 
@@ -66,3 +65,4 @@ def test_curves_become_plots_on_the_page(tmp_path):
     assert not (tmp_path / "actions.png").exists()
     page = (tmp_path / "index.html").read_text()
     assert 'src="trajectories.png"' in page and "<td>base</td>" in page
+    assert "reranked/t2v/R@1" in page  # fusion is where trajectories and actions tell
