@@ -102,6 +102,13 @@ def different(draw: Callable[[], str], count: int) -> list[str]:
     return list(found)
 
 
+def noun_phrase(article: str, words: Sequence[str]) -> str:
+    """The words behind "the", or behind "a" as it is said before them."""
+    if article == "a" and words[0][0] in "aeiou":
+        article = "an"
+    return f"{article} {' '.join(words)}"
+
+
 def sentence(scene: Scene, rng: np.random.Generator) -> str:
     """One sentence with all of the scene's events and, if there is room, what else is there.
 
@@ -171,10 +178,7 @@ class _Style:
         draw = next(self._draws)
         if draw > 0.7 and not sized:
             words.insert(0, thing.size)
-        article = self._article
-        if article == "a" and words[0][0] in "aeiou":
-            article = "an"
-        return f"{article} {' '.join(words)}"
+        return noun_phrase(self._article, words)
 
     def verb(self, scene: Scene, event: Event) -> tuple[str, str]:
         draw = self.pick(*range(12))

@@ -14,17 +14,16 @@ _COUNTS = (0.55, 0.3, 0.15)  # of pictures with one, two, three things
 
 def draw_picture(rng: np.random.Generator, split: str, most: int) -> Scene:
     """A scene of `split` in which nothing happens."""
-    odds = np.array(_COUNTS[:most])
     while True:
-        count = 1 + int(rng.choice(len(odds), p=odds / odds.sum()))
+        count = scene.pick_count(rng, _COUNTS, most)
         looks: dict[tuple[str, str], Thing] = {}
         while len(looks) < count:
             shape, colour, texture, size = (
-                str(rng.choice(options))
+                scene.pick(rng, options)
                 for options in (scene.SHAPES, scene.COLOURS, scene.TEXTURES, scene.SIZES)
             )
             looks.setdefault((shape, colour), Thing(shape, colour, texture, size))
-        background = str(rng.choice(scene.BACKGROUNDS)), str(rng.choice(scene.TONES))
+        background = scene.pick(rng, scene.BACKGROUNDS), scene.pick(rng, scene.TONES)
         picture = Scene(tuple(looks.values()), background, ())
         # All that is seen makes the key: by colours and shapes alone, the splits would not share
         # a single thing, and no split would teach all of their names.
@@ -55,4 +54,4 @@ def _noun_phrase(thing: Thing, rng: np.random.Generator) -> str:
         words.insert(0, thing.texture)
     elif draw > 0.6:
         words.insert(0, thing.size)
-    return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
+    return language.noun_phrase("a", words)

@@ -110,17 +110,16 @@ def split_of_key(name: str) -> str:
 
 def draw_things(rng: np.random.Generator, most: int) -> tuple[Thing, ...]:
     """One to `most` things, half of the time some alike in colour or in shape."""
-    odds = np.array([0.10, 0.35, 0.35, 0.20])[:most]
-    count = 1 + int(rng.choice(len(odds), p=odds / odds.sum()))
+    count = pick_count(rng, (0.10, 0.35, 0.35, 0.20), most)
     things: list[Thing] = []
     while len(things) < count:
-        shape, colour = _pick(rng, SHAPES), _pick(rng, COLOURS)
+        shape, colour = pick(rng, SHAPES), pick(rng, COLOURS)
         if things and rng.random() < 0.5:
             like = things[rng.integers(len(things))]
             shape, colour = (like.shape, colour) if rng.random() < 0.5 else (shape, like.colour)
         if all((t.shape, t.colour) != (shape, colour) for t in things):
             size = SIZES[int(rng.random() < (0.5 if count < 3 else 0.25))]
-            things.append(Thing(shape, colour, _pick(rng, TEXTURES), size))
+            things.append(Thing(shape, colour, pick(rng, TEXTURES), size))
     return tuple(things)
 
 
@@ -132,9 +131,9 @@ def draw_events(rng: np.random.Generator, count: int) -> tuple[Event, ...]:
     odds = (0.5, 0.5) if b is None else (0.22, 0.14, 0.17, 0.12, 0.35)
     plot = plots[rng.choice(len(plots), p=odds)]
     if plot == "pair":
-        return (Event(_pick(rng, TOGETHER), a, b),)
+        return (Event(pick(rng, TOGETHER), a, b),)
     if plot == "one":
-        return (Event(_pick(rng, ALONE), a),)
+        return (Event(pick(rng, ALONE), a),)
     one, two = (ALONE[i] for i in rng.permutation(len(ALONE))[:2])
     if plot == "both":
         return (Event(one, a), Event(two, b))
@@ -145,7 +144,7 @@ def draw_group(rng: np.random.Generator, split: str, siblings: int, most: int) -
     """`siblings` scenes of `split` that look the same and differ in what happens."""
     while True:  # a few things may lack enough programs in a small split: then others are drawn
         things = draw_things(rng, most)
-        background = (_pick(rng, BACKGROUNDS), _pick(rng, TONES))
+        background = (pick(rng, BACKGROUNDS), pick(rng, TONES))
         found: dict[str, Scene] = {}
         for _ in range(100 * siblings):
             scene = Scene(things, background, draw_events(rng, len(things)))
@@ -155,5 +154,12 @@ def draw_group(rng: np.random.Generator, split: str, siblings: int, most: int) -
                 return tuple(found.values())
 
 
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+def pick_count(rng: np.random.Generator, odds: Sequence[float], most: int) -> int:
+    """One to `most` things; `odds` are those of one, two, three, …"""
+    p = np.array(odds[:most])
+    return 1 + int(rng.choice(len(p), p=p / p.sum()))
+
+
+def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of the options, each as likely."""
     return options[int(rng.integers(len(options)))]
