@@ -76,12 +76,11 @@ def described(part, row, switches, dataset, tasks, seed):
         "model.action_tokens": switches["a"],
         "seed": seed,
     }
-    if not (switches["ota"] and switches["objects"]):
-        overrides["loss.ota"] = 0.0
-    if not (switches["asp"] and switches["actions"]):
-        overrides["loss.asp"] = 0.0
+    for loss, needs in (("ota", "objects"), ("asp", "actions")):
+        if not (switches[loss] and switches[needs]):
+            overrides[f"loss.{loss}"] = 0.0
     here = Path(__file__).resolve().parent
-    first, start = [], {}
+    first, start, tested = [], {}, {}
     if dataset == "synthetic":  # its CLIP is trained here
         config = f"{here}/clip.py:synthetic"
         first = [
@@ -89,8 +88,8 @@ def described(part, row, switches, dataset, tasks, seed):
             {"name": "clip_hf", "convert": "{clip}", "to": "hugging_face"},
         ]
         start = {"init.path": "{clip_hf}"}
+        tested = {"data.eval_split": "test"}
     for task, of in tasks:
-        tested = {"data.eval_split": "test"} if dataset == "synthetic" else {}
         yield {
             "name": f"{part} | {row} | {task}:{of} | seed={seed}",
             "stages": [

@@ -36,8 +36,12 @@ class Figure(NamedTuple):
 
     mean: float
     half: float  # of the 95 % interval; NaN with one seed
-    n: int
     values: Mapping[str, float]  # by seed
+
+    @property
+    def n(self) -> int:
+        """How many seeds."""
+        return len(self.values)
 
     def __str__(self) -> str:
         if self.n < 2:
@@ -49,9 +53,9 @@ def figure(values: Mapping[str, float]) -> Figure:
     """Mean and 95 % interval of the values of several seeds, by Student's t."""
     n, mean = len(values), statistics.fmean(values.values())
     if n < 2:
-        return Figure(mean, math.nan, n, values)
+        return Figure(mean, math.nan, values)
     half = STUDENT.get(n - 1, 1.96) * statistics.stdev(values.values()) / math.sqrt(n)
-    return Figure(mean, half, n, values)
+    return Figure(mean, half, values)
 
 
 def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Figure]]]:
