@@ -120,6 +120,8 @@ def make_runs(config: str, described: Sequence[Mapping[str, Any]], root: Path) -
             )
             of, conversion = stage.get("config", config), None
             if "convert" in stage:
+                if "to" not in stage:
+                    raise UserError(f"sweep(): stage {name!r} of run {number} wants a format, 'to'")
                 conversion = _filled(stage["convert"], before, number), stage["to"]
             what = conversion or (of, overrides)
             digest = hashlib.sha256(repr(what).encode()).hexdigest()[:10]

@@ -160,6 +160,7 @@ def test_the_submit_script_chains_the_arrays(root):
     [
         ([{"stages": [{"overrides": {"init.path": "{pretrain}"}}]}], "refers to stage .*is none"),
         ([{"stages": [{"name": "a"}, {"name": "a"}]}], "two stages named 'a'"),
+        ([{"stages": [{"name": "hf", "convert": "runs/a"}]}], "'hf' of run 0 wants a format, 'to'"),
     ],
 )
 def test_wrong_stages_are_one_line(described, says):
