@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sources_test import CAPTIONS, NAMES, QA, WEBVID, msrvtt_data
+from published_files import CAPTIONS, NAMES, QA, WEBVID, msrvtt_data
 from video_test import write
 
 from stoa_jax.data import sources, video
