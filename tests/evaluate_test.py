@@ -5,15 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
-import tasks_test
+import toy_tasks
 
 from stoa_jax import checkpoint, evaluate, sharding
 from stoa_jax.errors import UserError
 from stoa_jax.models.parameters import named_parameters
-from stoa_jax.tasks import make_task
+from stoa_jax.tasks import base, make_task
 
-data = tasks_test.data
-no_java = tasks_test.no_java
+data, no_java = toy_tasks.data, toy_tasks.no_java
 
 
 def save(task, workdir, model):
@@ -29,9 +28,9 @@ def save(task, workdir, model):
 @pytest.fixture(scope="module")
 def choice(data, tmp_path_factory):
     """A run's directory of multiple choice, its configuration, and its model."""
-    c = tasks_test.configuration(data, "multiple_choice")
+    c = toy_tasks.configuration(data, "multiple_choice")
     task, workdir = make_task(c), tmp_path_factory.mktemp("run")
-    model = tasks_test.build(task)
+    model = toy_tasks.build(task)
     save(task, workdir, model)
     return c, workdir, model
 
@@ -56,7 +55,7 @@ def test_results_say_all_that_a_comparison_takes(choice, capsys):
     assert len(predictions["multiple_choice"]) == 11
     # The same as from the model in memory.
     mesh = sharding.make_mesh(c, jax.devices()[:1])
-    _, direct = tasks_test.figures(make_task(c), model, mesh)
+    _, direct = toy_tasks.figures(make_task(c), model, mesh)
     assert row["value"] == pytest.approx(direct["multiple_choice/accuracy"].value)
 
 
@@ -71,7 +70,7 @@ def test_a_part_is_asked_for_and_marked(choice, tmp_path, capsys):
 
 
 def test_a_figure_on_a_partial_set_is_refused(data, tmp_path):
-    c = tasks_test.configuration(data, "retrieval", data__eval_set="msvd/retrieval")
+    c = toy_tasks.configuration(data, "retrieval", data__eval_set="msvd/retrieval")
     with pytest.raises(UserError, match=r"msvd/retrieval:test: 665 of 670 published clips"):
         evaluate.run(c, tmp_path)
     c.eval.allow_partial = True
@@ -80,7 +79,7 @@ def test_a_figure_on_a_partial_set_is_refused(data, tmp_path):
 
 
 def test_nothing_to_evaluate_is_one_line(data, tmp_path):
-    c = tasks_test.configuration(data, "retrieval")
+    c = toy_tasks.configuration(data, "retrieval")
     with pytest.raises(UserError, match=r"holds no checkpoint, and config.init.path is empty"):
         evaluate.run(c, tmp_path)
 
@@ -94,9 +93,9 @@ def test_a_checkpoint_of_another_model_is_refused(choice):
 
 
 def test_other_answers_than_trained_on_are_refused(data, tmp_path):
-    c = tasks_test.configuration(data, "qa")
+    c = toy_tasks.configuration(data, "qa")
     task = make_task(c)
-    model = tasks_test.build(task)
+    model = toy_tasks.build(task)
     task.answers = ("blue", *task.answers[1:])
     save(task, tmp_path, model)
     with pytest.raises(UserError, match="3 answers that differ from those of synthetic/qa"):
@@ -104,13 +103,13 @@ def test_other_answers_than_trained_on_are_refused(data, tmp_path):
 
 
 def test_untrained_heads_say_nothing(data):
-    c = tasks_test.configuration(data, "retrieval")
+    c = toy_tasks.configuration(data, "retrieval")
     (evaluator,) = make_task(c).evaluators().values()
     evaluator.leave_out(["fusion/match/kernel", "fusion/match/bias"], "clip.pt")
     mesh = sharding.make_mesh(c, jax.devices()[:1])
-    rows = [row.metric for row in evaluator.rows(tasks_test.build(evaluator.task), mesh)]
+    rows = [row.metric for row in evaluator.rows(toy_tasks.build(evaluator.task), mesh)]
     assert "retrieval/t2v/R@1" in rows and not any("reranked" in name for name in rows)
-    (evaluator,) = make_task(tasks_test.configuration(data, "captioning")).evaluators().values()
+    (evaluator,) = make_task(toy_tasks.configuration(data, "captioning")).evaluators().values()
     with pytest.raises(UserError, match=r"captioning: clip.pt brings no trained fusion/lm_proj"):
         evaluator.leave_out(["fusion/lm_proj"], "clip.pt")
 
@@ -118,7 +117,7 @@ def test_untrained_heads_say_nothing(data):
 def test_a_value_that_is_no_number_is_text(choice, monkeypatch):
     c, _, model = choice
     (evaluator,) = make_task(c).evaluators().values()
-    row = tasks_test.base.Row("x", float("nan"), 1, "p")
+    row = base.Row("x", float("nan"), 1, "p")
     monkeypatch.setattr(evaluator, "rows", lambda model, mesh: iter([row]))
     (made,) = evaluate.rows_of(evaluator, model, None)
     assert made["value"] == "nan"

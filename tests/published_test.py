@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import toy_run
 import toy_source
-from tasks_test import SMALL
+from toy_tasks import SMALL
 from video_test import write
 
 from stoa_jax import sharding, train, writers
