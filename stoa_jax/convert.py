@@ -95,7 +95,7 @@ def convert(
     c, kind = weights.config_of(source, activation=activation)
     is_clip = kind in ("hugging_face", "openai", "open_clip")
     if is_clip and to in ("hugging_face", "export"):
-        from stoa_jax.inference import clip_towers
+        from stoa_jax.loading import clip_towers
         from stoa_jax.models.parameters import named_parameters
 
         c = clip.vision_and_text(c)
@@ -126,7 +126,7 @@ def convert(
         save_released(out, params, c)
     else:
         from stoa_jax.export import save_export
-        from stoa_jax.inference import load
+        from stoa_jax.loading import load
 
         save_export(load(source).network, out)
     return report
