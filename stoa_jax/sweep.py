@@ -188,8 +188,9 @@ def execute(
             for future in ended:
                 stage = running.pop(future)
                 code = codes[stage.workdir] = future.result()
-                log = log_of(stage)
-                say(f"{stage.workdir.name}: {'done' if not code else f'exit {code}, see {log}'}")
+                how = f"exit {code}, see {log_of(stage)}" if code else "done"
+                at = sum(not code for code in codes.values())
+                say(f"{stage.workdir.name}: {how} ({at} of {len(stages)} done)")
     return codes
 
 
@@ -345,10 +346,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(str(path) for path in write_slurm(stages, args.config, root)))
             return 0
         codes = {} if args.table else execute(stages, args.parallel)
-        print(write_table(runs, root, args.metrics))
+        text = write_table(runs, root, args.metrics)
         # A file may bring a report of its own: `report(rows, workdir)` writes it.
         if report := getattr(load_module(args.config.partition(":")[0]), "report", None):
-            print(report(collect(runs, args.metrics), root))
+            text = report(collect(runs, args.metrics), root)
+        print(text)
         return 1 if any(codes.values()) else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

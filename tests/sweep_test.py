@@ -100,7 +100,8 @@ def test_it_runs_fails_goes_on_and_tabulates_over_seeds(root, capsys):
     assert sweep.main(arguments) == 0
     # Only the two that had failed were started again.
     assert len((root / "out" / "started").read_text().split()) == 6
-    assert "2 of 4 stages are done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 4 stages are done" in said and ": done (4 of 4 done)" in said
     text = (root / "out" / "sweep.md").read_text()
     assert text.splitlines()[0] == "| run | n | R@1 |"
     assert "| optim.weight_decay=0.1 | 2 | 1.5 ± 0.71 |" in text
@@ -109,6 +110,13 @@ def test_it_runs_fails_goes_on_and_tabulates_over_seeds(root, capsys):
     assert [row["result"] for row in found["runs"]] == [
         {"eval/R@1": value} for value in (1.0, 2.0, 2.0, 3.0)
     ]
+
+
+def test_a_report_of_the_files_own_stands_in_for_the_table(root, capsys):
+    text = SIMPLE + "\ndef report(rows, workdir):\n    return f'{len(rows)} rows, my way'\n"
+    assert sweep.main([f"--config={write(root, text)}", f"--workdir={root}/out", "--table"]) == 0
+    assert capsys.readouterr().out == "4 rows, my way\n"
+    assert (root / "out" / "sweep.md").exists()
 
 
 def test_equal_stages_run_once_and_later_ones_find_them(root):
