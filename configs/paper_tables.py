@@ -3,7 +3,8 @@
     python -m stoa_jax.sweep --config=configs/paper_tables.py:synthetic --workdir=runs/tables
 
 Sets: synthetic (CPU sizes), msrvtt (the paper's: WebVid, then MSR-VTT and MSVD; who has the data).
-A part of it: `:synthetic,table4`, `:synthetic,trajectories`, `:synthetic,actions`.
+A part of it: `:synthetic,table4`, `:synthetic,trajectories`, `:synthetic,actions`. More after a
+comma: `seeds=1` for that many seeds, `longer=10` for every training ten times as long.
 The same command again goes on, and writes `tables.md`, plots and `index.html` into the workdir.
 """
 
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from stoa_jax import report as tables
 from stoa_jax.errors import UserError
+from stoa_jax.sweep import load_module
 
 SETS = ("synthetic", "msrvtt")
 PARTS = ("table4", "trajectories", "actions")
-SEEDS = (0, 1, 2)
+NUMBERS = {"seeds": 3, "longer": 1}  # what else may stand in the argument
+HERE = Path(__file__).resolve().parent
 
 # What the rows of Table 4 switch on, in the paper's order.
 TABLE_4 = {
@@ -37,17 +40,24 @@ TABLE_TASKS = {
 
 def sweep(argument: str = "synthetic"):
     """One run for each model, task and seed; equal pre-trainings are shared."""
-    dataset, *parts = argument.split(",")
+    dataset, *words = argument.split(",")
     if dataset not in SETS:
         raise UserError(f"configs/paper_tables.py:{dataset}: the sets are {', '.join(SETS)}")
-    for part in parts:
-        if part not in PARTS:
-            raise UserError(f"configs/paper_tables.py: no part {part!r}; {', '.join(PARTS)}")
+    numbers, parts = dict(NUMBERS), []
+    for word in words:
+        name, given, value = word.partition("=")
+        if given and name in NUMBERS and value.isdecimal() and int(value):
+            numbers[name] = int(value)
+        elif word in PARTS:
+            parts.append(word)
+        else:
+            known = ", ".join((*PARTS, *(f"{name}=NUMBER" for name in NUMBERS)))
+            raise UserError(f"configs/paper_tables.py: no part {word!r}; there are {known}")
     parts = parts or PARTS
     n, a = FULL[dataset]
     retrieval = (("retrieval", dataset),)
     runs = []
-    for seed in SEEDS:
+    for seed in range(numbers["seeds"]):
         if "table4" in parts:
             for row, on in TABLE_4.items():
                 switches = {**on, "n": n, "a": a}
@@ -61,7 +71,21 @@ def sweep(argument: str = "synthetic"):
             for count in A:
                 switches = {**full, "a": count or a, "actions": count > 0}
                 runs += described("actions", count, switches, dataset, retrieval, seed)
+    if numbers["longer"] > 1:
+        for run in runs:
+            for stage in run["stages"]:
+                lengthen(stage, numbers["longer"])
     return runs
+
+
+def lengthen(stage, factor):
+    """A stage with that many times its steps, or epochs where it has these."""
+    if "config" not in stage:
+        return  # a conversion
+    path, _, of = stage["config"].partition(":")
+    train = load_module(path).get_config(of).train
+    name = "epochs" if train.epochs else "steps"
+    stage["overrides"] = {**stage["overrides"], f"train.{name}": train[name] * factor}
 
 
 def described(part, row, switches, dataset, tasks, seed):
@@ -79,10 +103,9 @@ def described(part, row, switches, dataset, tasks, seed):
     for loss, needs in (("ota", "objects"), ("asp", "actions")):
         if not (switches[loss] and switches[needs]):
             overrides[f"loss.{loss}"] = 0.0
-    here = Path(__file__).resolve().parent
     first, start, tested = [], {}, {}
     if dataset == "synthetic":  # its CLIP is trained here
-        config = f"{here}/clip.py:synthetic"
+        config = f"{HERE}/clip.py:synthetic"
         first = [
             {"name": "clip", "config": config, "overrides": {"seed": seed}},
             {"name": "clip_hf", "convert": "{clip}", "to": "hugging_face"},
@@ -96,12 +119,12 @@ def described(part, row, switches, dataset, tasks, seed):
                 *first,
                 {
                     "name": "pretrain",
-                    "config": f"{here}/pretrain.py:{PRETRAIN[dataset]}",
+                    "config": f"{HERE}/pretrain.py:{PRETRAIN[dataset]}",
                     "overrides": {**overrides, **start},
                 },
                 {
                     "name": task,
-                    "config": f"{here}/{task}.py:{of}",
+                    "config": f"{HERE}/{task}.py:{of}",
                     "overrides": {**overrides, **tested, "init.path": "{pretrain}"},
                 },
             ],

@@ -93,8 +93,23 @@ def test_the_paper_tables_are_runs_of_the_shipped_configurations(argument, tmp_p
         assert named.objects == dict(stage.overrides)["model.objects"]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "name", "wanted"), [("synthetic", "steps", 4000), ("msrvtt", "epochs", 100.0)]
+)
+def test_the_paper_tables_with_fewer_seeds_and_longer(dataset, name, wanted):
+    runs = load("paper_tables").sweep(f"{dataset},table4,seeds=1,longer=10")
+    assert {run["name"].rpartition("=")[2] for run in runs} == {"0"}
+    for run in runs:
+        for stage in run["stages"]:
+            assert ("convert" in stage) or f"train.{name}" in stage["overrides"]
+            if stage["name"] == "pretrain":
+                assert stage["overrides"][f"train.{name}"] == wanted
+
+
 def test_the_paper_tables_name_a_wrong_set():
     with pytest.raises(UserError, match=r"paper_tables.py:msrvt: the sets are synthetic, msrvtt"):
         load("paper_tables").sweep("msrvt")
     with pytest.raises(UserError, match="no part 'table5'"):
         load("paper_tables").sweep("synthetic,table5")
+    with pytest.raises(UserError, match=r"no part 'seeds=0'; there are table4, .*, seeds=NUMBER"):
+        load("paper_tables").sweep("synthetic,seeds=0")

@@ -18,8 +18,7 @@ spec.loader.exec_module(tables)
 report = tables.report
 
 def sweep():
-    tables.SEEDS = (0,)
-    runs = tables.sweep("synthetic,table4")
+    runs = tables.sweep("synthetic,table4,seeds=1")
     runs = [r for r in runs if "| qa:" in r["name"]]
     runs = [r for r in runs if any(row in r["name"] for row in ("base", "full"))]
     for run in runs:
