@@ -101,7 +101,9 @@ def markdown(found: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> str:
             lines.append("| " + " | ".join([name, *texts, str(seeds)]) + " |")
         lines.append("")
         if part == "table4":
-            lines += [*verdicts(names), "", *paired(names), ""]
+            lines += [*verdicts(names), ""]
+        if len(names) > 1:
+            lines += [*paired(names), ""]
     return "\n".join(lines)
 
 
@@ -127,7 +129,7 @@ def verdicts(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
 
 
 def paired(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
-    """Each model less the base of the same seed.
+    """Each model less the first, the base or none of the tokens, of the same seed.
 
     Runs of one seed start from the same weights and see the same clips, so what differs between
     seeds and not between models falls out.

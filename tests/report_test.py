@@ -51,12 +51,16 @@ def test_seeds_are_compared_one_by_one(tmp_path):
     made = [*rows(), run("table4", "+ ASP (full)", "qa:synthetic", 3, **{"qa/accuracy": 99.0})]
     text = report.write(made, tmp_path)
     _, _, differences = text.partition("Less base, seed by seed:")
+    differences, _, curve = differences.partition("Less 0, seed by seed:")
     (full,) = [line for line in differences.splitlines() if line.startswith("| + ASP (full) |")]
     bleu, cider, accuracy = [cell.strip() for cell in full.split("|")[2:5]]
     means = [float(cell.split(" ± ")[0]) for cell in (bleu, cider, accuracy)]
     halves = [float(cell.split(" ± ")[1]) for cell in (bleu, cider, accuracy)]
     assert means == pytest.approx([0, 0.1, 0], abs=1e-9)
     assert halves == pytest.approx([0, 0, 0], abs=1e-9)
+    (five,) = [line for line in curve.splitlines() if line.startswith("| 5 |")]
+    means = [float(cell.split(" ± ")[0]) for cell in five.split("|")[2:4]]
+    assert means == pytest.approx([5, 10])
 
 
 def test_curves_become_plots_on_the_page(tmp_path):
