@@ -46,7 +46,8 @@ class Figure(NamedTuple):
     def __str__(self) -> str:
         if self.n < 2:
             return f"{self.mean:.3g} (one seed)"
-        return f"{self.mean:.3g} ± {self.half:.2g}"
+        mean = round(self.mean, 9) + 0.0  # differences that cancel are 0, not 2e-15
+        return f"{mean:.3g} ± {self.half:.2g}"
 
 
 def figure(values: Mapping[str, float]) -> Figure:
@@ -156,7 +157,7 @@ def plot(part: str, names: Mapping[str, Mapping[str, Figure]], path: Path) -> No
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    fig, axes = pyplot.subplots(figsize=(5, 3.4), layout="constrained")
+    fig, axes = pyplot.subplots(figsize=(5, 4), layout="constrained")
     metrics = list(dict.fromkeys(metric for cells in names.values() for metric in cells))
     for metric in metrics:
         points = [(float(name), cells[metric]) for name, cells in names.items() if metric in cells]
@@ -170,7 +171,7 @@ def plot(part: str, names: Mapping[str, Mapping[str, Figure]], path: Path) -> No
     axes.set_ylabel("percent")
     axes.set_xticks(sorted({float(name) for name in names}))
     axes.grid(alpha=0.3)
-    axes.legend()
+    fig.legend(loc="outside upper center", ncols=2)
     fig.savefig(path, dpi=150)
     pyplot.close(fig)
 

@@ -70,3 +70,7 @@ def test_curves_become_plots_on_the_page(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert 'src="trajectories.png"' in page and "<td>base</td>" in page
     assert "reranked/t2v/R@1" in page  # fusion is where trajectories and actions tell
+
+
+def test_what_cancels_reads_as_nothing():
+    assert str(report.figure({"a": 0.1 + 0.2 - 0.3, "b": 0.3 - 0.1 - 0.2})).startswith("0 ±")
