@@ -60,4 +60,4 @@ def holds(event, clip) -> bool:
         return begin - end > 0.12 and (other > 0.06) == (name == "meet")
     if name in ("leave", "part"):
         return end - begin > 0.12 and (other > 0.06) == (name == "part")
-    return np.nanmin(apart) < 0.13 and begin > 0.12  # which is behind, the pixels below say
+    return np.nanmin(apart) < 0.13 and begin > 0.12  # which is behind, only pixels say
