@@ -22,7 +22,7 @@ _LOAD = r"""
 import re, sys, time
 from stoa_jax import weights
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.loading import load
+from stoa_jax.inference.loading import load
 path, how = sys.argv[1:]
 start, busy = time.perf_counter(), time.process_time()
 if how == "load":

@@ -19,7 +19,8 @@ import numpy as np
 from array_record.python import array_record_data_source
 from tensorflow_datasets.proto import tf_example_pb2
 
-from stoa_jax.data import build, builders, pipeline, sources, video
+from stoa_jax.data import builders, pipeline, sources, video
+from stoa_jax.data.build.run import build
 
 FRAMES, SHORT_SIDE, IMAGE = 12, 256, 224
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
@@ -95,7 +96,7 @@ def measure_build(manual: Path, out: Path, clips: int) -> None:
     rate(
         "build, one process, start included",
         clips,
-        lambda: build.build("folder/captions", out, manual, settings=settings),
+        lambda: build("folder/captions", out, manual, settings=settings),
     )
 
 

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from stoa_jax.data import bookkeeping, shards, sources
+from stoa_jax.data import sources
+from stoa_jax.data.build import manifest, shards
 
 WORDS = (
     "aerial view of a beautiful mountain lake man woman child dog running playing sunset".split()
@@ -61,7 +62,7 @@ def main() -> None:
         entries = stage("read", lambda: sources.open_source("webvid/captions", root)).splits[
             "train"
         ]
-        stage("hash", lambda: bookkeeping.hash_of({"train": entries}))
+        stage("hash", lambda: manifest.hash_of({"train": entries}))
         parts = stage("divide", divide)
         stage("look for each video", look)
         print(f"{len(parts)} shards, the first pickled: {len(pickle.dumps(parts[0]))} bytes")

@@ -10,7 +10,7 @@ The same command again goes on, and writes `tables.md`, plots and `index.html` i
 
 from pathlib import Path
 
-from stoa_jax import report as tables
+from stoa_jax import paper_tables as tables
 from stoa_jax.errors import UserError
 from stoa_jax.sweep import load_module
 

@@ -95,13 +95,13 @@ def convert(
     c, kind = weights.config_of(source, activation=activation)
     is_clip = kind in ("hugging_face", "openai", "open_clip")
     if is_clip and to in ("hugging_face", "export"):
-        from stoa_jax.loading import clip_towers
+        from stoa_jax.inference.loading import clip_towers
         from stoa_jax.models.parameters import named_parameters
 
         c = clip.vision_and_text(c)
         towers, report = clip_towers(source, c)
         if to == "export":
-            from stoa_jax.export import save_export
+            from stoa_jax.inference.export import save_export
 
             save_export(towers, out, tokenizer_dir=source if source.is_dir() else None)
             return report
@@ -125,8 +125,8 @@ def convert(
     elif to == "released":
         save_released(out, params, c)
     else:
-        from stoa_jax.export import save_export
-        from stoa_jax.loading import load
+        from stoa_jax.inference.export import save_export
+        from stoa_jax.inference.loading import load
 
         save_export(load(source).network, out)
     return report

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import toy_source
 
-from stoa_jax.data import bookkeeping, build, builders, built, pipeline, shards
+from stoa_jax.data import builders, pipeline
+from stoa_jax.data import split as splits
+from stoa_jax.data.build import __main__ as command
+from stoa_jax.data.build import manifest, shards
 from stoa_jax.errors import UserError
 
 HERE = Path(__file__).parent
@@ -81,7 +84,7 @@ def test_nothing_built_is_an_error_and_leaves_no_set(tmp_path):
     with pytest.raises(UserError, match=r"none of 3 clips.*train0: moov atom not found"):
         toy_source.build(tmp_path, toy_source.Source({"train": 3}, faults=faults))
     assert len(failures(tmp_path)) == 3
-    assert built.dataset_directory(tmp_path, "folder/captions") is None
+    assert splits.dataset_directory(tmp_path, "folder/captions") is None
     with pytest.raises(UserError, match="no clip is listed"):
         toy_source.build(tmp_path, toy_source.Source({"train": 0}))
     toy_source.build(tmp_path, toy_source.Source({"train": 3}))
@@ -153,7 +156,7 @@ def start(tmp_path, out, processes=2, extra=""):
     script = tmp_path / f"{out}.py"
     script.write_text(
         BUILD.format(
-            here=str(HERE),
+            here=str(HERE / "support"),
             log=str(tmp_path / f"{out}.log"),
             out=str(tmp_path / out),
             processes=processes,
@@ -229,7 +232,7 @@ def test_a_full_disk_is_one_clear_error_and_no_loss(tmp_path):
 def test_two_builds_of_one_set_do_not_meet(tmp_path):
     directory = tmp_path / "folder" / "captions"
     directory.mkdir(parents=True)
-    with bookkeeping.lock(directory / ".lock"):
+    with manifest.lock(directory / ".lock"):
         with pytest.raises(UserError, match="another process is building there"):
             toy_source.build(tmp_path, toy_source.Source({"train": 2}))
 
@@ -247,7 +250,7 @@ def test_two_builds_of_one_set_do_not_meet(tmp_path):
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, args, message):
-    assert build.main([*args, f"--data-dir={tmp_path}"]) == 2
+    assert command.main([*args, f"--data-dir={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
@@ -255,7 +258,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, args, messa
 def test_data_dir_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     args = ["synthetic/captions", "--option=train=2", f"--data-dir={tmp_path / 'file'}"]
-    assert build.main(args) == 2
+    assert command.main(args) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

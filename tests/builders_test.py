@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from stoa_jax import config
-from stoa_jax.data import build, builders, check, pipeline, records, sources
+from stoa_jax.data import builders, pipeline, records, sources
+from stoa_jax.data.build.run import build
+from stoa_jax.data.check.run import check
 from stoa_jax.errors import UserError
 
 HERE = Path(__file__).parent
@@ -32,7 +34,7 @@ def test_synthetic_world_comes_out_as_it_went_in(tmp_path, kind):
 
     settings = builders.Settings(frames=6, objects=5, tagger="none")
     options = {"seed": 3, "size": 32, **SMALL}
-    summary = build.build(f"synthetic/{kind}", tmp_path, settings=settings, options=options)
+    summary = build(f"synthetic/{kind}", tmp_path, settings=settings, options=options)
     assert summary.built == SMALL
     split = pipeline.open_split(tmp_path, f"synthetic/{kind}", "test")
     assert split.class_names == tuple(synthetic.CLASS_NAMES)
@@ -58,7 +60,7 @@ def test_tfds_build_writes_the_same_records(tmp_path):
         timeout=200,
     )
     ours = tmp_path / "ours"
-    build.build("synthetic/captions", ours, limit=2)
+    build("synthetic/captions", ours, limit=2)
     for part in ("train", "validation", "test"):
         theirs = pipeline.open_split(tmp_path, "synthetic/captions", part)
         own = pipeline.open_split(ours, "synthetic/captions", part)
@@ -98,7 +100,7 @@ def test_tfds_build_skips_and_names_what_it_cannot_read(tmp_path, monkeypatch):
     ]
     c = config.default("retrieval", "tiny")
     c.data.sets, c.data.eval_split = (("folder/captions", 1.0),), "train"
-    found = check.check(c, data_dir=tmp_path / "out").parts["folder/captions:train"]
+    found = check(c, data_dir=tmp_path / "out").parts["folder/captions:train"]
     assert found["failed"] == ["train2: moov atom not found"]
 
 

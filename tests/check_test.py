@@ -5,11 +5,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from video_test import write
+from videos import write
 
 from stoa_jax import config
-from stoa_jax.data import check, check_report, contact_sheet
-from stoa_jax.data.build import build
+from stoa_jax.data.build.run import build
+from stoa_jax.data.check import __main__ as command
+from stoa_jax.data.check import contact_sheet, run
+from stoa_jax.data.check import report as check_report
 
 
 def configuration(name, train="train", evaluated="test"):
@@ -58,7 +60,7 @@ def built(tmp_path_factory):
 
 
 def test_a_good_set_is_comparable(built, capsys):
-    report = check.check(configuration("folder/captions"), data_dir=built / "data")
+    report = run.check(configuration("folder/captions"), data_dir=built / "data")
     assert report.problems == []
     train = report.parts["folder/captions:train"]
     assert (train["built"], train["items"], train["role"]) == (2, 2, "train")
@@ -76,7 +78,7 @@ def test_a_good_set_is_comparable(built, capsys):
 
 
 def test_the_sheet_shows_boxes_where_they_are_and_marks_nouns(built):
-    report = check.check(configuration("folder/captions"), data_dir=built / "data")
+    report = run.check(configuration("folder/captions"), data_dir=built / "data")
     assert [s.rpartition("/")[2] for s in report.sheets] == [
         "folder-captions-train.png",
         "folder-captions-test.png",
@@ -98,7 +100,7 @@ def test_the_sheet_shows_boxes_where_they_are_and_marks_nouns(built):
 def test_a_part_that_is_measured_is_no_test(built):
     c = configuration("folder/captions")
     c.eval.max_examples = 1
-    report = check.check(c, data_dir=built / "data")
+    report = run.check(c, data_dir=built / "data")
     assert report.problems == ["folder/captions:test: eval.max_examples=1 measures on a part of it"]
 
 
@@ -143,7 +145,7 @@ def test_leaks_missing_and_unreadable_are_named_and_the_exit_code_tells(tmp_path
     (manual / "d.mp4").write_bytes(b"no video")
     build("folder/captions", tmp_path / "data", manual)
     found = detections(tmp_path / "found.jsonl", ["a"])
-    report = check.check(
+    report = run.check(
         configuration("folder/captions"),
         data_dir=tmp_path / "data",
         manual_dir=manual,
@@ -162,19 +164,19 @@ def test_leaks_missing_and_unreadable_are_named_and_the_exit_code_tells(tmp_path
     assert "folder/captions:train: no objects at all; they are padding" in notes
 
     arguments = ["--config=configs/pretrain.py:folder", "--config.data.eval_split=test"]
-    assert check.main([*arguments, f"--data-dir={tmp_path / 'data'}"]) == 1
+    assert command.main([*arguments, f"--data-dir={tmp_path / 'data'}"]) == 1
     assert "NOT COMPARABLE: folder/captions:test: 1 of 2 clips also" in capsys.readouterr().out
 
 
 def test_the_command_line(built, capsys):
     data = f"--data-dir={built / 'data'}"
     good = ["--config=configs/pretrain.py:folder", "--config.data.eval_split=test", data]
-    assert check.main(good) == 0
-    assert check.main([data]) == 2
+    assert command.main(good) == 0
+    assert command.main([data]) == 2
     assert "error: --config is missing" in capsys.readouterr().err
-    assert check.main(["--config=configs/pretrain.py:nonsense", data]) == 2
+    assert command.main(["--config=configs/pretrain.py:nonsense", data]) == 2
     assert "error: configs/pretrain.py:nonsense: the sets are" in capsys.readouterr().err
-    assert check.main([*good[:2], f"--data-dir={built / 'nothing'}"]) == 2
+    assert command.main([*good[:2], f"--data-dir={built / 'nothing'}"]) == 2
     assert "python -m stoa_jax.data.build folder/captions" in capsys.readouterr().err
 
 
@@ -216,19 +218,19 @@ def test_the_published_counts_and_the_leak_of_multiple_choice(tmp_path):
     c = configuration("msrvtt/retrieval", train="train_7k")  # as configs/multiple_choice.py
     c.data.eval_set = "msrvtt/multiple_choice"
     how = {"manual_dir": manual, "data_dir": tmp_path / "none", "probe": 0}
-    report = check.check(c, trained_on=["msrvtt/retrieval:train"], **how)
+    report = run.check(c, trained_on=["msrvtt/retrieval:train"], **how)
     assert listed(report, "msrvtt/multiple_choice:test") == 2990
     assert listed(report, "msrvtt/retrieval:train") == 9000
     leak = "1,990 of 2,990 clips also stand in the training list msrvtt/retrieval:train: video"
     assert any(leak in p for p in report.problems)
-    report = check.check(c, **how)
+    report = run.check(c, **how)
     assert listed(report, "msrvtt/retrieval:train_7k") == 7010
     assert not any("training list" in p for p in report.problems)
 
 
 def test_a_part_of_a_published_test_is_not_comparable(tmp_path):
     manual = msrvtt(tmp_path, missing=7)
-    report = check.check(
+    report = run.check(
         configuration("msrvtt/retrieval"), manual_dir=manual, data_dir=tmp_path / "none", probe=0
     )
     problems = "\n".join(report.problems)

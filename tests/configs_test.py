@@ -1,11 +1,11 @@
 """Every shipped configuration with every argument: parsed, and its model built in shape."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import pytest
 from flax import nnx
+from shipped_configs import CONFIGS, load
 
 from stoa_jax import config, optim, sweep
 from stoa_jax.errors import UserError
@@ -13,7 +13,6 @@ from stoa_jax.models.parameters import named_parameters
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks import make_task
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 ARGUMENTS = {
     "clip": ("synthetic",),
     "pretrain": ("synthetic", "webvid", "folder"),
@@ -23,13 +22,6 @@ ARGUMENTS = {
     "multiple_choice": ("synthetic", "msrvtt"),
 }
 PAIRS = [(name, argument) for name, arguments in ARGUMENTS.items() for argument in arguments]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_file_is_listed_here():

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from video_test import write
+from videos import write
 
 from stoa_jax.data import detect, sources
 from stoa_jax.data.detections import open_detections

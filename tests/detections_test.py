@@ -1,12 +1,12 @@
-import base64
 import json
 import pickle
 
 import numpy as np
 import pytest
+from detection_files import encode, thing
 
-from stoa_jax.data import detection_formats, detections, video
-from stoa_jax.data.detections import align, distinct, open_detections
+from stoa_jax.data import detections, video
+from stoa_jax.data.detections import align, distinct, formats, open_detections
 from stoa_jax.errors import UserError
 
 WIDTH, HEIGHT = 200, 100
@@ -18,12 +18,6 @@ def info(times=(0.5, 1.5, 2.5), frames=30, rate=10, size=(WIDTH, HEIGHT)):
     return video.ReadInfo(
         about, tuple(times), tuple(int(t * rate) for t in times), *size, seeks=0, damaged=0
     )
-
-
-def thing(box, name, score, vinvl=False):
-    if vinvl:
-        return {"rect": box, "class": name, "conf": score, "feature": "AAAA", "attributes": []}
-    return {"box": box, "class": name, "score": score}
 
 
 def objects(vinvl=False):
@@ -57,10 +51,6 @@ def write_directory(path, video="v"):
     frames = [{"objects": found} for found in objects(True)]
     (path / f"{video}.json").write_text(json.dumps(frames))
     return path
-
-
-def encode(values, dtype):
-    return base64.b64encode(np.array(values, dtype).tobytes()).decode()
 
 
 def write_bottom_up(path, header=True):
@@ -156,7 +146,7 @@ def test_frames_by_time(tmp_path):
 
 def frame(number, time=None):
     empty = np.zeros((0, 4))
-    return detection_formats.Frame("v", number, time, None, empty, [], np.zeros(0), number + 1)
+    return formats.Frame("v", number, time, None, empty, [], np.zeros(0), number + 1)
 
 
 def test_frames_by_rank_and_by_place_in_the_video():
@@ -326,7 +316,7 @@ def test_files_that_are_no_detections(tmp_path, content, words):
 
 
 def test_keys_of_pictures():
-    split = detection_formats.split_key
+    split = formats.split_key
     assert split("video7010_3.jpg") == ("video7010", 3)
     assert split("video7010/000012") == ("video7010", 12)
     assert split("-4wsuPCjDBc_5_15_frame_7.png") == ("-4wsuPCjDBc_5_15", 7)

@@ -30,7 +30,7 @@ def compilations(tmp_path_factory):
 
 def start(workdir, *arguments, settings=()):
     """The toy as a process of its own."""
-    command = [sys.executable, str(HERE / "toy_run.py"), str(workdir)]
+    command = [sys.executable, str(HERE / "support" / "toy_run.py"), str(workdir)]
     return subprocess.Popen(
         [*command, *arguments, *(["--set", *settings] if settings else [])],
         stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published_files import CAPTIONS, NAMES, QA, WEBVID, msrvtt_data
-from video_test import write
+from videos import write
 
 from stoa_jax.data import sources, video
 from stoa_jax.data.detections import open_detections

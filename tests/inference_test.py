@@ -1,15 +1,15 @@
 import shutil
 
+import clip_files
 import numpy as np
 import pytest
 import released_example as example
-import weights_test
 from clip_tiny import FOLDER
 
 import stoa_jax
 from stoa_jax import weights
 from stoa_jax.errors import UserError
-from stoa_jax.inference import resize_and_crop
+from stoa_jax.inference.model import resize_and_crop
 from stoa_jax.weights import released
 from stoa_jax.weights.files import save_safetensors
 from stoa_jax.weights.tables import write_table
@@ -91,9 +91,9 @@ def test_a_whole_stoa(tmp_path):
 
 
 def test_it_opens_clip_in_everyones_names(tmp_path, clip):
-    tensors, _ = weights_test._openai()
+    tensors, _ = clip_files.openai_tensors()
     scripted = {**tensors, "input_resolution": np.float16(16)}
-    weights_test._torchscript(tmp_path / "ViT-B-16.pt", scripted)
+    clip_files.write_torchscript(tmp_path / "ViT-B-16.pt", scripted)
     save_safetensors(tmp_path / "open_clip_quickgelu.safetensors", tensors, {})
     clips, texts = _clips(2, 5), ["a dog runs", "two cats"]
     for name, kind in (("ViT-B-16.pt", "openai"), ("open_clip_quickgelu.safetensors", "open_clip")):

@@ -31,7 +31,7 @@ def start(workdir, settings=(), processes=2, devices=2, arguments=({}, {})):
     """Processes of one run, and the files of what they print."""
     port, started = free_port(), []
     for process in range(processes):
-        command = [sys.executable, str(HERE / "toy_run.py"), str(workdir)]
+        command = [sys.executable, str(HERE / "support" / "toy_run.py"), str(workdir)]
         command += ["--processes", str(processes), "--process", str(process)]
         command += ["--port", str(port), "--devices", str(devices)]
         for name, value in arguments[process].items():

@@ -12,7 +12,7 @@ from clip_tiny import FOLDER
 
 from stoa_jax import weights
 from stoa_jax.errors import UserError
-from stoa_jax.loading import clip_towers
+from stoa_jax.inference.loading import clip_towers
 from stoa_jax.models.clip import MEAN, STD
 from stoa_jax.models.layers import block_slice
 from stoa_jax.weights import clip

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import toy_source
 
-from stoa_jax.data import augment, builders, built, pipeline, records
+from stoa_jax.data import augment, builders, pipeline, records
+from stoa_jax.data import split as splits
 from stoa_jax.errors import UserError
 
 SPEC = pipeline.BatchSpec(
@@ -214,7 +215,7 @@ def test_long_texts_end_in_their_end_token():
     tokens[0, :4] = [records.START, 320, 0, records.END]  # "!" is token 0
     tokens[1, :12] = [records.START, *range(500, 510), records.END]
     tags = np.full((2, 77), 1, np.uint8)
-    cut, cut_tags = built.fit_tokens(tokens, tags, 6, 49408)
+    cut, cut_tags = splits.fit_tokens(tokens, tags, 6, 49408)
     assert cut.tolist() == [
         [records.START, 320, 0, records.END, 0, 0],
         [records.START, 500, 501, 502, 503, records.END],
@@ -329,10 +330,10 @@ def test_frames_are_spaced_uniformly():
 def test_metadata_needs_no_frames_and_fingerprints_tell_sets_apart(data):
     part = split(data)
     listed = part.metadata(2)
-    assert listed == built.Metadata("train2", ("a thing 2 moves",), ())
+    assert listed == splits.Metadata("train2", ("a thing 2 moves",), ())
     record = part.read(2)
     assert record["video_id"] == b"train2" and len(record["texts"]) == 1
-    assert part.fingerprint == built.fingerprint(part.metadata(i) for i in range(37))
+    assert part.fingerprint == splits.fingerprint(part.metadata(i) for i in range(37))
     assert part.fingerprint != split(data, part="test").fingerprint
     assert part.class_names == ("thing", "other")
 

@@ -6,18 +6,21 @@ import pickle
 import re
 import shutil
 
-import configs_test
-import detections_test as found
+import detection_files as found
 import jax
 import numpy as np
 import pytest
+import shipped_configs
 import toy_run
 import toy_source
 from toy_tasks import SMALL
-from video_test import write
+from videos import write
 
 from stoa_jax import sharding, train, writers
-from stoa_jax.data import build, builders, check, pipeline
+from stoa_jax.data import builders, pipeline
+from stoa_jax.data.build import __main__ as build_command
+from stoa_jax.data.build.run import build
+from stoa_jax.data.check.run import check
 
 SETTINGS = builders.Settings(frames=4, objects=3, short_side=24)
 CAPTIONS = ("a man runs", "two dogs play with a ball", "a cat eats")
@@ -199,7 +202,7 @@ def built(root, data, names, files, detected):
         # Lines of ours say where a video lies, as `data.detect` does.
         detected(objects, [str(p) if detected is our_lines else p.name for p in paths])
     for name in names:
-        summary = build.build(name, data, root, detections=objects, settings=SETTINGS)
+        summary = build(name, data, root, detections=objects, settings=SETTINGS)
         assert all(summary.built.values()) and not any(summary.failed.values())
         assert summary.skipped == summary.undetected == 0
         assert bool(summary.objects) == bool(detected)
@@ -208,7 +211,7 @@ def built(root, data, names, files, detected):
 
 def shrunk(task, argument, data):
     """The shipped configuration, with a small model and few steps."""
-    c = configs_test.load(task).get_config(argument)
+    c = shipped_configs.load(task).get_config(argument)
     c.model.update({**SMALL, "dtype": "float32"})
     c.model.num_answers = 2 if task == "qa" else 0
     # A program that calls scipy back would not be kept to be used again.
@@ -231,7 +234,7 @@ def checked(tmp_path_factory):
         data = root / ("choice" if task == "multiple_choice" else "data")
         manual, objects = built(root / f"{task}-{argument}", data, names, files, detected)
         c = shrunk(task, argument, data)
-        report = check.check(c, manual_dir=manual, detections=objects)
+        report = check(c, manual_dir=manual, detections=objects)
         # Only that they are small, where it is known how large they should be.
         assert all("are published" in problem for problem in report.problems)
         assert bool(report.problems) == (argument not in ("webvid", "folder"))
@@ -279,7 +282,7 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
     command = ["msrvtt/captioning", f"--manual-dir={tmp_path / 'msrvtt'}", "--processes=1"]
     command += [f"--detections={objects}", "--frames=4", f"--data-dir={data}"]
 
-    assert build.main(command) == 0
+    assert build_command.main(command) == 0
     said = capsys.readouterr().out
     assert re.findall(r"(\w+) +(\d) built +(\d) failed", said) == [
         ("train", "1", "1"),
@@ -295,7 +298,7 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
     assert "not a video" in named["video1"] and "no detections in" in named["video7012"]
 
     c = shrunk("captioning", "msrvtt", data)
-    report = check.check(c, manual_dir=tmp_path / "msrvtt", detections=objects)
+    report = check(c, manual_dir=tmp_path / "msrvtt", detections=objects)
     test, files = report.parts["msrvtt/captioning:test"], "msrvtt/captioning (files)"
     assert test["missing_videos"] == ["video7010"]
     assert report.parts["msrvtt/captioning:train"]["unreadable"].keys() == {"video1"}
@@ -305,7 +308,7 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
 
     for video in (videos[1], videos[3]):
         video.write_bytes(whole)
-    assert build.main([*command, "--retry-failed"]) == 0
+    assert build_command.main([*command, "--retry-failed"]) == 0
     said = capsys.readouterr().out
     assert re.findall(r"(\w+) +(\d) built +(\d) failed", said) == [
         ("train", "2", "0"),
@@ -314,7 +317,7 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
     ]
     assert "retry" not in said
     # What was there before was kept, and the set is as if all had been there at once.
-    assert build.main([*command[:-1], f"--data-dir={tmp_path / 'once'}"]) == 0
+    assert build_command.main([*command[:-1], f"--data-dir={tmp_path / 'once'}"]) == 0
     one, two = (toy_source.tree(d / "msrvtt") for d in (data, tmp_path / "once"))
     assert one == two
     assert "video7012" in (data / "failures.jsonl").read_text()  # still without detections

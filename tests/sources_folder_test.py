@@ -5,7 +5,7 @@ import os
 
 import pytest
 from published_files import named, put, rows
-from video_test import write
+from videos import write
 
 from stoa_jax.data import sources
 from stoa_jax.data.video import VideoError

@@ -1,4 +1,3 @@
-import io
 import json
 import pickle
 import struct
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import released_example as example
+from clip_files import openai_tensors, write_torchscript
 from clip_tiny import FOLDER, pixels, tokens
 from flax import nnx
 from safetensors.numpy import load_file, save_file
@@ -35,14 +35,6 @@ def _model(c, params):
     new, _ = weights.whole_parameters(FOLDER, c)
     abstract = jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(0)))
     return with_parameters(abstract, {**new, **params})
-
-
-def _openai(folder=FOLDER):
-    """The golden CLIP in OpenAI's names."""
-    c, _ = weights.config_of(folder)
-    params, _ = weights.initial_parameters(folder, c)
-    towers = {n: x for n, x in params.items() if n.startswith(("visual/", "text/", "logit_scale"))}
-    return write_table(clip.OPENAI, towers), c
 
 
 def test_features_are_those_of_transformers(tiny):
@@ -85,7 +77,7 @@ def test_what_starts_from_clip(tiny):
 
 def test_open_clip_and_hugging_face_hold_the_same(tmp_path, tiny):
     c, params, _ = tiny
-    tensors, _ = _openai()
+    tensors, _ = openai_tensors()
     save_file(
         {**tensors, "attn_mask": np.zeros((16, 16))}, tmp_path / "open_clip_quickgelu.safetensors"
     )
@@ -182,7 +174,7 @@ def files_of_every_kind():
             load_file(FOLDER / "model.safetensors"),
             [names[s] for s in (*sizes, "visual/proj")],
         ),
-        "open_clip": (_openai()[0], [ours[s] for s in (*sizes, "visual/proj")]),
+        "open_clip": (openai_tensors()[0], [ours[s] for s in (*sizes, "visual/proj")]),
         "released": (there, [f"clip.{ours[s]}" for s in sizes] + ["clip.object_action"]),
     }
 
@@ -205,7 +197,7 @@ def test_tensors_that_cannot_tell_a_size(tmp_path, files_of_every_kind, kind):
 
 @pytest.mark.parametrize("rows", [1, 3, 16])
 def test_positions_of_no_grid(tmp_path, rows):
-    tensors, _ = _openai()
+    tensors, _ = openai_tensors()
     tensors["visual.positional_embedding"] = np.zeros((rows, 24), np.float32)
     path = tmp_path / "x_quickgelu.safetensors"
     save_file(tensors, path)
@@ -215,7 +207,7 @@ def test_positions_of_no_grid(tmp_path, rows):
 
 
 def test_the_activation_that_a_file_or_its_name_tells(tmp_path):
-    tensors, _ = _openai()
+    tensors, _ = openai_tensors()
     for name, note, activation in (
         ("open_clip_model", None, "gelu"),
         ("ViT-B-32-quickgelu-laion400m", None, "quick_gelu"),
@@ -282,64 +274,12 @@ class _Storage:
         self.key, self.array = key, array
 
 
-def _torchscript(path, tensors, *, evil=None, members=()):
-    """A scripted module of nested attributes; half precision, as OpenAI's are."""
-    root: dict = {}
-    arrays = {}
-    for i, (name, x) in enumerate(tensors.items()):
-        node = root
-        *parents, last = name.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        arrays[str(i)] = np.asarray(x, np.float16)
-        node[last] = (str(i), arrays[str(i)])
-    out = io.BytesIO()
-    out.write(b"\x80\x02")
-
-    def text(value: str) -> bytes:
-        raw = value.encode()
-        return b"X" + struct.pack("<I", len(raw)) + raw
-
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    def write(node):
-        if isinstance(node, dict):
-            out.write(b"c__torch__.multimodal\nModule\n)\x81}(")
-            for name, value in node.items():
-                out.write(text(name))
-                write(value)
-            out.write(b"ub")
-            return
-        key, x = node
-        out.write(b"ctorch._utils\n_rebuild_tensor_v2\n(")
-        out.write(b"(" + text("storage") + b"ctorch\nHalfStorage\n" + text(key) + text("cpu"))
-        out.write(number(x.size) + b"tQ" + number(0))
-        strides = [s // 2 for s in x.strides]
-        out.write(b"(" + b"".join(map(number, x.shape)) + b"t")
-        out.write(b"(" + b"".join(map(number, strides)) + b"t")
-        out.write(b"\x89ccollections\nOrderedDict\n)RtR")
-
-    if evil is not None:
-        out.write(evil)
-    else:
-        write(root)
-    out.write(b".")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("clip/data.pkl", out.getvalue())
-        archive.writestr("clip/constants.pkl", pickle.dumps(()))
-        for key, x in arrays.items():
-            archive.writestr(f"clip/data/{key}", x.tobytes())
-        for name in members:
-            archive.writestr(name, b"")
-
-
 def test_torchscript_archive_without_torch(tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     c, params, _ = tiny
-    tensors, _ = _openai()
+    tensors, _ = openai_tensors()
     path = tmp_path / "ViT-B-16.pt"
-    _torchscript(path, {**tensors, "input_resolution": np.float16(16)})
+    write_torchscript(path, {**tensors, "input_resolution": np.float16(16)})
     assert open_tensors(path).torchscript
     got, report = weights.initial_parameters(path, c)
     assert report.unused == {"input_resolution": "a size, which the shapes tell"}
@@ -350,7 +290,7 @@ def test_torchscript_archive_without_torch(tmp_path, tiny, monkeypatch):
 def test_pickle_that_wants_to_run_code(tmp_path):
     flag = tmp_path / "ran"
     evil = f"cposix\nsystem\n(S'touch {flag}'\ntR".encode()
-    _torchscript(tmp_path / "evil.pt", {}, evil=evil)
+    write_torchscript(tmp_path / "evil.pt", {}, evil=evil)
     with pytest.raises(UserError, match=r"evil.pt: its pickle asks for posix.system"):
         open_tensors(tmp_path / "evil.pt")
     assert not flag.exists()
@@ -358,13 +298,13 @@ def test_pickle_that_wants_to_run_code(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "clip/../../evil", "..\\evil"])
 def test_archive_that_climbs_out(tmp_path, name):
-    _torchscript(tmp_path / "x.pt", {"visual.proj": np.zeros((2, 2))}, members=[name])
+    write_torchscript(tmp_path / "x.pt", {"visual.proj": np.zeros((2, 2))}, members=[name])
     with pytest.raises(UserError, match="climbs out of the archive"):
         open_tensors(tmp_path / "x.pt")
 
 
 def test_truncated_archive(tmp_path):
-    _torchscript(tmp_path / "x.pt", {"visual.proj": np.zeros((20, 20))})
+    write_torchscript(tmp_path / "x.pt", {"visual.proj": np.zeros((20, 20))})
     whole = (tmp_path / "x.pt").read_bytes()
     (tmp_path / "x.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"x.pt: damaged or cut off"):

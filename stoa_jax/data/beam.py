@@ -15,7 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stoa_jax.data import build, shards, workers
+from stoa_jax.data.build import __main__ as command_line
+from stoa_jax.data.build import run as building
+from stoa_jax.data.build import shards, workers
 from stoa_jax.errors import UserError
 
 
@@ -25,9 +27,9 @@ def run(
     directory: Path,
     *,
     options: Sequence[str] = (),
-    timeout: float = build.CLIP_SECONDS,
+    timeout: float = building.CLIP_SECONDS,
 ) -> None:
-    """Builds the missing shards in a Beam pipeline; the `run` of `build.build_source`."""
+    """Builds the missing shards in a Beam pipeline; the `run` of `run.build_source`."""
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -48,7 +50,7 @@ def run(
 
 def _build_part(job: workers.Job, directory: Path, timeout: float, part: shards.Part) -> str:
     # In a process of its own, as everywhere: a clip may crash it, and Beam would try again.
-    build.encode_parts(job, [part], directory, processes=1, timeout=timeout)
+    building.encode_parts(job, [part], directory, processes=1, timeout=timeout)
     return part.shard.name
 
 
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours, options = argv, []
     if "--" in argv:
         ours, options = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
-    return build.main(ours, run=functools.partial(run, options=options))
+    return command_line.main(ours, run=functools.partial(run, options=options))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from stoa_jax.data.built import Split
+from stoa_jax.data.split import Split
 
 
 class Examples:

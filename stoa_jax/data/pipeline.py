@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags, logging
 
 from stoa_jax.data import augment, records
-from stoa_jax.data.built import Split, fit_tokens, one_line, open_split
 from stoa_jax.data.order import Examples, Order, Place
+from stoa_jax.data.split import Split, fit_tokens, one_line, open_split
 from stoa_jax.errors import UserError
 
 __all__ = ["Batch", "BatchSpec", "Loader", "Split", "open_split"]

@@ -92,8 +92,8 @@ def run(
 
 def build(data_dir: Path, processes: int, clips: float) -> None:
     """The synthetic sets, where they are not there yet."""
-    from stoa_jax.data import build as builder
     from stoa_jax.data import builders
+    from stoa_jax.data.build import run as builder
 
     for dataset, whole in SETS.items():
         counts = {split: min(n, max(FEWEST, round(n * clips))) for split, n in whole.items()}

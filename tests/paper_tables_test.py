@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stoa_jax import report
+from stoa_jax import paper_tables
 
 
 def run(part, row, task, seed, done=True, **result):
@@ -30,15 +30,15 @@ def rows():
 
 
 def test_mean_and_interval_are_students():
-    found = report.figure({"a": 1.0, "b": 2.0, "c": 3.0})
+    found = paper_tables.figure({"a": 1.0, "b": 2.0, "c": 3.0})
     assert found.mean == 2 and found.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
-    assert math.isnan(report.figure({"a": 1.0}).half) and "one seed" in str(
-        report.figure({"a": 1.0})
+    assert math.isnan(paper_tables.figure({"a": 1.0}).half) and "one seed" in str(
+        paper_tables.figure({"a": 1.0})
     )
 
 
 def test_it_says_what_differs_beyond_the_intervals(tmp_path):
-    text = report.write(list(rows()), tmp_path)
+    text = paper_tables.write(list(rows()), tmp_path)
     assert text.startswith((tmp_path / "tables.md").read_text()[:40])
     assert "captioning:synthetic CIDEr: + ASP (full) 0.5 ± 0.025 against base 0.4 ± 0.025" in text
     assert "above, beyond the intervals" in text
@@ -49,7 +49,7 @@ def test_it_says_what_differs_beyond_the_intervals(tmp_path):
 def test_seeds_are_compared_one_by_one(tmp_path):
     """Noise that is a seed's own falls out; a seed without a base is left out."""
     made = [*rows(), run("table4", "+ ASP (full)", "qa:synthetic", 3, **{"qa/accuracy": 99.0})]
-    text = report.write(made, tmp_path)
+    text = paper_tables.write(made, tmp_path)
     _, _, differences = text.partition("Less base, seed by seed:")
     differences, _, curve = differences.partition("Less 0, seed by seed:")
     (full,) = [line for line in differences.splitlines() if line.startswith("| + ASP (full) |")]
@@ -64,7 +64,7 @@ def test_seeds_are_compared_one_by_one(tmp_path):
 
 
 def test_curves_become_plots_on_the_page(tmp_path):
-    report.write(list(rows()), tmp_path)
+    paper_tables.write(list(rows()), tmp_path)
     assert (tmp_path / "trajectories.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "actions.png").exists()
     page = (tmp_path / "index.html").read_text()
@@ -73,4 +73,4 @@ def test_curves_become_plots_on_the_page(tmp_path):
 
 
 def test_what_cancels_reads_as_nothing():
-    assert str(report.figure({"a": 0.1 + 0.2 - 0.3, "b": 0.3 - 0.1 - 0.2})).startswith("0 ±")
+    assert str(paper_tables.figure({"a": 0.1 + 0.2 - 0.3, "b": 0.3 - 0.1 - 0.2})).startswith("0 ±")

@@ -1,6 +1,6 @@
 """Makes `tests/data/clip_tiny`: a random CLIP of transformers', in float16, and what it computes.
 
-python tests/clip_tiny.py
+python tests/support/clip_tiny.py
 """
 
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-FOLDER = Path(__file__).parent / "data" / "clip_tiny"
+FOLDER = Path(__file__).parents[1] / "data" / "clip_tiny"
 TEXTS = ((5, 6, 7), (900, 1, 2, 3, 4, 5, 6), ())
 
 

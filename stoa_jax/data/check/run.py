@@ -1,34 +1,21 @@
-"""Is the data what the experiment's figures will claim to be measured on?
+"""Compare built and published data with what an experiment needs."""
 
-    python -m stoa_jax.data.check --config=configs/retrieval.py:msrvtt [--data-dir=DIR]
-        [--manual-dir=DIR [--detections=PATH]] [--trained-on=SET:SPLIT,…] [--out=DIR]
-
-For the configuration's sets and splits: published and found counts, missing videos and detections,
-unreadable files, clips of the evaluation that also stand in the training list, statistics of
-captions and objects, and a contact sheet as PNG. With --manual-dir the published files are looked
-at too, before or after a build. --trained-on names sets of an earlier stage.
-
-Exit code 0: figures on this data are comparable. 1: they are not, and the reason is printed.
-2: nothing could be checked.
-"""
-
-import argparse
 import collections
 import concurrent.futures
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stoa_jax.data import check_report, contact_sheet, pipeline, records, sources, video
-from stoa_jax.data.check_report import Part, Report, names_of
+from stoa_jax.data import pipeline, records, sources, video
+from stoa_jax.data.check import contact_sheet
+from stoa_jax.data.check.report import Part, Report, names_of, write
 from stoa_jax.errors import UserError
 
-_SAMPLE, _PROBE = 20_000, 20_000
+SAMPLE, PROBE = 20_000, 20_000
 
 
 def parts_of(c: Any, trained_on: Sequence[str] = ()) -> list[Part]:
@@ -48,8 +35,8 @@ def check(
     manual_dir: str | os.PathLike[str] | None = None,
     detections: str | os.PathLike[str] | None = None,
     trained_on: Sequence[str] = (),
-    sample: int = _SAMPLE,
-    probe: int = _PROBE,
+    sample: int = SAMPLE,
+    probe: int = PROBE,
     out: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Checks what an experiment's configuration names; writes sheets and check.json to `out`."""
@@ -82,7 +69,7 @@ def check(
     _check_overlap(ids, report)
     if c.eval.max_examples:
         report.add(parts[-1], f"eval.max_examples={c.eval.max_examples} measures on a part of it")
-    check_report.write(report, out)
+    write(report, out)
     return report
 
 
@@ -287,68 +274,3 @@ def _sheet(split: pipeline.Split, path: Path) -> None:
         shown = texts[: contact_sheet.TEXTS]
         nouns.append([p.nouns for p in text.parse_many(shown, tokenizer, tagger)])
     contact_sheet.draw(clips, split.class_names, nouns, path)
-
-
-def _load_config(argv: list[str]):
-    """The configuration of --config and --config.KEY=VALUE."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    # ml_collections looks for --config.KEY=VALUE in sys.argv, whatever is parsed.
-    before, sys.argv = sys.argv, ["check", *argv]
-    known = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, "The experiment.", flag_values=known)
-    try:
-        known(sys.argv)
-        if holder.value is None:
-            raise UserError("--config is missing; for example --config=configs/retrieval.py:msrvtt")
-        return holder.value
-    except UserError:
-        raise
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
-        raise UserError(f"{' '.join(argv)}: {' '.join(str(error).split())[:300]}") from None
-    finally:
-        sys.argv = before
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stoa_jax.data.check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data-dir", help="where the built sets are; else the configuration's")
-    parser.add_argument("--manual-dir", help="the published files, to be checked too")
-    parser.add_argument("--detections", help="with --manual-dir: the file or directory of objects")
-    parser.add_argument("--trained-on", default="", metavar="SET:SPLIT,…")
-    parser.add_argument("--sample", type=int, default=_SAMPLE, help="clips a split for statistics")
-    parser.add_argument("--probe", type=int, default=_PROBE, help="videos to open; 0: none")
-    parser.add_argument("--out", help="for the sheets and check.json; else DATA_DIR/check")
-    argv = list(sys.argv[1:] if argv is None else argv)
-    known, rest = parser.parse_known_args(argv)
-    try:
-        report = check(
-            _load_config(rest),
-            data_dir=known.data_dir,
-            manual_dir=known.manual_dir,
-            detections=known.detections,
-            trained_on=[t for t in known.trained_on.split(",") if t],
-            sample=max(1, known.sample),
-            probe=max(0, known.probe),
-            out=known.out,
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(check_report.show(report))
-    return 1 if report.problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

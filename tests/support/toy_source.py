@@ -82,11 +82,11 @@ def words(entry):
 
 
 def build(directory, source, dataset="folder/captions", processes=1, timeout=60.0, **options):
-    from stoa_jax.data import build
+    from stoa_jax.data.build import run as building
 
-    run = functools.partial(build.encode_parts, processes=processes, timeout=timeout)
+    run = functools.partial(building.encode_parts, processes=processes, timeout=timeout)
     options = {"settings": SETTINGS, "run": run, **options}
-    return build.build_source(dataset, source, directory, **options)
+    return building.build_source(dataset, source, directory, **options)
 
 
 def tree(directory):

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stoa_jax.errors import UserError
-from stoa_jax.inference import (
+from stoa_jax.inference.model import (
     Model,
     Towers,
     frame_tokens,

@@ -14,9 +14,16 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from stoa_jax import export, weights
+from stoa_jax import weights
 from stoa_jax.errors import UserError
-from stoa_jax.inference import Model, Towers, frame_tokens, text_embedding, tokenizer_for
+from stoa_jax.inference import export
+from stoa_jax.inference.model import (
+    Model,
+    Towers,
+    frame_tokens,
+    text_embedding,
+    tokenizer_for,
+)
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa

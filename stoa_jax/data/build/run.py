@@ -1,31 +1,20 @@
-"""Builds a data set: videos, annotations and detections in, ArrayRecord files out.
+"""Build a data set from an open source, shard by shard, resumable at every stop."""
 
-    python -m stoa_jax.data.build DATASET --manual-dir=DIR --data-dir=OUT
-        [--detections=PATH] [--processes=N]
-
-Run the same command again after any stop: finished shards stay. The bytes do not depend on the
-number of processes. Clips that cannot be read are named in OUT/failures.jsonl. Exit code 0 when
-every split has at least one clip, 2 on an error, 130 when stopped.
-
-A finished data set, OUT/DATASET/1.0.0, is what TFDS expects there, and `build.json` (what it was
-built from), `classes.json`, and for every shard, in `clips/`, the ids and texts of its clips.
-"""
-
-import argparse
 import contextlib
 import copy
 import dataclasses
-import functools
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stoa_jax.data import bookkeeping, builders, shards, workers
+from stoa_jax.data import builders
+from stoa_jax.data.build import manifest
+from stoa_jax.data.build import workers
+from stoa_jax.data.build import shards
 from stoa_jax.errors import UserError
 
 Run = Callable[[workers.Job, Sequence[shards.Part], Path], None]
@@ -76,7 +65,7 @@ def build(
     detections: str | os.PathLike[str] | None = None,
     options: dict[str, Any] | None = None,
     **how: Any,
-) -> bookkeeping.Summary:
+) -> manifest.Summary:
     """Builds a data set, or goes on with one; `how` goes to `build_source`."""
     options = options or {}
     source = builders.open_source(dataset, manual_dir, detections=detections, **options)
@@ -86,7 +75,7 @@ def build(
         data_dir,
         made_from={
             "options": {k: str(v) for k, v in sorted(options.items())},
-            "detections": None if detections is None else bookkeeping.identity(Path(detections)),
+            "detections": None if detections is None else manifest.identity(Path(detections)),
         },
         root="" if manual_dir is None else str(manual_dir),
         **how,
@@ -105,7 +94,7 @@ def build_source(
     limit: int = 0,
     overwrite: bool = False,
     retry_failed: bool = False,
-) -> bookkeeping.Summary:
+) -> manifest.Summary:
     """Builds from an open source whose files lie in `root`; `run` builds the missing shards."""
     settings = settings or builders.Settings()
     entries = {s: e[:limit] if limit else e for s, e in source.splits.items() if len(e)}
@@ -113,11 +102,11 @@ def build_source(
         raise UserError(f"{dataset}: no clip is listed in {root}{_first(source.skipped)}")
     key = {
         "dataset": dataset,
-        "format": bookkeeping.FORMAT,
+        "format": manifest.FORMAT,
         "settings": dataclasses.asdict(settings),
         **(made_from or {}),
         "limit": limit,
-        "entries": bookkeeping.hash_of(entries),
+        "entries": manifest.hash_of(entries),
     }
 
     final = Path(data_dir).expanduser() / dataset / builders.VERSION
@@ -126,19 +115,19 @@ def build_source(
         unfinished.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--data-dir={data_dir}: {error.strerror}: {error.filename}") from None
-    with bookkeeping.lock(final.parent / ".lock"):
+    with manifest.lock(final.parent / ".lock"):
         if overwrite:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
         if final.exists():
-            bookkeeping.refuse_another(final, key)
+            manifest.refuse_another(final, key)
             if not retry_failed:
-                bookkeeping.write_failures(Path(data_dir), dataset, final, source.skipped)
-                return bookkeeping.summarize(final, entries, source.skipped)
+                manifest.write_failures(Path(data_dir), dataset, final, source.skipped)
+                return manifest.summarize(final, entries, source.skipped)
             final.rename(unfinished)
             shards.set_aside(unfinished)
         elif unfinished.exists():
-            bookkeeping.refuse_another(unfinished, key)
+            manifest.refuse_another(unfinished, key)
         unfinished.mkdir(exist_ok=True)
         (unfinished / "clips").mkdir(exist_ok=True)
         shards.write_json(unfinished / "build.json", key)
@@ -150,8 +139,8 @@ def build_source(
             if not shards.is_done(unfinished, dataset, shard)
         ]
         run(workers.Job(dataset, _without_splits(source), settings), parts, unfinished)
-        bookkeeping.write_failures(Path(data_dir), dataset, unfinished, source.skipped)
-        summary = bookkeeping.summarize(unfinished, entries, source.skipped)
+        manifest.write_failures(Path(data_dir), dataset, unfinished, source.skipped)
+        summary = manifest.summarize(unfinished, entries, source.skipped)
         if not any(summary.built.values()):
             error = next(shards.failures(unfinished), {"error": "no clips"})
             shutil.rmtree(unfinished)
@@ -159,7 +148,7 @@ def build_source(
                 f"{dataset}: none of {sum(summary.failed.values())} clips could be built; the "
                 f"first, {error.get('video')}: {error['error']} (all: {data_dir}/failures.jsonl)"
             )
-        bookkeeping.describe(unfinished, final, dataset, data_dir, settings, source, entries, key)
+        manifest.describe(unfinished, final, dataset, data_dir, settings, source, entries, key)
         unfinished.rename(final)
         return dataclasses.replace(summary, directory=final)
 
@@ -214,110 +203,3 @@ class _Meter:
     def end(self) -> None:
         if self.shown:
             self._show("all", "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m stoa_jax.data.build",
-        description="Builds a data set from the files as published.",
-        epilog="data sets: "
-        + ", ".join(f"{n}/{c}" for n, configs in builders.DATASETS.items() for c in configs),
-    )
-    defaults = builders.Settings()
-    add = parser.add_argument
-    add("dataset", metavar="DATASET", help="such as folder, msrvtt/retrieval, synthetic/qa")
-    add("--data-dir", required=True, help="where data sets are built")
-    add("--manual-dir", help="the published annotation files and videos")
-    add("--detections", help="object detections: VinVL or bottom-up TSV, JSON a video, JSONL")
-    add("--processes", type=int, default=os.cpu_count() or 1, help="(%(default)s)")
-    add("--frames", type=int, default=defaults.frames, help="a clip (%(default)s)")
-    add("--objects", type=int, default=defaults.objects, help="kept a frame (%(default)s)")
-    add("--short-side", type=int, default=defaults.short_side, help="of frames (%(default)s)")
-    add("--tagger", default=defaults.tagger, help="spaCy pipeline, or our own (%(default)s)")
-    add("--timeout", type=float, default=CLIP_SECONDS, help="seconds a clip may take (%(default)s)")
-    add("--limit", type=int, default=0, help="build the first clips of each split only")
-    add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
-    add("--overwrite", action="store_true", help="throw away what was built before")
-    add("--retry-failed", action="store_true", help="build the failed clips again")
-    add("--quiet", action="store_true", help="no progress")
-    return parser
-
-
-def _options(pairs: Sequence[str]) -> dict[str, str]:
-    for pair in pairs:
-        if "=" not in pair:
-            raise UserError(f"--option={pair}: write KEY=VALUE")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
-    """The command line; returns the exit code."""
-    args = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        for name in ("processes", "frames", "objects", "short_side"):
-            if getattr(args, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        dataset = args.dataset
-        configs = builders.DATASETS.get(dataset, ())
-        if len(configs) == 1:
-            dataset = f"{dataset}/{configs[0]}"
-        found = args.manual_dir and Path(args.manual_dir).is_dir()
-        if found and not args.quiet:  # a large table takes a minute
-            print(f"{dataset}: reading the files in {args.manual_dir}", file=sys.stderr, flush=True)
-        summary = build(
-            dataset,
-            args.data_dir,
-            args.manual_dir,
-            detections=args.detections,
-            run=run
-            or functools.partial(
-                encode_parts,
-                processes=args.processes,
-                timeout=args.timeout,
-                progress=not args.quiet,
-            ),
-            settings=builders.Settings(args.frames, args.objects, args.short_side, args.tagger),
-            options=_options(args.option),
-            limit=args.limit,
-            overwrite=args.overwrite,
-            retry_failed=args.retry_failed,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return _report(dataset, args.data_dir, summary)
-
-
-def _report(dataset: str, data_dir: str, summary: bookkeeping.Summary) -> int:
-    print(f"{dataset}: {summary.directory}")
-    for split, count in summary.built.items():
-        print(f"  {split:<12}{count:>9} built{summary.failed[split]:>9} failed")
-    if summary.dropped:
-        print(f"  {summary.dropped} texts without words, or clips with boxes outside, left out")
-    if not summary.objects:
-        print("  no detections: objects are padding")
-    elif summary.undetected:
-        print(f"  {summary.undetected} clips without detections: their objects are padding")
-    if summary.skipped:
-        print(f"  {summary.skipped} rows skipped")
-    failed = any(summary.failed.values())
-    if failed or summary.dropped or summary.skipped or summary.undetected:
-        print(f"  named in {Path(data_dir) / 'failures.jsonl'}")
-    if failed:
-        print("  when their videos are mended, the same command with --retry-failed builds them")
-    empty = [split for split, count in summary.built.items() if not count]
-    if empty:
-        print(f"error: no clip of split {empty[0]!r} could be built", file=sys.stderr)
-    return 2 if empty else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,9 @@ from typing import Any
 
 from tensorflow_datasets.core import naming, splits
 
-from stoa_jax.data import builders, built, records, shards
+from stoa_jax.data import builders, records
+from stoa_jax.data import split as built
+from stoa_jax.data.build import shards
 from stoa_jax.data.sources.entries import Undetected
 from stoa_jax.errors import UserError
 

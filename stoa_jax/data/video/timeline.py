@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import av
 
-from stoa_jax.data.container import VideoError, packets
+from stoa_jax.data.video.container import VideoError, packets
 
 SEEK_COST = 4  # a jump costs about as much as decoding so many frames
 # Share of the time that may be missing at the end before a file counts as truncated.

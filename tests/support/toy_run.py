@@ -1,7 +1,7 @@
 """A run small enough to be started, killed and compared dozens of times.
 
 The real loop, checkpoints and optimizer around a model of two layers. Run as a script it is one
-process of a run: `python tests/toy_run.py WORKDIR [--set key=value …] [--fault …]`.
+process of a run: `python tests/support/toy_run.py WORKDIR [--set key=value …] [--fault …]`.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from stoa_jax.data import workers
+from stoa_jax.data.build import workers
 from stoa_jax.errors import UserError
 
 

@@ -15,9 +15,9 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from stoa_jax.data import timeline
-from stoa_jax.data.container import MAX_PIXELS, VideoError, opened, packets
-from stoa_jax.data.timeline import Timeline
+from stoa_jax.data.video import timeline
+from stoa_jax.data.video.container import MAX_PIXELS, VideoError, opened, packets
+from stoa_jax.data.video.timeline import Timeline
 
 
 @dataclasses.dataclass(frozen=True)

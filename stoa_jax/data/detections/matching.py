@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stoa_jax.data.detection_formats import (
+from stoa_jax.data.detections.formats import (
     MAX_LINE,
     Frame,
     LineError,

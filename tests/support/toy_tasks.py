@@ -10,7 +10,7 @@ import toy_source
 from flax import nnx
 
 from stoa_jax import config, sharding
-from stoa_jax.data import builders, built, pipeline
+from stoa_jax.data import builders, pipeline, split
 from stoa_jax.metrics import coco
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
@@ -63,8 +63,8 @@ class MemorySplit(pipeline.Split):
             builders.load_example(source, entry, toy_source.SETTINGS, parse).example
             for entry in source.splits[part]
         ]
-        self._listed = [built.metadata_of(record) for record in self._source]
-        self.fingerprint = built.fingerprint(self._listed)
+        self._listed = [split.metadata_of(record) for record in self._source]
+        self.fingerprint = split.fingerprint(self._listed)
 
     def __len__(self):
         return len(self._source)

@@ -1,0 +1,1 @@
+"""Check that an experiment's data is complete, readable and comparable."""

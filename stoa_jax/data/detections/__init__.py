@@ -1,0 +1,5 @@
+"""Read object detections of four formats and match them to the frames of a clip."""
+
+from stoa_jax.data.detections.matching import Detections, align, distinct, open_detections
+
+__all__ = ["Detections", "align", "distinct", "open_detections"]

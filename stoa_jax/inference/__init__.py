@@ -1,0 +1,1 @@
+"""Inference: open weights, encode clips and texts, export programs."""
