@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from detection_files import encode, thing
 
-from stoa_jax.data import detections, video
-from stoa_jax.data.detections import align, distinct, formats, open_detections
+from stoa_jax.data import video
+from stoa_jax.data.detections import align, distinct, formats, matching, open_detections
 from stoa_jax.errors import UserError
 
 WIDTH, HEIGHT = 200, 100
@@ -325,17 +325,17 @@ def test_keys_of_pictures():
 
 
 def test_the_index_of_a_large_file_is_kept_and_renewed(tmp_path, monkeypatch):
-    monkeypatch.setattr(detections, "_CACHE_FROM", 1)
+    monkeypatch.setattr(matching, "_CACHE_FROM", 1)
     path = write_lines(tmp_path / "a.jsonl")
     first = open_detections(path)
     kept = tmp_path / "a.jsonl.index"
     assert sorted(p.name for p in kept.iterdir()) == ["index.json", "rows.npy"]
-    monkeypatch.setattr(detections, "_build_index", lambda *a: pytest.fail("read again"))
+    monkeypatch.setattr(matching, "_build_index", lambda *a: pytest.fail("read again"))
     again = open_detections(path)
     for one, two in zip(first.objects("v", info(), 2), again.objects("v", info(), 2), strict=True):
         np.testing.assert_array_equal(one, two)
     monkeypatch.undo()
-    monkeypatch.setattr(detections, "_CACHE_FROM", 1)
+    monkeypatch.setattr(matching, "_CACHE_FROM", 1)
     write_lines(path, video="other")
     assert "other" in open_detections(path) and "v" not in open_detections(path)
     (kept / "index.json").write_text("{")

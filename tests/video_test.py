@@ -9,6 +9,7 @@ from videos import grey, picture, write
 
 from stoa_jax.data import video
 from stoa_jax.data.video import timeline
+from stoa_jax.data.video.frames import upright
 from stoa_jax.errors import UserError
 
 
@@ -155,7 +156,7 @@ def test_rotation_is_honoured(tmp_path, name, rotation, red, green, size):
 def test_all_eight_ways_a_picture_can_lie(matrix, expected):
     matrix = np.array([[*matrix[0], 0], [*matrix[1], 0], [0, 0, 1]], np.int32) << 16
     one = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    np.testing.assert_array_equal(video.upright(one, matrix), expected(one))
+    np.testing.assert_array_equal(upright(one, matrix), expected(one))
 
 
 def test_smaller_by_area_and_never_larger(tmp_path):
