@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stoa_jax.data import builders
-from stoa_jax.data.build import manifest
-from stoa_jax.data.build import workers
-from stoa_jax.data.build import shards
+from stoa_jax.data.build import manifest, shards, workers
 from stoa_jax.errors import UserError
 
 Run = Callable[[workers.Job, Sequence[shards.Part], Path], None]

@@ -1,0 +1,1 @@
+"""Build data sets: videos, annotations and detections in, ArrayRecord files out."""
