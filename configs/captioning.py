@@ -1,9 +1,13 @@
-"""Fine-tuning and evaluating captioning.
+"""Fine-tune and evaluate captioning.
 
     python -m stoa_jax.main --config=configs/captioning.py:msrvtt --workdir=runs/captioning \
         --config.init.path=runs/pretrain
 
 Sets: synthetic, msrvtt (6513/497/2990), msvd (1200/100/670).
+
+synthetic, after `configs/pretrain.py:synthetic`, on two CPU cores: CIDEr 1.12 and BLEU-4 0.265 by
+greedy decoding of 200 test clips. All six trainings of the demo take 8.4 minutes together; time and
+memory of this one alone were not measured. msrvtt, msvd: not measured.
 """
 
 from stoa_jax import config
@@ -16,10 +20,18 @@ def get_config(dataset: str = "synthetic"):
     if dataset not in SETS:
         raise UserError(f"configs/captioning.py:{dataset}: the sets are {', '.join(SETS)}")
     if dataset == "synthetic":
-        c = config.finetuning("captioning", "tiny")
-        c.data.sets = (("synthetic/captions", 1.0),)
-        return c
-    c = config.finetuning("captioning", "base")
+        return synthetic()
+    c = config.finetuning("captioning")
+    config.set_losses(c, plm=1.0, ota=1.0, asp=1.0)
+    c.optim.groups = ((config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.data.sets = ((f"{dataset}/captioning", 1.0),)
     c.data.eval_split = "test"
+    return c
+
+
+def synthetic():
+    c = config.small("captioning")
+    config.set_losses(c, plm=1.0, ota=0.1, asp=0.1)
+    c.data.sets = (("synthetic/captions", 1.0),)
+    c.train.steps = 150
     return c

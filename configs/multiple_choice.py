@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluating multiple choice: which of five captions belongs to the clip?
+"""Fine-tune and evaluate multiple choice: which of five captions belongs to the clip?
 
     python -m stoa_jax.main --config=configs/multiple_choice.py:msrvtt --workdir=runs/choice \
         --config.init.path=runs/pretrain
@@ -6,6 +6,10 @@
 Zero-shot from retrieval: --mode=eval --config.init.path=runs/retrieval and an empty --workdir.
 Sets: synthetic, msrvtt (trained on the captions of the 7k list, as it has no training choices; the
 9k list holds 1,990 of the 2,990 test videos).
+
+synthetic, after `configs/pretrain.py:synthetic`, on two CPU cores: 28.5 % of 200 test choices. All
+six trainings of the demo take 8.4 minutes together; time and memory of this one alone were not
+measured. msrvtt: not measured.
 """
 
 from stoa_jax import config
@@ -18,12 +22,20 @@ def get_config(dataset: str = "synthetic"):
     if dataset not in SETS:
         raise UserError(f"configs/multiple_choice.py:{dataset}: the sets are {', '.join(SETS)}")
     if dataset == "synthetic":
-        c = config.finetuning("multiple_choice", "tiny")
-        c.data.sets = (("synthetic/multiple_choice", 1.0),)
-        return c
-    c = config.finetuning("multiple_choice", "base")
+        return synthetic()
+    c = config.finetuning("multiple_choice")
+    config.set_losses(c, ota=1.0, asp=1.0)
+    c.optim.groups = ((config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.data.sets = (("msrvtt/retrieval", 1.0),)
     c.data.train_split = "train_7k"
     c.data.eval_set = "msrvtt/multiple_choice"
     c.data.eval_split = "test"
+    return c
+
+
+def synthetic():
+    c = config.small("multiple_choice")
+    config.set_losses(c, ota=0.1, asp=0.1)
+    c.data.sets = (("synthetic/multiple_choice", 1.0),)
+    c.train.steps = 150
     return c

@@ -1,8 +1,13 @@
-"""Pre-training with all six losses.
+"""Pre-train with all six losses.
 
     python -m stoa_jax.main --config=configs/pretrain.py:synthetic --workdir=runs/pretrain
 
 Sets: synthetic (two CPU cores, minutes), webvid (a pod), folder (your own clips).
+
+synthetic, from a small CLIP, on two CPU cores, 1,000 texts among 200 validation clips of a set
+without look-alike siblings, mean of three seeds: text-to-video R@1 37.9 % by the dual encoder and
+32.4 % re-ranked. All six trainings of the demo take 8.4 minutes together; time and memory of this
+one alone were not measured. webvid, folder: not measured.
 """
 
 from stoa_jax import config
@@ -26,11 +31,11 @@ def get_config(dataset: str = "synthetic"):
 
 
 def synthetic():
-    """From the small CLIP of `configs/clip.py`, as the paper starts from the large one."""
+    """Start from the small CLIP of `configs/clip.py`, as the paper starts from the large one."""
     c = config.small("pretrain")
-    # The first layers of a text tower that has seen captions for a minute are no start for fusion.
+    # The text layers of a CLIP that was trained for a minute are no good start for fusion.
     c.init.anew = r"^fusion/blocks"
-    c.loss.update(dict(vtc=1.0, vtm=1.0, mlm=0.3, plm=1.0, ota=0.5, asp=0.5))
+    config.set_losses(c, vtc=1.0, vtm=1.0, mlm=0.3, plm=1.0, ota=0.5, asp=0.5)
     c.train.batch_size = 32
     c.train.steps = 400
     return c

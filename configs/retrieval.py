@@ -1,10 +1,15 @@
-"""Fine-tuning and evaluating text-video retrieval.
+"""Fine-tune and evaluate text-video retrieval.
 
     python -m stoa_jax.main --config=configs/retrieval.py:msrvtt --workdir=runs/retrieval \
         --config.init.path=runs/pretrain
 
-Zero-shot, with any weights, CLIP alone too: add --mode=eval and an empty --workdir.
+Zero-shot, with any weights, also CLIP alone: add --mode=eval and an empty --workdir.
 Sets: synthetic, msrvtt (9k list, 1k-A test), msvd, lsmdc, didemo.
+
+synthetic, after `configs/pretrain.py:synthetic`, on two CPU cores, 1,000 texts among 200 test
+clips: text-to-video R@1 42.8 % by the dual encoder and 48.4 % re-ranked. All six trainings of the
+demo take 8.4 minutes together; time and memory of this one alone were not measured. The other
+sets: not measured.
 """
 
 from stoa_jax import config
@@ -17,12 +22,21 @@ def get_config(dataset: str = "synthetic"):
     if dataset not in SETS:
         raise UserError(f"configs/retrieval.py:{dataset}: the sets are {', '.join(SETS)}")
     if dataset == "synthetic":
-        c = config.finetuning("retrieval", "tiny")
-        c.data.sets = (("synthetic/captions", 1.0),)
-        return c
-    c = config.finetuning("retrieval", "base")
+        return synthetic()
+    c = config.finetuning("retrieval")
+    config.set_losses(c, vtc=1.0, vtm=1.0, ota=1.0, asp=1.0)
+    # CLIP moves least where its own task is fine-tuned.
+    c.optim.groups = ((config.TOWERS, 1e-7), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.data.sets = ((f"{dataset}/retrieval", 1.0),)
     c.data.eval_split = "test"
     if dataset == "didemo":  # a paragraph: all descriptions of a video
         c.model.text_length = 64
+    return c
+
+
+def synthetic():
+    c = config.small("retrieval")
+    config.set_losses(c, vtc=1.0, vtm=1.0, ota=0.1, asp=0.1)
+    c.data.sets = (("synthetic/captions", 1.0),)
+    c.train.steps = 150
     return c

@@ -1,6 +1,5 @@
 """Training batches: those that the configuration names, and some of them on the devices ahead."""
 
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -9,12 +8,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from stoa_jax.config import data_folder
+
 
 def make_loader(c: ConfigDict, task: Any, start_step: int) -> Any:
     """The training batches that the configuration names."""
     from stoa_jax.data import pipeline
 
-    folder = c.data.dir or os.environ.get("STOA_DATA", "data")
+    folder = data_folder(c)
     sets = [(pipeline.open_split(folder, name, c.data.train_split), w) for name, w in c.data.sets]
     return pipeline.Loader(
         sets,

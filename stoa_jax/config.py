@@ -4,6 +4,7 @@ Files in `configs/` start from `default()` and override; a key that is not here 
 """
 
 import dataclasses
+import os
 
 import ml_collections
 from ml_collections import ConfigDict
@@ -107,30 +108,29 @@ def small(task: str) -> ConfigDict:
     return c
 
 
-# What fine-tuning keeps of the losses above; OTA and ASP stay on as at pre-training.
-_KEPT = {"retrieval": ("vtc", "vtm"), "captioning": ("plm",), "qa": (), "multiple_choice": ()}
-
-
-def finetuning(task: str, variant: str = "base") -> ConfigDict:
-    """The settings of a fine-tuning: the paper's recipe, or one that suits the small variant."""
-    c = small(task) if variant == "tiny" else default(task, variant)
-    for name in ("vtc", "vtm", "mlm", "plm"):
-        c.loss[name] = 1.0 if name in _KEPT[task] else 0.0
-    if variant == "tiny":
-        # At weight 1 the alignments are larger than an answer's loss, and drown it.
-        c.loss.ota = c.loss.asp = 0.1
-        c.train.steps = {"retrieval": 150, "captioning": 150, "qa": 250, "multiple_choice": 150}[
-            task
-        ]
-        return c
+def finetuning(task: str) -> ConfigDict:
+    """Settings that every fine-tuning of the `base` model shares, by the paper's recipe."""
+    c = default(task, "base")
     c.model.dtype = "bfloat16"
     c.data.workers = 8
     c.train.batch_size = 128  # global, clips
     c.train.epochs = 5.0
-    # CLIP hardly moves; least where its own task is fine-tuned.
-    clip = 1e-7 if task == "retrieval" else 1e-6
-    c.optim.groups = ((TOWERS, clip), (r"^fusion/", 1e-5), (r".*", 1e-4))
     return c
+
+
+def set_losses(c: ConfigDict, **weights: float) -> None:
+    """Set the weights of the losses; a loss that is not named is switched off."""
+    from stoa_jax.joint_loss import LOSSES
+
+    for name in weights:
+        if name not in LOSSES:
+            raise UserError(f"config.loss: no loss {name!r}; there are {', '.join(LOSSES)}")
+    c.loss.update({name: weights.get(name, 0.0) for name in LOSSES})
+
+
+def data_folder(c: ConfigDict) -> str:
+    """Return the directory of the built data sets: `data.dir`, else $STOA_DATA, else `data`."""
+    return c.data.dir or os.environ.get("STOA_DATA") or "data"
 
 
 def model_section(variant: str) -> ConfigDict:

@@ -20,6 +20,7 @@ from absl import logging
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from stoa_jax.config import data_folder
 from stoa_jax.cost import Collective, collectives, jaxpr_work
 from stoa_jax.errors import UserError
 from stoa_jax.models.stoa import Stoa
@@ -271,7 +272,7 @@ def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
     if c.train.epochs <= 0:
         return c.train.steps, []
     published = {"webvid/captions": 2_490_000, "msrvtt/captioning": 6_513}
-    folder = c.data.dir or os.environ.get("STOA_DATA", "data")
+    folder = data_folder(c)
     clips, notes = 0, []
     for name, _ in c.data.sets:
         try:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shipped_configs
 import toy_source
 from flax import nnx
 
-from stoa_jax import config, sharding
+from stoa_jax import sharding
 from stoa_jax.data import builders, pipeline, split
 from stoa_jax.metrics import coco
 from stoa_jax.models.parameters import named_parameters, with_parameters
@@ -85,7 +86,7 @@ def data():
 
 
 def configuration(data, task, **changes):
-    c = config.finetuning(task, "tiny")
+    c = shipped_configs.load(task).get_config("synthetic")
     c.model.update(SMALL)
     c.data.dir = data
     c.loss.matching = "scipy"  # compiles in no time

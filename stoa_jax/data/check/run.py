@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from stoa_jax.config import data_folder
 from stoa_jax.data import pipeline, records, sources, video
 from stoa_jax.data.check import contact_sheet
 from stoa_jax.data.check.report import Part, Report, names_of, write
@@ -40,7 +41,7 @@ def check(
     out: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Checks what an experiment's configuration names; writes sheets and check.json to `out`."""
-    data_dir = Path(data_dir or c.data.dir or os.environ.get("STOA_DATA") or "data").expanduser()
+    data_dir = Path(data_dir or data_folder(c)).expanduser()
     out = Path(out or data_dir / "check")
     parts, report = parts_of(c, trained_on), Report()
     ids: dict[Part, list[str]] = {}
