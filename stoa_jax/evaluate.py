@@ -1,9 +1,9 @@
-"""A task's evaluators on any checkpoint: every figure with what it takes to compare it.
+"""Evaluation of a checkpoint: every metric with what is needed to compare it.
 
     python -m stoa_jax.main --mode=eval --config=configs/retrieval.py:msrvtt --workdir=runs/r
 
-The work directory's newest checkpoint; without one, the weights that `init.path` names (zero-shot).
-Writes `results.json`, a list with one entry a figure, and `predictions.json`.
+Evaluates the work directory's newest checkpoint or, without one, the weights that `init.path`
+names (zero-shot). Writes `results.json`, a list with one entry per metric, and `predictions.json`.
 """
 
 import datetime
@@ -25,10 +25,9 @@ from ml_collections import ConfigDict
 import stoa_jax
 from stoa_jax import checkpoint, sharding
 from stoa_jax.errors import UserError
-from stoa_jax.models.parameters import named_parameters, with_parameters
+from stoa_jax.models.parameters import check_same, named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.tasks import Task, make_task
-from stoa_jax.tasks.base import SplitEvaluator
+from stoa_jax.tasks import Evaluator, Task, make_task
 
 RESULTS, PREDICTIONS = "results.json", "predictions.json"
 
@@ -42,10 +41,10 @@ def run(
     source: str = "",
     verbose: bool = True,
 ) -> list[dict[str, Any]]:
-    """Evaluates, writes `results.json` and `predictions.json` into the work directory.
+    """Evaluate a model, and write `results.json` and `predictions.json` into the work directory.
 
-    `model` comes sharded over the configuration's mesh, `source` says from where; without one it
-    is read from the work directory or from `init.path`.
+    A given `model` is sharded over the configuration's mesh and `source` names its origin.
+    Otherwise the model is loaded from the work directory or from `init.path`.
     """
     workdir = Path(workdir).absolute()
     task = make_task(c) if task is None else task
@@ -68,7 +67,7 @@ def run(
                 results.append(row)
                 if verbose and jax.process_index() == 0:
                     print(line_of(row), flush=True)
-            predictions |= getattr(evaluator, "predictions", {})
+            predictions |= evaluator.predictions
             logging.info("evaluated %s", name)
     about = provenance(c, source)
     results = [{**row, **about} for row in results]
@@ -79,8 +78,8 @@ def run(
     return results
 
 
-def rows_of(evaluator: SplitEvaluator, model: Stoa, mesh: Mesh) -> Iterator[dict[str, Any]]:
-    """The figures of an evaluator as JSON objects."""
+def rows_of(evaluator: Evaluator, model: Stoa, mesh: Mesh) -> Iterator[dict[str, Any]]:
+    """Yield the metrics of an evaluator as JSON objects."""
     split = evaluator.split
     for row in evaluator.rows(model, mesh):
         value = row.value
@@ -99,29 +98,29 @@ def rows_of(evaluator: SplitEvaluator, model: Stoa, mesh: Mesh) -> Iterator[dict
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """A figure as printed."""
+    """Format a metric for printing."""
     value = row["value"]
     value = f"{value:10.4f}" if isinstance(value, int | float) else f"{value:>10}"
     mark = " (partial)" if row["partial"] else ""
     return f"{row['metric']:45} {value}  n={row['n']}{mark}"
 
 
-def refuse_partial(evaluator: SplitEvaluator) -> None:
-    """A figure on a part of a published split is not that split's figure."""
+def refuse_partial(evaluator: Evaluator) -> None:
+    """Raise UserError if a published split was built in part, unless a partial one is allowed."""
     if evaluator.missing and not evaluator.config.eval.allow_partial and not evaluator.limit:
         size = len(evaluator.split)
         raise UserError(
             f"{evaluator.split_name}: {evaluator.missing} of {size + evaluator.missing} published "
-            "clips are not in the built set, so its figures could not be compared; see its "
-            "failures.jsonl and build again, or pass --config.eval.allow_partial=true for figures "
+            "clips are not in the built set, so its metrics could not be compared; see its "
+            "failures.jsonl and build again, or pass --config.eval.allow_partial=true for metrics "
             "marked partial"
         )
 
 
 def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, str, list[str]]:
-    """The model, from where, and which of its parameters nobody trained.
+    """Load the work directory's newest checkpoint, or else the weights that `init.path` names.
 
-    Of the work directory's newest checkpoint, else with the weights that `init.path` names.
+    Returns the model, its source, and the parameters that the weights lack.
     """
     config = task.model_config()
     abstract = jax.eval_shape(lambda: Stoa(config, rngs=nnx.Rngs(0)))
@@ -134,7 +133,12 @@ def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, st
         step = max(int(p.name) for p in (workdir / checkpoint.FOLDER).iterdir() if p.name.isdigit())
         source = f"{workdir}/{checkpoint.FOLDER}/{step}"
         check_answers(task, meta.get("extras", {}), source)
-        check_names(shapes, values, source)
+        check_same(
+            {name: value.shape for name, value in values.items()},
+            {name: shape.shape for name, shape in shapes.items()},
+            source,
+            "evaluate with the configuration it was trained with",
+        )
         fresh: list[str] = []
     elif c.init.path:
         from stoa_jax.weights import whole_parameters
@@ -150,7 +154,7 @@ def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, st
     if fresh:
         groups = sorted({"/".join(name.split("/")[:2]) for name in fresh})
         logging.warning(
-            "%s holds no %s: what they take part in stands as initialised at random",
+            "%s holds no %s: these parameters are initialised at random",
             source,
             ", ".join(groups),
         )
@@ -166,26 +170,8 @@ def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, st
     return with_parameters(abstract, placed), source, fresh
 
 
-def check_names(shapes: Mapping[str, Any], values: Mapping[str, Any], source: str) -> None:
-    """Weights must be those of this model."""
-    missing, extra = sorted(set(shapes) - set(values)), sorted(set(values) - set(shapes))
-    if missing or extra:
-        raise UserError(
-            f"{source}: the model differs from the configuration's; "
-            f"missing {', '.join(missing[:3]) or 'none'}, "
-            f"not the model's {', '.join(extra[:3]) or 'none'}; "
-            "evaluate with the configuration it was trained with"
-        )
-    for name, shape in shapes.items():
-        if tuple(shape.shape) != tuple(values[name].shape):
-            raise UserError(
-                f"{source}: {name} is {tuple(values[name].shape)}, the model has "
-                f"{tuple(shape.shape)}; evaluate with the configuration it was trained with"
-            )
-
-
 def check_answers(task: Task, extras: Mapping[str, Any], source: str) -> None:
-    """The classes of a trained answer head must be those of the data at hand."""
+    """Raise UserError if the answer head was trained on other answers than the task's."""
     trained = extras.get("answers")
     if trained is None or list(trained) == list(getattr(task, "answers", trained)):
         return
@@ -196,7 +182,7 @@ def check_answers(task: Task, extras: Mapping[str, Any], source: str) -> None:
 
 
 def provenance(c: ConfigDict, source: str) -> dict[str, Any]:
-    """What else a figure must say of itself."""
+    """Describe the origin of the results: checkpoint, configuration, versions, devices."""
     return {
         "checkpoint": source,
         "config": json.loads(json.dumps(c.to_dict())),
@@ -208,7 +194,7 @@ def provenance(c: ConfigDict, source: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures hang on."""
+    """Return the package versions recorded with the results."""
     found = {"stoa_jax": stoa_jax.__version__, "python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "numpy", "pycocoevalcap"):
         try:
@@ -219,7 +205,7 @@ def versions() -> dict[str, str]:
 
 
 def make_directory(path: Path) -> None:
-    """Exists and can be written."""
+    """Create the directory, or raise UserError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -229,7 +215,7 @@ def make_directory(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Write a JSON file atomically."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)

@@ -246,7 +246,7 @@ def test_options_drawn_from_captions_are_others():
     tokens = jnp.asarray(rng.integers(0, 9, (12, 4)))
     tokens = tokens.at[3].set(tokens[0])
     valid = jnp.arange(12) < 11
-    options, real, answer = multiple_choice.draw_options(jax.random.key(0), tokens, valid)
+    options, real, answer = multiple_choice.sample_options(jax.random.key(0), tokens, valid)
     assert options.shape == (12, 5, 4) and not answer.any() and real[:11].all()
     for row in range(11):
         np.testing.assert_array_equal(options[row, 0], tokens[row])
@@ -254,7 +254,7 @@ def test_options_drawn_from_captions_are_others():
         assert len(others) == 4 - (0 if row not in others else 1) or row != 0
         assert tuple(np.asarray(tokens[row])) not in others
         assert tuple(np.asarray(tokens[11])) not in others
-    _, real, _ = multiple_choice.draw_options(jax.random.key(0), tokens[:3], valid[:3])
+    _, real, _ = multiple_choice.sample_options(jax.random.key(0), tokens[:3], valid[:3])
     assert real.sum(1).tolist() == [3, 3, 3]
 
 
@@ -293,11 +293,11 @@ def test_variants_hide_what_they_say():
         "classes": jnp.asarray(rng.integers(0, 9, (2, 3, 2))),
         "scores": jnp.asarray(rng.random((2, 3, 2))),
     }
-    still = base.look(batch, "single_frame")
+    still = base.ablate(batch, "single_frame")
     for name in batch:
         for t in range(3):
             np.testing.assert_array_equal(still[name][:, t], batch[name][:, 1])
-    blind = base.look(batch, "text_only")
+    blind = base.ablate(batch, "text_only")
     assert (blind["classes"] == -1).all() and (blind["pixels"] == blind["pixels"][0, 0, 0, 0]).all()
 
 

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import jax
 
+from stoa_jax.errors import UserError
+
 M = TypeVar("M")
 
 
@@ -25,6 +27,27 @@ def with_parameters(model: M, params: Mapping[str, jax.Array]) -> M:
             f"not the model's {extra or 'none'}"
         )
     return jax.tree_util.tree_unflatten(tree, [params[name] for name in names])
+
+
+def check_same(
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    source: str,
+    remedy: str,
+) -> None:
+    """Raise UserError if the names or shapes of weights are not those that the model wants."""
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or extra:
+        raise UserError(
+            f"{source}: the model differs from config.model: "
+            f"missing {', '.join(missing[:6]) or 'none'}; "
+            f"not the model's {', '.join(extra[:6]) or 'none'}; {remedy}"
+        )
+    for name, shape in wanted.items():
+        if tuple(found[name]) != tuple(shape):
+            raise UserError(
+                f"{source}: {name} is {list(found[name])}, the model needs {list(shape)}; {remedy}"
+            )
 
 
 def _name(path) -> str:

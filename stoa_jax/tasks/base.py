@@ -1,11 +1,10 @@
-"""What the tasks share: their part of the configuration, and evaluation over a split.
+"""Base classes of the tasks and of their evaluators.
 
-Shapes: B clips, T frames, K objects, L text places.
+Shapes: B clips, T frames, K objects, L text positions.
 """
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,12 +17,13 @@ from ml_collections import ConfigDict
 
 from stoa_jax import config as configuration
 from stoa_jax import sharding
-from stoa_jax.data import pipeline
+from stoa_jax.data import pipeline, records
 from stoa_jax.data.sources.counts import EXPECTED
 from stoa_jax.errors import UserError
+from stoa_jax.joint_loss import active_losses, align, joint_loss
 from stoa_jax.models.clip import MEAN
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.stoa import Stoa, VideoFeatures
+from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures
 
 HEADS = ("fusion/match", "fusion/lm_proj", "fusion/answer")
 VARIANTS = ("single_frame", "text_only")
@@ -31,30 +31,33 @@ VARIANTS = ("single_frame", "text_only")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One figure, and what it was counted on."""
+    """One metric's value and how it was measured."""
 
     metric: str
-    value: float | str  # a text where there is no number, "needs Java"
-    n: int  # queries, clips or questions it averages over
+    value: float | str  # a text where there is no number, such as "needs Java"
+    n: int  # number of queries, clips or questions in the average
     protocol: str
 
 
 class TaskBase:
-    """A task over one data set; subclasses bring the loss and the evaluators."""
+    """A task on one data set, trained by the joint loss.
+
+    A subclass makes its evaluator, and overrides `loss` if it has another one.
+    """
 
     name = ""
-    kind = "caption"  # of its records
+    kind: records.Kind = "caption"  # of its records
 
     def __init__(self, config: ConfigDict):
         self.config = config
         self.settings = config.loss.to_dict()
 
     def model_config(self) -> ModelConfig:
-        """The model of the configuration."""
+        """Return the model's configuration."""
         return configuration.model_config(self.config)
 
     def batch_spec(self, train: bool) -> pipeline.BatchSpec:
-        """Captions in the model's sizes."""
+        """Describe batches in the model's sizes."""
         m = self.model_config()
         return pipeline.BatchSpec(
             kind=self.kind,
@@ -67,28 +70,63 @@ class TaskBase:
             flip=self.config.data.flip and train,
         )
 
+    def loss(
+        self, model: Stoa, batch: Mapping[str, Array], key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """Compute the joint loss, whose parts the configuration weighs."""
+        return joint_loss(model, batch, key, self.settings)
+
+    def add_alignment(
+        self,
+        loss: Array,
+        model: Stoa,
+        video: VideoFeatures,
+        text: TextFeatures,
+        batch: Mapping[str, Array],
+        watch: dict[str, Array],
+    ) -> Array:
+        """Add OTA and ASP, where they are on, to a task's loss, and their metrics to `watch`."""
+        active = active_losses(model.config, self.settings) & {"ota", "asp"}
+        losses = align(model.config, video, text, batch, self.settings, active, watch)
+        for name, value in losses.items():
+            loss += self.settings[name] * value
+            watch[f"loss_{name}"] = value
+        return loss
+
+    def make_evaluator(self) -> "SplitEvaluator":
+        """Create the task's evaluator."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _evaluators(self) -> dict[str, "SplitEvaluator"]:
+        evaluator = self.make_evaluator()
+        return {evaluator.prefix: evaluator}
+
+    def evaluators(self) -> dict[str, "SplitEvaluator"]:
+        """Return the task's evaluator by name, the same object at every call."""
+        return self._evaluators
+
     def extras(self) -> dict[str, Any]:
-        """Nothing more than the model."""
+        """Return what a checkpoint records beside the model: nothing by default."""
         return {}
 
     def open_split(self, dataset: str, split: str) -> pipeline.Split:
-        """A split of a built data set."""
-        folder = self.config.data.dir or os.environ.get("STOA_DATA", "data")
-        return pipeline.open_split(folder, dataset, split)
+        """Open a split of a built data set."""
+        return pipeline.open_split(configuration.data_folder(self.config), dataset, split)
 
     @property
     def train_set(self) -> str:
-        """The first set of the training mixture."""
+        """Name of the first data set of the training mixture."""
         return self.config.data.sets[0][0]
 
     @property
     def eval_set(self) -> str:
-        """The set that is evaluated on."""
+        """Name of the data set that is evaluated."""
         return self.config.data.eval_set or self.train_set
 
     @functools.cached_property
     def training(self) -> pipeline.Split | None:
-        """The training split, which trivial answers are counted on; None if it was not built."""
+        """The training split, which gives trivial baselines; None if it was not built."""
         try:
             return self.open_split(self.train_set, self.config.data.train_split)
         except UserError:
@@ -96,20 +134,21 @@ class TaskBase:
 
 
 class SplitEvaluator:
-    """Evaluates on one split; the loop takes the numbers, `evaluate` the whole rows."""
+    """Evaluation on one split: metrics by name for the train loop, whole rows for `evaluate`."""
 
-    needs: tuple[str, ...] = ()  # of `HEADS`, those without which there is nothing to say
+    prefix = ""  # of its metrics' names
+    needs: tuple[str, ...] = ()  # those of `HEADS` without which there is nothing to measure
 
     def __init__(self, task: TaskBase):
         self.task = task
         self.config = task.config
-        # What the model said, by row name and id, of the latest run.
+        # The model's outputs of the latest run, by row name and example.
         self.predictions: dict[str, dict[str, Any]] = {}
-        self.untrained: tuple[str, ...] = ()  # heads that the weights do not bring
+        self.untrained: tuple[str, ...] = ()  # heads that the weights lack
         self._jitted: dict[tuple, Callable] = {}
 
     def leave_out(self, names: Sequence[str], source: str) -> None:
-        """Nothing is said with parameters, by name, that the weights of `source` lack."""
+        """Drop the metrics that need the named parameters, which the weights `source` lack."""
         heads = tuple(h for h in HEADS if any(name.startswith(h) for name in names))
         if set(heads) & set(self.needs):
             raise UserError(
@@ -119,11 +158,11 @@ class SplitEvaluator:
         self.untrained = heads
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
-        """All figures."""
+        """Yield all metrics."""
         raise NotImplementedError
 
     def __call__(self, model: Stoa, mesh: Mesh) -> Iterator[tuple[str, float]]:
-        """The figures that are numbers; of a partial set their names say so."""
+        """Yield the numeric metrics; their names say so if the split is partial."""
         mark = "partial/" if self.partial else ""
         for row in self.rows(model, mesh):
             if not isinstance(row.value, str):
@@ -131,39 +170,39 @@ class SplitEvaluator:
 
     @property
     def split_name(self) -> str:
-        """`dataset:split`."""
+        """The split's name, `dataset:split`."""
         return f"{self.task.eval_set}:{self.config.data.eval_split}"
 
     @functools.cached_property
     def split(self) -> pipeline.Split:
-        """What is evaluated on."""
+        """The split that is evaluated."""
         return self.task.open_split(self.task.eval_set, self.config.data.eval_split)
 
     @functools.cached_property
     def missing(self) -> int:
-        """Clips of the published split that were not built."""
+        """Number of clips of the published split that were not built."""
         published = EXPECTED.get(self.task.eval_set, {}).get(self.config.data.eval_split, 0)
         return max(0, published - len(self.split))
 
     @property
     def limit(self) -> int:
-        """Examples asked for at most; 0 for all."""
+        """Most examples to evaluate; 0 for all."""
         return self.config.eval.max_examples
 
     @functools.cached_property
     def full(self) -> int:
-        """Examples of the whole split: clips, questions or choices."""
+        """Number of examples in the whole split: clips, questions or choices."""
         if self.task.kind == "caption":
             return len(self.split)
         return sum(len(self.split.metadata(i).answers) for i in range(len(self.split)))
 
     @functools.cached_property
     def partial(self) -> bool:
-        """Is it less than the split as published?"""
+        """Whether less than the published split is evaluated."""
         return bool(self.missing) or 0 < self.limit < self.full
 
     def loader(self) -> pipeline.Loader:
-        """One pass over the split in order."""
+        """Open a loader for one pass over the split in order."""
         c = self.config
         return pipeline.Loader(
             self.split,
@@ -178,32 +217,26 @@ class SplitEvaluator:
             max_examples=self.limit,
         )
 
-    def run(
-        self, function: Callable, model: Stoa, mesh: Mesh, variant: str = ""
-    ) -> tuple[Any, np.ndarray | None]:
-        """`function(model, batch)` over the split, stacked without padding rows; and the answers.
+    def run(self, function: Callable, model: Stoa, mesh: Mesh, variant: str = "") -> Any:
+        """Apply `function(model, batch)` to the split.
 
-        The function is pure and gives arrays with the batch first. Every process gets all rows.
+        The function is pure and returns arrays with the batch axis first. Results are stacked
+        without padding rows, and every process gets all of them.
         """
-        jitted, view = self.jit(function, mesh), _VIEWS[variant]
+        jitted, ablated = self.jit(function, mesh), _ABLATIONS[variant]
         loader = self.loader()
-        results, answers = [], []
+        results = []
         for rows in loader:
             batch = sharding.to_devices(rows, mesh, self.config.eval.batch_size)
-            # A transfer to the host, and so a wait, only after the next batch is under way.
-            results.append(jitted(model, view(batch)))
+            # Copy to the host, which waits, only after the next batch was started.
+            results.append(jitted(model, ablated(batch)))
             if len(results) > 1:
                 results[-2] = jax.tree.map(np.asarray, results[-2])
-            answers.append(batch.get("answer"))
         n = loader.num_examples
-        stacked = jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x])[:n], *results)
-        if answers[0] is None:
-            return stacked, None
-        gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
-        return stacked, np.concatenate([np.asarray(gather(a)) for a in answers])[:n]
+        return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x])[:n], *results)
 
     def jit(self, function: Callable, mesh: Mesh) -> Callable:
-        """`function` compiled for the mesh, its results on every device; compiled once."""
+        """Compile `function` for the mesh, once, with its results on every device."""
         key = (function, mesh)
         if key not in self._jitted:
             self._jitted[key] = jax.jit(function, out_shardings=sharding.replicated(mesh))
@@ -211,7 +244,7 @@ class SplitEvaluator:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The whole input, then what the configuration asks for beside it."""
+        """The ablations to evaluate: none first, then those of the configuration."""
         for name in self.config.eval.variants:
             if name not in VARIANTS:
                 raise UserError(
@@ -220,8 +253,8 @@ class SplitEvaluator:
         return ("", *self.config.eval.variants)
 
 
-def look(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
-    """The batch as a variant sees it: all, its middle frame only, or nothing but text."""
+def ablate(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
+    """Reduce a batch to what a variant sees: all, the middle frame only, or only the text."""
     batch = dict(batch)
     if variant == "single_frame":
         for name in ("pixels", "boxes", "classes", "scores"):
@@ -234,15 +267,15 @@ def look(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
     return batch
 
 
-# Apart from what is evaluated, which so compiles once for all variants.
-_VIEWS = {name: jax.jit(functools.partial(look, variant=name)) for name in ("", *VARIANTS)}
+# Separate from the evaluated function, so that it compiles once for all variants.
+_ABLATIONS = {name: jax.jit(functools.partial(ablate, variant=name)) for name in ("", *VARIANTS)}
 
 
 def encode_video(model: Stoa, batch: Mapping[str, Array]) -> VideoFeatures:
-    """The video side of a batch."""
+    """Encode the clips of a batch."""
     return model.encode_video(batch["pixels"], batch["boxes"], batch["classes"], batch["scores"])
 
 
 def named(*parts: str) -> str:
-    """A metric's name from its parts, without the empty ones."""
+    """Join the non-empty parts of a metric's name."""
     return "/".join(part for part in parts if part)

@@ -1,44 +1,43 @@
-"""Captioning: the prefix language model, decoded greedily and with beams.
+"""Captioning: the prefix language model, decoded greedily and by beam search.
 
 Shapes: B clips, M pieces.
 """
 
 import collections
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from jax import Array
 from jax.sharding import Mesh
 
 from stoa_jax import decode, metrics
-from stoa_jax.joint_loss import joint_loss
 from stoa_jax.metrics import coco
 from stoa_jax.models import decoding
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
 from stoa_jax.text import Tokenizer
 
-AUTHORS_PIECES = 32  # the authors cut references there, start and end included
+AUTHORS_PIECES = 32  # length at which the authors cut references, start and end included
 
 
 class Captioning(TaskBase):
-    """Fine-tuned with PLM, and OTA and ASP where they are on."""
+    """Captioning by the joint loss: PLM, and OTA and ASP where they are on."""
 
     name = "captioning"
 
-    def loss(
-        self, model: Stoa, batch: Mapping[str, Array], key: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        """The joint loss, of which the configuration keeps the prefix language model."""
-        return joint_loss(model, batch, key, self.settings)
+    def make_evaluator(self) -> "CaptioningEvaluator":
+        """Score greedy and beam search against all references."""
+        return CaptioningEvaluator(self)
 
-    @functools.cached_property
-    def _evaluators(self) -> dict[str, SplitEvaluator]:
-        return {"captioning": CaptioningEvaluator(self)}
 
-    def evaluators(self) -> dict[str, SplitEvaluator]:
-        """Greedy and beam search against all references."""
-        return self._evaluators
+class Search(NamedTuple):
+    """Options of decoding."""
+
+    beams: int = 1  # 1: greedy
+    max_pieces: int = 30
+    length_penalty: float = 0.0
+    no_repeat_ngram: int = 0
 
 
 def generate(
@@ -50,14 +49,14 @@ def generate(
     length_penalty: float = 0.0,
     no_repeat_ngram: int = 0,
 ) -> Array:
-    """Captions [B, M + 2] of the clips of a batch, start and end included."""
+    """Decode captions [B, M + 2] of the clips of a batch, start and end included."""
     c = model.config
     clips = batch["pixels"].shape[0]
     visual = decoding.visual_keys(model, encode_video(model, batch))
     cache = decoding.empty_cache(model, clips, beams, max_pieces + 1)
 
-    def step(cache, tokens, place):
-        return decoding.next_word(model, visual, cache, tokens, place)
+    def step(cache, tokens, position):
+        return decoding.next_word(model, visual, cache, tokens, position)
 
     options = {
         "start": c.vocab_size - 2,
@@ -72,16 +71,16 @@ def generate(
 
 
 class CaptioningEvaluator(SplitEvaluator):
-    """Captions of every clip of the split against all its references."""
+    """Scores of the captions of every clip against all its references."""
 
     prefix = "captioning"
     needs = ("fusion/lm_proj",)
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
-        """The four metrics for each way to decode, and for the most frequent caption."""
+        """Yield the four metrics for each decoding method and for the most frequent caption."""
         e = self.config.eval
         tokenizer = Tokenizer(model.config.vocab_size)
-        # Trained up to its text length, not beyond.
+        # The model was trained up to its text length, not beyond.
         pieces = min(e.max_pieces, model.config.text_length - 2)
         how = f"at most {pieces} pieces"
         if e.no_repeat_ngram:
@@ -90,13 +89,12 @@ class CaptioningEvaluator(SplitEvaluator):
         for variant in self.variants:
             for beams in sorted({1, e.beam}):
                 name = named(self.prefix, variant, "greedy" if beams == 1 else f"beam{beams}")
-                options = (("beams", beams), ("max_pieces", pieces))
-                options += (("no_repeat_ngram", e.no_repeat_ngram),)
+                options = Search(beams, pieces, no_repeat_ngram=e.no_repeat_ngram)
                 protocol = f"greedy, {how}"
                 if beams > 1:
-                    options += (("length_penalty", e.length_penalty),)
+                    options = options._replace(length_penalty=e.length_penalty)
                     protocol = f"beam {beams}, length penalty {e.length_penalty}, {how}"
-                tokens, _ = self.run(_generator(options), model, mesh, variant)
+                tokens = self.run(_generator(options), model, mesh, variant)
                 texts = dict(zip(self.ids, map(tokenizer.decode, tokens), strict=True))
                 self.predictions[name] = texts
                 yield from self.scored(name, texts, protocol)
@@ -111,14 +109,14 @@ class CaptioningEvaluator(SplitEvaluator):
             )
 
     def scored(self, name: str, texts: Mapping[str, str], protocol: str) -> Iterator[Row]:
-        """Rows of the four metrics."""
+        """Yield the four metrics of one set of captions."""
         by = "the PTB jar" if coco.package() else "our PTB tokeniser"
         for key, value in metrics.caption_scores(texts, self.references).items():
-            says = f"{protocol}; all references, tokenised by {by}; pycocoevalcap's scale"
-            yield Row(named(name, key), value, len(texts), says)
+            how = f"{protocol}; all references, tokenised by {by}; pycocoevalcap's scale"
+            yield Row(named(name, key), value, len(texts), how)
 
     def authors(self, name: str, texts: Mapping[str, str], how: str) -> Iterator[Row]:
-        """The looser scoring of STOA-VLP's authors."""
+        """Yield the four metrics as STOA-VLP's authors compute them."""
         whole = Tokenizer()
         cut = {
             i: [whole.decode(whole.encode(text, AUTHORS_PIECES)) for text in references]
@@ -130,7 +128,7 @@ class CaptioningEvaluator(SplitEvaluator):
 
     @functools.cached_property
     def ids(self) -> list[str]:
-        """The clips' ids, made unique by their place where a video has several clips."""
+        """The clips' ids, made unique by their index where a video has several clips."""
         n = min(self.limit or len(self.split), len(self.split))
         ids = [self.split.metadata(i).video_id for i in range(n)]
         if len(set(ids)) < n:
@@ -144,7 +142,7 @@ class CaptioningEvaluator(SplitEvaluator):
 
     @functools.cached_property
     def most_frequent(self) -> str:
-        """The training caption that occurs most often, of equal ones the first by alphabet."""
+        """The most frequent training caption; of equally frequent ones the first by alphabet."""
         split = self.task.training
         if split is None:
             return ""
@@ -157,10 +155,10 @@ class CaptioningEvaluator(SplitEvaluator):
 
 
 @functools.cache
-def _generator(options: tuple[tuple[str, float], ...]):
-    """`generate` with options: the same function for the same ones, so that it compiles once."""
+def _generator(options: Search) -> Callable[[Stoa, Mapping[str, Array]], Array]:
+    """Bind options to `generate`; equal options give the same function, which compiles once."""
 
     def function(model: Stoa, batch: Mapping[str, Array]) -> Array:
-        return generate(model, batch, **dict(options))
+        return generate(model, batch, **options._asdict())
 
     return function

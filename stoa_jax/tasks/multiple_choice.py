@@ -1,6 +1,6 @@
 """Multiple choice: which of five captions belongs to the clip, by match score.
 
-Shapes: B clips, O options, L text places.
+Shapes: B clips, O options, L text positions.
 """
 
 import dataclasses
@@ -16,23 +16,22 @@ from jax.sharding import Mesh
 from stoa_jax import objectives
 from stoa_jax.data import pipeline
 from stoa_jax.data.records import OPTIONS
-from stoa_jax.joint_loss import active_losses, align
 from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures, embed_text, embed_video
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
 from stoa_jax.tasks.qa import percent
 
 
 class MultipleChoice(TaskBase):
-    """Cross-entropy over the options' match scores, and OTA and ASP where they are on.
+    """Multiple choice by cross-entropy over the options' match scores, OTA and ASP beside it.
 
-    It trains on a set of choices, or on captions: then the wrong options are drawn from the batch.
+    It trains on a set of choices, or on captions. Then wrong options are sampled from the batch.
     """
 
     name = "multiple_choice"
     kind = "multiple_choice"
 
     def batch_spec(self, train: bool) -> pipeline.BatchSpec:
-        """Choices; in training also captions."""
+        """Describe batches of choices; in training also of captions."""
         spec = super().batch_spec(train)
         if train and not self.train_set.endswith("/multiple_choice"):
             spec = dataclasses.replace(spec, kind="caption")
@@ -41,10 +40,10 @@ class MultipleChoice(TaskBase):
     def loss(
         self, model: Stoa, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """Which option is it?"""
+        """Compute the cross-entropy over the options of each clip."""
         valid = batch["valid"]
         if batch["tokens"].ndim == 2:
-            tokens, real, answer = draw_options(key, batch["tokens"], valid)
+            tokens, real, answer = sample_options(key, batch["tokens"], valid)
             tags = batch["tags"]
         else:
             tokens, answer = batch["tokens"], batch["answer"]
@@ -53,41 +52,29 @@ class MultipleChoice(TaskBase):
         video = encode_video(model, batch)
         text = model.encode_text(flat(tokens))
         scores = jnp.where(real, match_scores(model, video, text), -jnp.inf)  # [B, O]
-        # cross_entropy leaves out -inf of options that are not there.
+        # cross_entropy leaves out absent options, whose score is -inf.
         loss = objectives.mean(objectives.cross_entropy(scores, answer), valid)
         right = scores.argmax(-1) == answer
         watch = {"loss_choice": loss, "accuracy": objectives.mean(right, valid)}
 
-        on = active_losses(model.config, self.settings) & {"ota", "asp"}
-        if on:
-            own = jax.tree.map(
-                lambda x: jnp.take_along_axis(
-                    x.reshape(-1, OPTIONS, *x.shape[1:]),
-                    answer.reshape(-1, *[1] * x.ndim),
-                    1,
-                )[:, 0],
-                text,
-            )
-            batch = {**batch, "tags": tags}
-            losses = align(model.config, video, own, batch, self.settings, on, watch)
-            for name, value in losses.items():
-                loss += self.settings[name] * value
-                watch[f"loss_{name}"] = value
-        return loss, watch
+        right_text = jax.tree.map(
+            lambda x: jnp.take_along_axis(
+                x.reshape(-1, OPTIONS, *x.shape[1:]), answer.reshape(-1, *[1] * x.ndim), 1
+            )[:, 0],
+            text,
+        )
+        batch = {**batch, "tags": tags}
+        return self.add_alignment(loss, model, video, right_text, batch, watch), watch
 
-    @functools.cached_property
-    def _evaluators(self) -> dict[str, SplitEvaluator]:
-        return {"multiple_choice": ChoiceEvaluator(self)}
-
-    def evaluators(self) -> dict[str, SplitEvaluator]:
-        """Accuracy over all choices of the split."""
-        return self._evaluators
+    def make_evaluator(self) -> "ChoiceEvaluator":
+        """Measure accuracy over all choices of the split."""
+        return ChoiceEvaluator(self)
 
 
-def draw_options(key: Array, tokens: Array, valid: Array) -> tuple[Array, Array, Array]:
-    """Captions [B, L] as choices: tokens [B, O, L], which options are there [B, O], the answer.
+def sample_options(key: Array, tokens: Array, valid: Array) -> tuple[Array, Array, Array]:
+    """Make choices of captions [B, L]: tokens [B, O, L], which options exist [B, O], the answer.
 
-    A caption's own comes first; four others of the batch follow, none equal to it.
+    A clip's own caption comes first. Four others of the batch follow, none equal to it.
     """
     same = (tokens[:, None] == tokens[None]).all(-1)
     other = ~same & valid[None]
@@ -103,12 +90,12 @@ def draw_options(key: Array, tokens: Array, valid: Array) -> tuple[Array, Array,
 
 
 def flat(tokens: Array) -> Array:
-    """[B, O, L] -> [B O, L]."""
+    """Join clips and options: [B, O, L] -> [B O, L]."""
     return tokens.reshape(-1, tokens.shape[-1])
 
 
 def match_scores(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Array:
-    """How much more likely than not each option [B O] belongs to its clip [B, O], in logits."""
+    """Return the log-odds [B, O] that each option, of texts [B O], matches its clip."""
     options = text.sep.shape[0] // video.cls.shape[0]
     video = jax.tree.map(lambda x: jnp.repeat(x, options, 0), video)
     logits = model.match_logits(model.fuse(video, text.tokens, text.mask), text.sep_index)
@@ -116,7 +103,7 @@ def match_scores(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Array
 
 
 def both_scores(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-    """By fusion and by the dual encoder, how well each option fits [B, O]."""
+    """Return the scores [B, O] of the options by fusion and by the dual encoder."""
     video = encode_video(model, batch)
     text = model.encode_text(flat(batch["tokens"]))
     by_fusion = match_scores(model, video, text)
@@ -125,22 +112,23 @@ def both_scores(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, Array]:
 
 
 class ChoiceEvaluator(SplitEvaluator):
-    """Every choice of the split."""
+    """Accuracy over every choice of the split."""
 
     prefix = "multiple_choice"
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
-        """Accuracy in percent, by fusion and by the dual encoder."""
+        """Yield accuracy in percent, by fusion and by the dual encoder."""
         self.predictions = {}
+        answer = self.answers
+        n = len(answer)
         for variant in self.variants:
             name = named(self.prefix, variant)
-            (fusion, dual), answer = self.run(both_scores, model, mesh, variant)
+            fusion, dual = self.run(both_scores, model, mesh, variant)
             self.predictions[name] = {
                 str(i): {"chosen": int(chosen), "right": int(right)}
                 for i, (chosen, right) in enumerate(zip(fusion.argmax(1), answer, strict=True))
             }
             by = f"percent right of {OPTIONS} options, ties counted against us; by"
-            n = len(answer)
             if "fusion/match" not in self.untrained:
                 accuracy = percent(chosen_right(fusion, answer))
                 yield Row(named(name, "accuracy"), accuracy, n, f"{by} match score")
@@ -152,12 +140,20 @@ class ChoiceEvaluator(SplitEvaluator):
             named(self.prefix, "majority", "accuracy"),
             float(share),
             n,
-            "always the place where the right option stands most often",
+            "always the position that is right most often",
         )
+
+    @functools.cached_property
+    def answers(self) -> np.ndarray:
+        """The position of the right option of each example, in the loader's order."""
+        found = [
+            int(answer) for i in range(len(self.split)) for answer in self.split.metadata(i).answers
+        ]
+        return np.array(found[: self.limit or None])
 
 
 def chosen_right(scores: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """Is the right option above all others? [B]."""
+    """Return whether the right option scores above all others [B]."""
     rows = np.arange(len(scores))
     others = scores.copy()
     others[rows, answer] = -np.inf

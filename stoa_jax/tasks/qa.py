@@ -1,6 +1,6 @@
-"""Question answering: the question through fusion, a classifier over the answers of training.
+"""Question answering: a classifier over the training answers, on the fused question.
 
-Shapes: B questions, L text places, C answers.
+Shapes: B questions, L text positions, C answers, V vocabulary.
 """
 
 import collections
@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from stoa_jax import objectives
 from stoa_jax.data import pipeline
 from stoa_jax.errors import UserError
-from stoa_jax.joint_loss import active_losses, align
 from stoa_jax.models import released
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures
@@ -26,15 +25,15 @@ from stoa_jax.text import Tokenizer
 
 
 class QuestionAnswering(TaskBase):
-    """Cross-entropy over the frequent answers, and OTA and ASP where they are on."""
+    """Question answering by cross-entropy over the frequent answers, OTA and ASP beside it."""
 
     name = "qa"
     kind = "qa"
 
     def model_config(self) -> ModelConfig:
-        """With a class for each answer that is kept."""
+        """Return the model's configuration with a class for each answer that is kept."""
         config = super().model_config()
-        if config.answer_head == "first_piece":  # told over the whole vocabulary
+        if config.answer_head == "first_piece":  # classifies over the whole vocabulary
             return dataclasses.replace(config, num_answers=0)
         kept = self.config.eval.num_answers or config.num_answers
         if not kept:
@@ -45,12 +44,12 @@ class QuestionAnswering(TaskBase):
         return dataclasses.replace(config, num_answers=kept)
 
     def batch_spec(self, train: bool) -> pipeline.BatchSpec:
-        """Questions, with their answers as classes."""
+        """Describe batches of questions with their answers as classes."""
         return dataclasses.replace(super().batch_spec(train), answers=self.answers)
 
     @functools.cached_property
     def answers(self) -> tuple[str, ...]:
-        """The most frequent answers of training, of equally frequent ones the first by alphabet."""
+        """The most frequent training answers; equally frequent ones by alphabet."""
         split = self.open_split(self.train_set, self.config.data.train_split)
         counts = collections.Counter(
             answer for i in range(len(split)) for answer in split.metadata(i).answers
@@ -65,16 +64,16 @@ class QuestionAnswering(TaskBase):
         return np.array([tokenizer.encode(answer)[1] for answer in self.answers])
 
     def extras(self) -> dict[str, Any]:
-        """The answers, in the order of the classes."""
+        """Return the answers in the order of the classes."""
         return {"answers": list(self.answers)}
 
     def loss(
         self, model: Stoa, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """Cross-entropy over questions whose answer is a class."""
+        """Compute the cross-entropy of questions whose answer is a class."""
         video = encode_video(model, batch)
         text = model.encode_text(batch["tokens"])
-        answer = batch["answer"]  # -1: outside the classes, and so wrong
+        answer = batch["answer"]  # -1: not among the classes
         if model.config.answer_head == "first_piece":
             answer = jnp.where(answer >= 0, jnp.asarray(self.first_pieces)[answer], -1)
         logits = answer_logits(model, video, text, key)
@@ -82,27 +81,17 @@ class QuestionAnswering(TaskBase):
         loss = objectives.mean(objectives.cross_entropy(logits, answer), known)
         right = logits.argmax(-1) == answer
         watch = {"loss_answer": loss, "accuracy": objectives.mean(right, batch["valid"])}
-        on = active_losses(model.config, self.settings) & {"ota", "asp"}
-        for name, value in align(
-            model.config, video, text, batch, self.settings, on, watch
-        ).items():
-            loss += self.settings[name] * value
-            watch[f"loss_{name}"] = value
-        return loss, watch
+        return self.add_alignment(loss, model, video, text, batch, watch), watch
 
-    @functools.cached_property
-    def _evaluators(self) -> dict[str, SplitEvaluator]:
-        return {"qa": QuestionEvaluator(self)}
-
-    def evaluators(self) -> dict[str, SplitEvaluator]:
-        """Accuracy over all questions of the split."""
-        return self._evaluators
+    def make_evaluator(self) -> "QuestionEvaluator":
+        """Measure accuracy over all questions of the split."""
+        return QuestionEvaluator(self)
 
 
 def answer_logits(
     model: Stoa, video: VideoFeatures, text: TextFeatures, key: Array | None = None
 ) -> Array:
-    """Over the classes, or over the first pieces of answers as the authors do [B, C or V]."""
+    """Return logits over the classes, or over first pieces as the authors do [B, C or V]."""
     if model.config.answer_head == "first_piece":
         return released.answer_words(model, video, text.tokens, text.mask, key)
     fused = model.fuse(video, text.tokens, text.mask)
@@ -110,48 +99,53 @@ def answer_logits(
 
 
 def best_answer(model: Stoa, batch: Mapping[str, Array]) -> Array:
-    """The likeliest class, or first piece, [B] of each question."""
+    """Return the likeliest class, or first piece, of each question [B]."""
     text = model.encode_text(batch["tokens"])
     return answer_logits(model, encode_video(model, batch), text).argmax(-1)
 
 
 class QuestionEvaluator(SplitEvaluator):
-    """Every question of the split."""
+    """Accuracy over every question of the split."""
 
+    task: "QuestionAnswering"
     prefix = "qa"
     needs = ("fusion/answer",)
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
-        """Accuracy in percent; an answer outside the classes is wrong."""
-        answers = np.array(self.task.answers, object)
+        """Yield accuracy in percent; an answer outside the classes is wrong."""
+        answers = self.task.answers
         questions = self.questions
-        wanted = np.array([answer for _, _, answer in questions], object)
+        wanted = [answer for _, _, answer in questions]
         n = len(wanted)
         by_piece = model.config.answer_head == "first_piece"
         tokenizer = Tokenizer(model.config.vocab_size)
-        first = functools.cache(lambda text: int(tokenizer.encode(text)[1]))
+
+        @functools.cache
+        def first(text: str) -> int:
+            return int(tokenizer.encode(text)[1])
+
         classes = f"classifier over {len(answers)} training answers"
         if by_piece:
             classes = "over the whole vocabulary"
         self.predictions = {}
         for variant in self.variants:
             name = named(self.prefix, variant)
-            best, _ = self.run(best_answer, model, mesh, variant)
+            best = self.run(best_answer, model, mesh, variant)
             if by_piece:
-                said, pieces = [tokenizer.decode([i]) for i in best], list(best)
+                predicted, pieces = [tokenizer.decode([i]) for i in best], list(best)
             else:
-                # Where there are fewer answers than classes, a spare class is a wrong answer.
-                said = [answers[i] if i < len(answers) else "" for i in best]
-                pieces = [first(answer) for answer in said]
+                # With fewer answers than classes, a spare class is a wrong answer.
+                predicted = [answers[i] if i < len(answers) else "" for i in best]
+                pieces = [first(answer) for answer in predicted]
             self.predictions[name] = {
                 f"{i}: {video}: {question}": {"answer": answer, "right": right}
                 for i, ((video, question, right), answer) in enumerate(
-                    zip(questions, said, strict=True)
+                    zip(questions, predicted, strict=True)
                 )
             }
             yield Row(
                 named(name, "accuracy"),
-                percent(np.array(said, object) == wanted),
+                percent([a == b for a, b in zip(predicted, wanted, strict=True)]),
                 n,
                 f"percent exact, {classes}; an answer outside it counts as wrong",
             )
@@ -163,20 +157,20 @@ class QuestionEvaluator(SplitEvaluator):
             )
         yield Row(
             named(self.prefix, "majority", "accuracy"),
-            percent(wanted == answers[0]),
+            percent([answer == answers[0] for answer in wanted]),
             n,
             f"for every question the most frequent training answer, {answers[0]!r}",
         )
         yield Row(
             named(self.prefix, "covered"),
-            percent(np.isin(wanted.astype(str), answers.astype(str))),
+            percent([answer in answers for answer in wanted]),
             n,
             "percent of the questions whose answer is among the training answers kept",
         )
 
     @functools.cached_property
     def questions(self) -> list[tuple[str, str, str]]:
-        """(video, question, answer) in the order of the loader."""
+        """(video, question, answer) of each example in the loader's order."""
         found = []
         for i in range(len(self.split)):
             m = self.split.metadata(i)
@@ -185,5 +179,5 @@ class QuestionEvaluator(SplitEvaluator):
 
 
 def percent(right) -> float:
-    """The share of what is true, in percent."""
+    """Return the share of true values in percent."""
     return 100 * float(np.mean(np.asarray(right, bool)))

@@ -1,6 +1,6 @@
 """Retrieval: dual-encoder similarity of all pairs, the best re-ranked by the fusion encoder.
 
-Shapes: B clips, R pairs, L text places, d width.
+Shapes: B clips, R pairs, L text positions, d width.
 """
 
 import functools
@@ -13,51 +13,41 @@ from jax import Array
 from jax.sharding import Mesh
 
 from stoa_jax import metrics, sharding
-from stoa_jax.joint_loss import joint_loss
 from stoa_jax.models.stoa import Stoa, VideoFeatures, embed_text, embed_video
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
 
-PAIRS_A_ROW = 8  # re-ranked pairs a batch, per clip of the evaluation batch: text is short
+# Texts, or re-ranked pairs, in a batch for each clip of an evaluation batch: texts are short.
+PAIRS_PER_CLIP = 8
 
 
 class Retrieval(TaskBase):
-    """Fine-tuned with VTC and VTM, and OTA and ASP where they are on."""
+    """Retrieval by the joint loss: VTC and VTM, and OTA and ASP where they are on."""
 
     name = "retrieval"
 
-    def loss(
-        self, model: Stoa, batch: Mapping[str, Array], key: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        """The joint loss, of which the configuration keeps VTC and VTM."""
-        return joint_loss(model, batch, key, self.settings)
-
-    @functools.cached_property
-    def _evaluators(self) -> dict[str, SplitEvaluator]:
-        return {"retrieval": RetrievalEvaluator(self)}
-
-    def evaluators(self) -> dict[str, SplitEvaluator]:
-        """Both directions, dual encoder and re-ranked."""
-        return self._evaluators
+    def make_evaluator(self) -> "RetrievalEvaluator":
+        """Rank both ways, by the dual encoder and re-ranked."""
+        return RetrievalEvaluator(self)
 
 
 def embed_and_encode(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, VideoFeatures]:
-    """Clips in the shared space, and what fusion reads of them."""
+    """Return clips in the shared space and their features for the fusion encoder."""
     video = encode_video(model, batch)
     return embed_video(video), video
 
 
 def embed_clips(model: Stoa, batch: Mapping[str, Array]) -> Array:
-    """Clips in the shared space [B, d]."""
+    """Return clips in the shared space [B, d]."""
     return embed_video(encode_video(model, batch))
 
 
 def embed_texts(model: Stoa, tokens: Array) -> Array:
-    """Texts [B, L] in the shared space [B, d]."""
+    """Return texts [B, L] in the shared space [B, d]."""
     return embed_text(model.encode_text(tokens))
 
 
 def match_probability(model: Stoa, tokens: Array, features: VideoFeatures, which: Array) -> Array:
-    """That texts [R, L] belong to the clips `which` [R] of the features of many clips."""
+    """Return the probability [R] that each text matches its clip, `which` of the features."""
     text = model.encode_text(tokens)
     video = jax.tree.map(lambda x: x[which], features)
     fused = model.fuse(video, text.tokens, text.mask)
@@ -65,23 +55,23 @@ def match_probability(model: Stoa, tokens: Array, features: VideoFeatures, which
 
 
 class RetrievalEvaluator(SplitEvaluator):
-    """Every text against every clip of the split."""
+    """Ranking of every text against every clip of the split."""
 
     prefix = "retrieval"
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
-        """Dual encoder, re-ranked, dual softmax and chance, both directions."""
+        """Yield dual encoder, dual softmax, re-ranked and chance, in both directions."""
         texts = self.texts
         counts = np.bincount(texts["owner"], minlength=self.videos)
         several = len(texts["owner"]) > self.videos
         for variant in self.variants:
-            if variant == "text_only":  # a clip unseen is every clip
+            if variant == "text_only":  # all clips look the same
                 continue
             rerank = min(self.config.eval.rerank, self.videos)
             if "fusion/match" in self.untrained:
                 rerank = 0
             function = embed_and_encode if rerank else embed_clips
-            out, _ = self.run(function, model, mesh, variant)
+            out = self.run(function, model, mesh, variant)
             video, features = out if rerank else (out, None)
             similarity = self.text_embeddings(model, mesh) @ video.T
             owner = texts["owner"]
@@ -94,7 +84,7 @@ class RetrievalEvaluator(SplitEvaluator):
                 yield from self.table(
                     named(name, "clip4clip"),
                     {"v2t": grouped},
-                    "dual encoder; the captions of a video count as one, as in CLIP4Clip",
+                    "dual encoder; a video's captions count as one, as in CLIP4Clip",
                 )
             both = metrics.dual_softmax(similarity)
             yield from self.table(
@@ -114,21 +104,21 @@ class RetrievalEvaluator(SplitEvaluator):
         )
 
     def table(self, name: str, result: Mapping[str, Mapping], protocol: str) -> Iterator[Row]:
-        """Rows of one protocol."""
+        """Yield the rows of one protocol."""
         ties = "ties counted against us; R@k in percent, ranks from 1"
-        for side, figures in result.items():
+        for side, values in result.items():
             n = len(self.texts["owner"]) if side == "t2v" else self.videos
-            for key, value in figures.items():
+            for key, value in values.items():
                 yield Row(named(name, side, key), value, n, f"{protocol}; {ties}")
 
     @functools.cached_property
     def videos(self) -> int:
-        """Clips that are evaluated."""
+        """Number of clips that are evaluated."""
         return min(self.limit or len(self.split), len(self.split))
 
     @functools.cached_property
     def texts(self) -> dict[str, np.ndarray]:
-        """Tokens [texts, L] of all texts of the clips, and whose each is [texts]."""
+        """Tokens [texts, L] of all texts of the clips, and the clip that owns each [texts]."""
         spec = self.task.batch_spec(train=False)
         tokens = [
             self.split.tokens(i, spec.text_length, spec.vocab_size)[0] for i in range(self.videos)
@@ -137,13 +127,13 @@ class RetrievalEvaluator(SplitEvaluator):
         return {"tokens": np.concatenate(tokens), "owner": owner}
 
     def text_embeddings(self, model: Stoa, mesh: Mesh) -> np.ndarray:
-        """All texts in the shared space [texts, d]."""
+        """Embed all texts in the shared space [texts, d]."""
         jitted = self.jit(_embed_batch, mesh)
         return self.in_batches(lambda x: jitted(model, x), mesh, {"tokens": self.texts["tokens"]})
 
     def in_batches(self, function, mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """`function` of batches of the rows, which every process holds, padded and unpadded."""
-        size = self.config.eval.batch_size * PAIRS_A_ROW
+        """Apply `function` to batches of rows, which every process holds; padding is removed."""
+        size = self.config.eval.batch_size * PAIRS_PER_CLIP
         n = len(next(iter(arrays.values())))
         mine = slice(
             jax.process_index() * size // jax.process_count(),
@@ -159,7 +149,7 @@ class RetrievalEvaluator(SplitEvaluator):
     def reranked(
         self, model: Stoa, mesh: Mesh, similarity: np.ndarray, features: Any, top: int
     ) -> dict[str, np.ndarray]:
-        """Similarities [texts, videos] in which each query's best `top` go by match probability."""
+        """Return similarities [texts, videos] with each query's best `top` by match probability."""
         of_text = np.argpartition(-similarity, top - 1, 1)[:, :top]  # [texts, top] videos
         top_texts = min(top, len(similarity))
         of_video = np.argpartition(-similarity, top_texts - 1, 0)[:top_texts]  # [top, videos]
@@ -180,7 +170,7 @@ class RetrievalEvaluator(SplitEvaluator):
         )
         match = np.zeros_like(similarity)
         match[text, video] = scores
-        # A cosine is at most 1: what was re-ranked stands before all that was not.
+        # A cosine is at most 1, so re-ranked pairs come before all others.
         return {side: np.where(chosen[side], 2 + match, similarity) for side in chosen}
 
 

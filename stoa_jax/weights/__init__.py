@@ -13,7 +13,7 @@ from flax import nnx
 
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.parameters import named_parameters
+from stoa_jax.models.parameters import check_same, named_parameters
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.weights import clip, released
 from stoa_jax.weights.files import open_tensors
@@ -156,18 +156,8 @@ def _fitting(
         if name.startswith(head) and shapes.get(name) != tuple(shape):
             report.unused[name] = "the head of another task's answers"
     names = [name for name in there if name not in report.unused]
-    missing = sorted(n for n in set(shapes) - set(names) if not n.startswith(head))
-    extra = sorted(set(names) - set(shapes))
-    if missing or extra:
-        raise UserError(
-            f"{where}: another model than config.model: missing "
-            f"{', '.join(missing[:6]) or 'none'}; not the model's {', '.join(extra[:6]) or 'none'}"
-        )
-    for name in names:
-        if tuple(there[name]) != shapes[name]:
-            raise UserError(
-                f"{where}: tensor {name} is {list(there[name])}, config.model needs "
-                f"{list(shapes[name])}"
-            )
+    wanted = {n: shape for n, shape in shapes.items() if n in names or not n.startswith(head)}
+    found = {name: tuple(there[name]) for name in names}
+    check_same(found, wanted, where, "use weights of this model or change config.model")
     report.used = {name: name for name in names}
     return names
