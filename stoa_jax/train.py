@@ -188,9 +188,9 @@ class _Run:
         )
         if self.first:
             monitor.say(str(report))
-        anew = re.compile(self.c.init.anew or r"(?!)")
+        reinit = re.compile(self.c.init.reinit or r"(?!)")
         for name, value in loaded.items():
-            if anew.search(name):
+            if reinit.search(name):
                 continue
             if name not in params or params[name].shape != value.shape:
                 there = params[name].shape if name in params else "no such parameter"

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from stoa_jax import config
+from stoa_jax import config, migrations
 from stoa_jax.errors import UserError
 
 # What may differ when a run is continued: where it runs, and what it writes down.
@@ -24,9 +24,9 @@ def check_config(c: ConfigDict) -> None:
     """Numbers that cannot be, each in one line."""
     config.model_config(c)
     try:
-        re.compile(c.init.anew)
+        re.compile(c.init.reinit)
     except re.error as error:
-        raise UserError(f"config.init.anew: {c.init.anew!r} is no regex ({error})") from None
+        raise UserError(f"config.init.reinit: {c.init.reinit!r} is no regex ({error})") from None
     if c.train.steps < 1 and c.train.epochs <= 0:
         raise UserError(f"config.train.steps: {c.train.steps}; set it, or train.epochs, above 0")
     for key, least in (
@@ -75,7 +75,8 @@ def claim_workdir(c: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    old, new = flat_config(json.loads(path.read_text())), flat_config(config_json(c))
+    old = migrations.migrate_flat_config(flat_config(json.loads(path.read_text())))
+    new = flat_config(config_json(c))
     differ = [
         f"{key} {old.get(key)!r} → {new.get(key)!r}"
         for key in sorted({*old, *new})

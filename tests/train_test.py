@@ -175,11 +175,11 @@ def test_weights_that_init_path_names_are_taken(tmp_path, monkeypatch):
     run(tmp_path / "a", c)
     params, _, _ = checkpoint.load_params(tmp_path / "a")
     np.testing.assert_array_equal(params["visual/kernel"], brought["visual/kernel"])
-    c.init.anew = r"^visual/"  # drawn all the same
-    run(tmp_path / "anew", c)
-    params, _, _ = checkpoint.load_params(tmp_path / "anew")
+    c.init.reinit = r"^visual/"  # initialised although the weights have it
+    run(tmp_path / "reinit", c)
+    params, _, _ = checkpoint.load_params(tmp_path / "reinit")
     assert np.ptp(params["visual/kernel"]) > 0
-    c.init.anew = ""
+    c.init.reinit = ""
     brought["visual/kernel"] = np.zeros((8, 2), np.float32)
     with pytest.raises(UserError, match=r"visual/kernel is \(8, 2\) in somewhere, the model has"):
         run(tmp_path / "b", c)
@@ -220,7 +220,7 @@ def test_profile_writes_a_trace_and_nothing_else(tmp_path):
     ("settings", "says"),
     [
         (dict(train__steps=0), r"train\.steps: 0"),
-        (dict(init__anew="(fusion"), r"init\.anew: '\(fusion' is no regex"),
+        (dict(init__reinit="(fusion"), r"init\.reinit: '\(fusion' is no regex"),
         (dict(log__every_steps=0), r"log\.every_steps: 0; it must be at least 1"),
         (dict(train__batch_size=12), r"train\.batch_size: 12 is not divisible by 8"),
         (dict(model__image_size=50), r"image_size 50 is not a multiple of patch_size 12; use 48"),

@@ -1,0 +1,47 @@
+"""Renamed configuration keys and parameters, so that what an older version saved still loads.
+
+Add an entry here whenever a key of the configuration, a field of `ModelConfig` or a parameter is
+renamed or removed.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Old dotted key → new dotted key; None: the key was removed and its value no longer matters.
+CONFIG_KEYS: dict[str, str | None] = {
+    "init.anew": "init.reinit",
+}
+
+# Regex over the whole old parameter name → replacement, as in `re.sub`; the first match applies.
+PARAMETERS: dict[str, str] = {}
+
+
+def new_key(key: str) -> str | None:
+    """Return today's name of a dotted configuration key; None if the key was removed."""
+    return CONFIG_KEYS.get(key, key)
+
+
+def migrate_flat_config(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `{"train.steps": 1000, …}` mapping under today's keys."""
+    return {new: value for key, value in flat.items() if (new := new_key(key)) is not None}
+
+
+def migrate_model_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved fields of a `ModelConfig` under today's names."""
+    flat = migrate_flat_config({f"model.{name}": value for name, value in fields.items()})
+    return {key.removeprefix("model."): value for key, value in flat.items()}
+
+
+def migrate_parameter_name(name: str) -> str:
+    """Return today's name of a parameter."""
+    for old, new in PARAMETERS.items():
+        renamed, count = re.subn(f"^(?:{old})$", new, name)
+        if count:
+            return renamed
+    return name
+
+
+def parameter_renames(names: Iterable[str]) -> dict[str, str]:
+    """Return `{old: new}` for those of `names` that have a new name today."""
+    return {name: new for name in names if (new := migrate_parameter_name(name)) != name}
