@@ -1,128 +1,117 @@
-"""The six losses of a batch, over one run of the towers and one of the fusion encoder.
+"""The losses of a batch, over one run of the towers and one of the fusion encoder.
 
-Shapes: B clips, L text places, M masked places, S fusion places, d shared width.
+Every loss is a pair of functions in the table `LOSSES`: `prepare` returns the sequences that the
+loss puts into the fusion batch, `finish` turns their outputs into the loss and its metrics. To add
+a loss, write such a pair, add it to the table, and give it a weight in `config.default`.
+
+Shapes: B clips, L text positions, M masked positions, S fusion positions, d shared width.
 """
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from stoa_jax import objectives
-from stoa_jax.models import released
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.stoa import (
-    Fused,
-    Stoa,
-    TextFeatures,
-    VideoFeatures,
-    embed_text,
-    embed_video,
-)
+from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures
+from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 
-LOSSES = ("vtc", "vtm", "mlm", "plm", "ota", "asp")
+Passes = dict[str, tuple[Array, Array]]  # name → sequence [B, S, d] and attention mask [B, S, S]
+Result = tuple[Array, dict[str, Array]]  # a loss and its metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the losses of one batch share."""
+
+    model: Stoa
+    batch: Mapping[str, Array]
+    settings: Mapping[str, Any]  # section `loss` of the configuration
+    active: set[str]
+    video: VideoFeatures
+    text: TextFeatures
+    fusion_video: VideoFeatures  # what fusion reads: without gradient if the configuration says so
+    fusion_text: TextFeatures
+    keys: Mapping[str, Array]  # for random sampling, by loss
+    dropout_keys: Mapping[str, Array | None]
+
+    @property
+    def config(self) -> ModelConfig:
+        """Configuration of the model."""
+        return self.model.config
+
+    @functools.cached_property
+    def contrast(self) -> tuple[Array, Array]:
+        """The VTC loss and its logits [B texts, B videos], which VTM samples from."""
+        return objectives.vtc(
+            embed_video(self.video), embed_text(self.text), self.model.scale(), self.batch["valid"]
+        )
+
+    @functools.cached_property
+    def alignments(self) -> dict[str, objectives.Alignment]:
+        """The active ones of OTA and ASP; the authors' code averages over both together."""
+        return align(self.config, self.video, self.text, self.batch, self.settings, self.active)
+
+
+class Loss(NamedTuple):
+    """One loss: its fusion sequences, and what it computes from their outputs.
+
+    `prepare` also returns what `finish` needs again.
+    """
+
+    prepare: Callable[[Inputs], tuple[Passes, Any]]
+    finish: Callable[[Inputs, Mapping[str, Fused], Any], Result]
 
 
 def joint_loss(
-    model: Stoa, batch: Mapping[str, Array], key: Array, settings: Mapping
-) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum of the losses that `settings` switches on, and what to watch.
+    model: Stoa, batch: Mapping[str, Array], key: Array, settings: Mapping[str, Any]
+) -> Result:
+    """Return the weighted sum of the active losses, and all losses and metrics by name.
 
-    `settings` is the configuration's section `loss`. Fine-tuning uses the same sum with other
-    weights, so a switch means the same everywhere.
+    `settings` is the section `loss` of the configuration. Fine-tuning uses the same sum with other
+    weights, so an ablation switch means the same everywhere.
     """
-    c = model.config
-    on = active_losses(c, settings)
-    tokens, valid = batch["tokens"], batch["valid"]
-    negatives_key, mask_key, prefix_key = jax.random.split(key, 3)
-    drop = (None,) * 3
-    if c.head_dropout:
-        drop = jax.random.split(jax.random.fold_in(key, 3), 3)
-    losses, watch = {}, {}
-
-    video = model.encode_video(batch["pixels"], batch["boxes"], batch["classes"], batch["scores"])
-    text = model.encode_text(tokens)
-
-    if on & {"vtc", "vtm"}:
-        losses["vtc"], similarity = objectives.vtc(
-            embed_video(video), embed_text(text), model.scale(), valid
-        )
-        hit = similarity.argmax(-1) == jnp.arange(tokens.shape[0])
-        watch["batch_r1"] = objectives.mean(hit, valid)
-
-    if "ota" in on or "asp" in on:
-        losses |= align(c, video, text, batch, settings, on, watch)
-
-    # All passes through the fusion encoder have one shape: they run as one, [passes, B, S, d].
-    passes = {}
-    if c.fusion_stop_gradient:
-        stop = jax.lax.stop_gradient
-        video = video._replace(frames=stop(video.frames), cls=stop(video.cls))
-        text = text._replace(tokens=stop(text.tokens), sep=stop(text.sep))
-    if "vtm" in on:
-        of_text, of_video, exists = objectives.hard_negatives(
-            negatives_key, similarity, tokens, valid
-        )
-        wrong_video = jax.tree.map(lambda x: x[of_text], video)
-        wrong_text = jax.tree.map(lambda x: x[of_video], text)
-        passes["pair"] = model.fusion_input(video, text.tokens, text.mask)
-        passes["wrong_video"] = model.fusion_input(wrong_video, text.tokens, text.mask)
-        passes["wrong_text"] = model.fusion_input(video, wrong_text.tokens, wrong_text.mask)
-    if "mlm" in on:
-        places = jnp.arange(tokens.shape[1])
-        is_word = text.mask & (places > 0) & (places < text.sep_index[:, None])
-        hidden = objectives.mask_text(
-            mask_key, tokens, is_word, settings["mask_rate"], c.vocab_size
-        )
-        around = model.encode_text(hidden.tokens, hidden.masked).tokens
-        if c.fusion_stop_gradient:
-            around = jax.lax.stop_gradient(around)
-        passes["mlm"] = model.fusion_input(video, around, text.mask, masked=hidden.masked)
-    if "plm" in on:
-        prefix = objectives.draw_prefix(prefix_key, text.sep_index + 1)
-        if c.prefix_lm == "causal":
-            attention = objectives.prefix_attention(prefix, tokens.shape[1])
-            passes["plm"] = model.fusion_input(video, text.tokens, text.mask, attention)
+    inputs = _encode(model, batch, key, settings)
+    losses = {name: loss for name, loss in LOSSES.items() if name in inputs.active}
+    passes, carried = {}, {}
+    for name, loss in losses.items():
+        found, carried[name] = loss.prepare(inputs)
+        passes |= found
+    # All sequences have one shape and run as one batch, [passes, B, S, d].
     fused = model.fuse_passes(passes)
-
-    if "vtm" in on:
-        three = Fused(
-            *map(
-                jnp.stack,
-                zip(*(fused[n] for n in ("pair", "wrong_video", "wrong_text")), strict=True),
-            )
-        )
-        ends = jnp.stack([text.sep_index, text.sep_index, wrong_text.sep_index])
-        logits = model.match_logits(three, ends, drop[0])  # [3, B, 2]
-        matches = jnp.array([True, False, False])[:, None] & valid
-        counts = jnp.stack([valid, exists, exists])
-        losses["vtm"] = objectives.vtm(logits, matches, counts)
-        watch["match_accuracy"] = objectives.mean(logits.argmax(-1) == matches, counts)
-    if "mlm" in on:
-        at = jax.nn.one_hot(hidden.places, tokens.shape[1], dtype=fused["mlm"].text.dtype)
-        words = jnp.einsum("bml,bld->bmd", at, fused["mlm"].text)
-        losses["mlm"], watch["mlm_accuracy"] = objectives.mlm(
-            model.lm_logits(words, drop[1]), hidden.labels, hidden.valid & valid[:, None]
-        )
-    if "plm" in on:
-        if c.prefix_lm == "causal":
-            told = fused["plm"].text
-        else:
-            told = released.next_word_places(model, video, text.tokens)
-        losses["plm"], watch["plm_accuracy"] = objectives.plm(
-            model.lm_logits(told, drop[2]), tokens, text.mask, prefix, valid
-        )
-
-    losses = {name: losses[name] for name in LOSSES if name in on}
-    total = sum((settings[name] * loss for name, loss in losses.items()), jnp.float32(0))
-    return total, {**{f"loss_{name}": loss for name, loss in losses.items()}, **watch}
+    total, metrics = jnp.float32(0), {}
+    for name, loss in losses.items():
+        value, found = loss.finish(inputs, fused, carried[name])
+        total += settings[name] * value
+        metrics |= {f"loss_{name}": value, **found}
+    return total, metrics
 
 
-def active_losses(c, settings: Mapping) -> set[str]:
-    """The losses with a weight; OTA needs objects and ASP actions to speak of."""
-    on = {name for name in LOSSES if settings[name]}
-    return on - ({"ota"} if not c.objects else set()) - ({"asp"} if not c.actions else set())
+def alignment_loss(
+    config: ModelConfig,
+    video: VideoFeatures,
+    text: TextFeatures,
+    batch: Mapping[str, Array],
+    settings: Mapping[str, Any],
+) -> Result:
+    """Return the weighted sum of the active alignment losses, for tasks with their own loss."""
+    active = active_losses(config, settings)
+    total, metrics = jnp.float32(0), {}
+    for name, found in align(config, video, text, batch, settings, active).items():
+        total += settings[name] * found.loss
+        metrics |= {f"loss_{name}": found.loss, **_alignment_metrics(name, found)}
+    return total, metrics
+
+
+def active_losses(c: ModelConfig, settings: Mapping[str, Any]) -> set[str]:
+    """Return the losses with a weight; OTA also needs objects, ASP actions."""
+    active = {name for name in LOSSES if settings[name]}
+    return active - ({"ota"} if not c.objects else set()) - ({"asp"} if not c.actions else set())
 
 
 def align(
@@ -130,14 +119,13 @@ def align(
     video: VideoFeatures,
     text: TextFeatures,
     batch: Mapping[str, Array],
-    settings: Mapping,
-    on: set[str],
-    watch: dict[str, Array],
-) -> dict[str, Array]:
-    """OTA and ASP: trajectories to nouns, actions to verbs."""
-    tags, valid = batch["tags"], batch["valid"]
+    settings: Mapping[str, Any],
+    active: set[str],
+) -> dict[str, objectives.Alignment]:
+    """Align trajectories with nouns (`ota`) and actions with verbs (`asp`), if active."""
+    tags, valid, solver = batch["tags"], batch["valid"], settings["matching"]
     found = {}
-    if "ota" in on:
+    if "ota" in active:
         nouns = tags == objectives.NOUN
         if settings["proper_nouns"]:
             nouns |= tags == objectives.PROPER_NOUN
@@ -148,32 +136,189 @@ def align(
             nouns,
             text.sep_index,
             valid,
-            solver=settings["matching"],
+            solver=solver,
             similarity=c.alignment,
         )
-    if "asp" in on and c.alignment == "cosine":
+    verbs = tags == objectives.VERB
+    if "asp" in active and c.alignment == "cosine":
         found["asp"] = objectives.asp(
-            video.actions,
-            text.tokens,
-            tags == objectives.VERB,
-            text.sep_index,
-            valid,
-            solver=settings["matching"],
+            video.actions, text.tokens, verbs, text.sep_index, valid, solver=solver
         )
-    elif "asp" in on:
-        # The authors': Ø stands once, as for objects, and a clip without objects is left out.
+    elif "asp" in active:
+        # The authors' code uses Ø once, as for objects, and leaves out clips without objects.
         found["asp"] = objectives.ota(
             video.actions,
             jnp.ones(video.actions.shape[:2], bool),
             text.tokens,
-            tags == objectives.VERB,
+            verbs,
             text.sep_index,
             valid & video.object_mask.any(-1) if c.objects else valid,
-            solver=settings["matching"],
+            solver=solver,
             similarity=c.alignment,
         )
     if c.alignment == "dot":
-        found = dict(zip(found, released.share_of_one_mean(*found.values()), strict=True))
-    for name, of in found.items():
-        watch |= {f"{name}_none": of.none_share, f"{name}_agreement": of.agreement}
-    return {name: of.loss for name, of in found.items()}
+        found = dict(zip(found, objectives.share_of_one_mean(*found.values()), strict=True))
+    return found
+
+
+def _encode(
+    model: Stoa, batch: Mapping[str, Array], key: Array, settings: Mapping[str, Any]
+) -> Inputs:
+    c = model.config
+    video = model.encode_video(batch["pixels"], batch["boxes"], batch["classes"], batch["scores"])
+    text = model.encode_text(batch["tokens"])
+    fusion_video, fusion_text = video, text
+    if c.fusion_stop_gradient:
+        stop = jax.lax.stop_gradient
+        fusion_video = video._replace(frames=stop(video.frames), cls=stop(video.cls))
+        fusion_text = text._replace(tokens=stop(text.tokens), sep=stop(text.sep))
+    sampled = ("vtm", "mlm", "plm")
+    dropout_keys: list[Array | None] = [None] * len(sampled)
+    if c.head_dropout:
+        dropout_keys = list(jax.random.split(jax.random.fold_in(key, 3), len(sampled)))
+    return Inputs(
+        model=model,
+        batch=batch,
+        settings=settings,
+        active=active_losses(c, settings),
+        video=video,
+        text=text,
+        fusion_video=fusion_video,
+        fusion_text=fusion_text,
+        keys=dict(zip(sampled, jax.random.split(key, len(sampled)), strict=True)),
+        dropout_keys=dict(zip(sampled, dropout_keys, strict=True)),
+    )
+
+
+# Video-text contrastive
+
+
+def _no_passes(_: Inputs) -> tuple[Passes, None]:
+    return {}, None
+
+
+def _finish_vtc(inputs: Inputs, _: Mapping[str, Fused], __: None) -> Result:
+    return inputs.contrast[0], _retrieval_metrics(inputs)
+
+
+def _retrieval_metrics(inputs: Inputs) -> dict[str, Array]:
+    similarity = inputs.contrast[1]
+    hit = similarity.argmax(-1) == jnp.arange(similarity.shape[0])
+    return {"batch_r1": objectives.mean(hit, inputs.batch["valid"])}
+
+
+# Video-text matching
+
+
+def _prepare_vtm(inputs: Inputs) -> tuple[Passes, tuple[TextFeatures, Array]]:
+    model, video, text = inputs.model, inputs.fusion_video, inputs.fusion_text
+    negative_video, negative_text, exists = objectives.hard_negatives(
+        inputs.keys["vtm"], inputs.contrast[1], inputs.batch["tokens"], inputs.batch["valid"]
+    )
+    wrong_video = jax.tree.map(lambda x: x[negative_video], video)
+    wrong_text = jax.tree.map(lambda x: x[negative_text], text)
+    passes = {
+        "vtm_pair": model.fusion_input(video, text.tokens, text.mask),
+        "vtm_wrong_video": model.fusion_input(wrong_video, text.tokens, text.mask),
+        "vtm_wrong_text": model.fusion_input(video, wrong_text.tokens, wrong_text.mask),
+    }
+    return passes, (wrong_text, exists)
+
+
+def _finish_vtm(
+    inputs: Inputs, fused: Mapping[str, Fused], carried: tuple[TextFeatures, Array]
+) -> Result:
+    wrong_text, exists = carried
+    sep_index, valid = inputs.text.sep_index, inputs.batch["valid"]
+    outputs = [fused[f"vtm_{name}"] for name in ("pair", "wrong_video", "wrong_text")]
+    stacked = Fused(*map(jnp.stack, zip(*outputs, strict=True)))
+    ends = jnp.stack([sep_index, sep_index, wrong_text.sep_index])
+    logits = inputs.model.match_logits(stacked, ends, inputs.dropout_keys["vtm"])  # [3, B, 2]
+    matches = jnp.array([True, False, False])[:, None] & valid
+    counts = jnp.stack([valid, exists, exists])
+    accuracy = objectives.mean(logits.argmax(-1) == matches, counts)
+    metrics = {**_retrieval_metrics(inputs), "match_accuracy": accuracy}
+    return objectives.vtm(logits, matches, counts), metrics
+
+
+# Masked language modelling
+
+
+def _prepare_mlm(inputs: Inputs) -> tuple[Passes, objectives.MaskedText]:
+    model, text, tokens = inputs.model, inputs.text, inputs.batch["tokens"]
+    positions = jnp.arange(tokens.shape[1])
+    is_word = text.mask & (positions > 0) & (positions < text.sep_index[:, None])
+    masked = objectives.mask_text(
+        inputs.keys["mlm"],
+        tokens,
+        is_word,
+        inputs.settings["mask_rate"],
+        inputs.config.vocab_size,
+    )
+    masked_features = model.encode_text(masked.tokens, masked.masked).tokens
+    if inputs.config.fusion_stop_gradient:
+        masked_features = jax.lax.stop_gradient(masked_features)
+    sequence = model.fusion_input(
+        inputs.fusion_video, masked_features, text.mask, masked=masked.masked
+    )
+    return {"mlm": sequence}, masked
+
+
+def _finish_mlm(
+    inputs: Inputs, fused: Mapping[str, Fused], masked: objectives.MaskedText
+) -> Result:
+    features = fused["mlm"].text
+    onehot = jax.nn.one_hot(masked.positions, features.shape[1], dtype=features.dtype)
+    features = jnp.einsum("bml,bld->bmd", onehot, features)
+    logits = inputs.model.lm_logits(features, inputs.dropout_keys["mlm"])
+    valid = masked.valid & inputs.batch["valid"][:, None]
+    loss, accuracy = objectives.mlm(logits, masked.labels, valid)
+    return loss, {"mlm_accuracy": accuracy}
+
+
+# Prefix language modelling
+
+
+def _prepare_plm(inputs: Inputs) -> tuple[Passes, Array]:
+    text = inputs.fusion_text
+    prefix = objectives.sample_prefix(inputs.keys["plm"], text.sep_index + 1)
+    if inputs.config.prefix_lm == "position_query":  # a sequence of another shape, run by itself
+        return {}, prefix
+    attention = objectives.prefix_attention(prefix, text.tokens.shape[1])
+    sequence = inputs.model.fusion_input(inputs.fusion_video, text.tokens, text.mask, attention)
+    return {"plm": sequence}, prefix
+
+
+def _finish_plm(inputs: Inputs, fused: Mapping[str, Fused], prefix: Array) -> Result:
+    model, text = inputs.model, inputs.fusion_text
+    if inputs.config.prefix_lm == "position_query":
+        features = model.next_token_features(inputs.fusion_video, text.tokens)
+    else:
+        features = fused["plm"].text
+    logits = model.lm_logits(features, inputs.dropout_keys["plm"])
+    loss, accuracy = objectives.plm(
+        logits, inputs.batch["tokens"], text.mask, prefix, inputs.batch["valid"]
+    )
+    return loss, {"plm_accuracy": accuracy}
+
+
+# Object-text alignment and action set prediction
+
+
+def _finish_alignment(name: str, inputs: Inputs, _: Mapping[str, Fused], __: None) -> Result:
+    found = inputs.alignments[name]
+    return found.loss, _alignment_metrics(name, found)
+
+
+def _alignment_metrics(name: str, found: objectives.Alignment) -> dict[str, Array]:
+    return {f"{name}_none": found.none_share, f"{name}_agreement": found.agreement}
+
+
+LOSSES: dict[str, Loss] = {
+    "vtc": Loss(_no_passes, _finish_vtc),
+    "vtm": Loss(_prepare_vtm, _finish_vtm),
+    "mlm": Loss(_prepare_mlm, _finish_mlm),
+    "plm": Loss(_prepare_plm, _finish_plm),
+    "ota": Loss(_no_passes, functools.partial(_finish_alignment, "ota")),
+    "asp": Loss(_no_passes, functools.partial(_finish_alignment, "asp")),
+}

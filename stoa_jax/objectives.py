@@ -1,8 +1,8 @@
-"""The six losses, and what they draw: pure functions of arrays and masks.
+"""The six losses and their random sampling, as pure functions of arrays and masks.
 
-Each loss is an average over what is valid in the *global* batch: the arrays are global, however
-many devices hold them. Shapes: B clips, L text places, N trajectories, A actions, d shared
-width, V vocabulary, M masked places of a text.
+Each loss is the mean over the valid entries of the *global* batch: arrays are global, however many
+devices hold them. Shapes: B clips, L text positions, N trajectories, A actions, d shared width,
+V vocabulary, M masked positions of a text.
 """
 
 from typing import NamedTuple
@@ -14,17 +14,17 @@ from jax import Array
 from stoa_jax import ops
 from stoa_jax.models.layers import unit
 
-NOUN, PROPER_NOUN, VERB = 1, 2, 3  # what a batch's `tags` say of a word's last piece
+NOUN, PROPER_NOUN, VERB = 1, 2, 3  # values of a batch's `tags`, at the last piece of a word
 
 
 def mean(x: Array, mask: Array) -> Array:
-    """The average of `x` where `mask`; 0 where nothing is."""
+    """Return the mean of `x` where `mask` is True; 0 if it is True nowhere."""
     mask = mask.astype(jnp.float32)
     return jnp.where(mask > 0, x, 0).sum() / jnp.maximum(mask.sum(), 1.0)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """-log softmax(logits)[label], over the last axis."""
+    """Return `-log softmax(logits)[label]` over the last axis."""
     picked = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return jax.nn.logsumexp(logits, -1) - (jnp.where(picked > 0, logits, 0)).sum(-1)
 
@@ -33,7 +33,10 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def vtc(video: Array, text: Array, scale: Array, valid: Array) -> tuple[Array, Array]:
-    """Symmetric InfoNCE over unit vectors [B, d]; also the similarities [B texts, B videos]."""
+    """Return the symmetric InfoNCE loss of unit vectors [B, d] and the logits [B texts, B videos].
+
+    Logits are cosine similarities times `scale`.
+    """
     similarity = scale * text @ video.T
     both = valid[:, None] & valid[None]
     logits = jnp.where(both, similarity, -1e9)
@@ -45,28 +48,30 @@ def vtc(video: Array, text: Array, scale: Array, valid: Array) -> tuple[Array, A
 # Video-text matching
 
 
-def hard_negatives(key: Array, similarity: Array, tokens: Array, valid: Array):
-    """For each row of `similarity` [B texts, B videos] a wrong partner, likelier if similar.
+def hard_negatives(
+    key: Array, similarity: Array, tokens: Array, valid: Array
+) -> tuple[Array, Array, Array]:
+    """Sample a wrong partner for each row of `similarity` [B texts, B videos].
 
-    Returns the negative video of each text, the negative text of each video [B], and which have
-    one [B]. Pairs of equal captions [B, L] are right pairs too and never drawn.
+    The probability is the softmax of the similarity. Returns the negative video of each text, the
+    negative text of each video, and whether a negative exists, each [B]. Pairs with equal captions
+    (`tokens` [B, L]) count as matching and are never sampled.
     """
     same = (tokens[:, None] == tokens[None]).all(-1)
     wrong = ~same & valid[:, None] & valid[None]
     logits = jnp.where(wrong, jax.lax.stop_gradient(similarity), -jnp.inf)
     exists = wrong.any(-1)  # `wrong` is symmetric
-    for_text, for_video = jax.random.split(key)
+    text_key, video_key = jax.random.split(key)
 
-    def draw(key: Array, logits: Array) -> Array:
-        # A row without a candidate draws something finite, and is masked by the caller.
+    def sample(key: Array, logits: Array) -> Array:
+        # A row without a candidate samples from uniform logits; the caller masks it.
         return jax.random.categorical(key, jnp.where(exists[:, None], logits, 0.0))
 
-    video, text = draw(for_text, logits), draw(for_video, logits.T)
-    return video, text, exists
+    return sample(text_key, logits), sample(video_key, logits.T), exists
 
 
 def vtm(logits: Array, matches: Array, valid: Array) -> Array:
-    """Cross-entropy of match logits [..., 2] against `matches` [...], which pairs belong."""
+    """Return the cross-entropy of match logits [..., 2] against `matches` [...]."""
     return mean(cross_entropy(logits, matches.astype(jnp.int32)), valid)
 
 
@@ -74,42 +79,42 @@ def vtm(logits: Array, matches: Array, valid: Array) -> Array:
 
 
 class MaskedText(NamedTuple):
-    """A text with words hidden."""
+    """A text with some words masked."""
 
     tokens: Array  # [B, L], some replaced by random words
-    masked: Array  # [B, L], which read [MASK]
-    places: Array  # [B, M], of the words to tell
+    masked: Array  # [B, L], True where [MASK] is read instead
+    positions: Array  # [B, M], of the words to predict
     labels: Array  # [B, M], the words
-    valid: Array  # [B, M], which of the M count
+    valid: Array  # [B, M], which of the M are used
 
 
 def mask_text(
     key: Array, tokens: Array, is_word: Array, rate: float, vocab_size: int
 ) -> MaskedText:
-    """Hides `rate` of the words [B, L], at least one: 80 % [MASK], 10 % random, 10 % as they are.
+    """Select `rate` of the words [B, L], at least one, for prediction.
 
-    `is_word` [B, L] leaves out [CLS], [SEP] and padding. The number of places M is static, so
-    that words are predicted there only.
+    Of these, 80 % become [MASK], 10 % a random word, and 10 % stay. `is_word` [B, L] excludes
+    [CLS], [SEP] and padding. The number of positions M is static, so that only they need logits.
     """
     b, length = tokens.shape
     most = max(1, int(rate * (length - 2) + 0.5))
     count = jnp.maximum(1, jnp.round(rate * is_word.sum(-1))).astype(jnp.int32)
-    pick, how, word = jax.random.split(key, 3)
-    order = jnp.where(is_word, jax.random.uniform(pick, tokens.shape), -1.0)
-    best, places = jax.lax.top_k(order, most)
+    select_key, kind_key, word_key = jax.random.split(key, 3)
+    order = jnp.where(is_word, jax.random.uniform(select_key, tokens.shape), -1.0)
+    best, positions = jax.lax.top_k(order, most)
     valid = (best >= 0) & (jnp.arange(most) < count[:, None])
-    at = jax.nn.one_hot(places, length, dtype=bool) & valid[..., None]  # [B, M, L]
+    at = jax.nn.one_hot(positions, length, dtype=bool) & valid[..., None]  # [B, M, L]
     labels = (at * tokens[:, None]).sum(-1)
-    fate = jax.random.uniform(how, (b, most))
-    masked = (at & (fate < 0.8)[..., None]).any(1)
-    swapped = (at & (fate >= 0.9)[..., None]).any(1)
+    kind = jax.random.uniform(kind_key, (b, most))
+    masked = (at & (kind < 0.8)[..., None]).any(1)
+    swapped = (at & (kind >= 0.9)[..., None]).any(1)
     # The last two ids are the start and the end token.
-    random_words = jax.random.randint(word, tokens.shape, 0, vocab_size - 2)
-    return MaskedText(jnp.where(swapped, random_words, tokens), masked, places, labels, valid)
+    random_words = jax.random.randint(word_key, tokens.shape, 0, vocab_size - 2)
+    return MaskedText(jnp.where(swapped, random_words, tokens), masked, positions, labels, valid)
 
 
 def mlm(logits: Array, labels: Array, valid: Array) -> tuple[Array, Array]:
-    """Cross-entropy and accuracy of word logits [B, M, V] where `valid` [B, M]."""
+    """Return cross-entropy and accuracy of word logits [B, M, V] where `valid` [B, M] is True."""
     loss = mean(cross_entropy(logits, labels), valid)
     return loss, mean(logits.argmax(-1) == labels, valid)
 
@@ -118,22 +123,30 @@ def mlm(logits: Array, labels: Array, valid: Array) -> tuple[Array, Array]:
 
 
 def prefix_attention(prefix: Array, length: int) -> Array:
-    """[B, L, L]: places before `prefix` [B] see each other, those after it see what is before."""
+    """Return the text attention mask [B, L, L] of a prefix language model.
+
+    Positions before `prefix` [B] attend to each other; later ones attend to all up to themselves.
+    """
     at = jnp.arange(length)
     causal = at[None, :] <= at[:, None]
     inside = at[None] < prefix[:, None]
     return causal | (inside[:, :, None] & inside[:, None, :])
 
 
-def draw_prefix(key: Array, length: Array) -> Array:
-    """A prefix length in [1, length - 1] for each text of `length` [B] tokens."""
+def sample_prefix(key: Array, length: Array) -> Array:
+    """Sample a prefix length in [1, length - 1] for each text of `length` [B] tokens."""
     u = jax.random.uniform(key, length.shape)
     room = jnp.maximum(length - 1, 1)
     return 1 + jnp.minimum((u * room).astype(jnp.int32), room - 1)
 
 
-def plm(logits: Array, tokens: Array, text_mask: Array, prefix: Array, valid: Array):
-    """Next-word cross-entropy and accuracy on the suffix, from logits [B, L, V] at each place."""
+def plm(
+    logits: Array, tokens: Array, text_mask: Array, prefix: Array, valid: Array
+) -> tuple[Array, Array]:
+    """Return next-token cross-entropy and accuracy over the suffix.
+
+    Logits [B, L, V] at each position predict the token at the next one.
+    """
     target = tokens[:, 1:]
     counts = text_mask[:, 1:] & (jnp.arange(1, tokens.shape[1]) >= prefix[:, None])
     counts &= valid[:, None]
@@ -145,13 +158,13 @@ def plm(logits: Array, tokens: Array, text_mask: Array, prefix: Array, valid: Ar
 
 
 class Alignment(NamedTuple):
-    """A set matched to words."""
+    """Tokens matched to words."""
 
     loss: Array
-    columns: Array  # [B, n], the word each row got, -1 for none
-    scores: Array  # [B, n, L], how each row likes each word; sums to 1 over the words
-    none_share: Array  # of the matched rows, those that got Ø
-    agreement: Array  # of the matched rows, those that got the word they like best
+    columns: Array  # [B, n], the text position matched to each row, -1 for none
+    scores: Array  # [B, n, L], softmax of the similarity over the candidate words
+    none_share: Array  # share of matched rows that got the no-match token Ø
+    agreement: Array  # share of matched rows that got their highest-scoring word
 
 
 def ota(
@@ -165,9 +178,10 @@ def ota(
     solver: str = "device",
     similarity: str = "cosine",
 ) -> Alignment:
-    """Trajectories [B, N, d] matched to the nouns [B, L] of their text [B, L, d], and drawn there.
+    """Match trajectories [B, N, d] to the nouns of their text and regress toward them.
 
-    [SEP] stands for Ø. min(valid rows, valid columns) pairs; squared error over pairs and d.
+    `text` [B, L, d] are the text features, `nouns` [B, L] the candidates; [SEP] is the no-match
+    token Ø. The loss is the squared error over min(valid rows, valid columns) pairs and d.
     """
     is_sep = jnp.arange(text.shape[1]) == sep_index[:, None]
     words = nouns | is_sep
@@ -175,7 +189,7 @@ def ota(
     scores = _affinity(objects, text, words, similarity)
     rows = object_mask & valid[:, None]
     columns = ops.assign(scores, rows, words, solver=solver)
-    return _draw(objects, text, scores, columns, none=is_sep)
+    return _regress(objects, text, scores, columns, none=is_sep)
 
 
 def asp(
@@ -188,11 +202,11 @@ def asp(
     solver: str = "device",
     similarity: str = "cosine",
 ) -> Alignment:
-    """Actions [B, A, d] matched to the verbs [B, L] of their text, and drawn there.
+    """Match actions [B, A, d] to the verbs of their text and regress toward them.
 
-    Ø fills up the verbs to the number of actions, as in DETR: every action finds a target, and no
-    verb is left without an action while there is one. With Ø to spare all actions went there, since
-    the whole text is more like any clip than a verb is.
+    As in DETR, Ø fills up the verbs to the number of actions: every action gets a target, and every
+    verb gets an action while there is one. With more Ø than that, all actions would take Ø, because
+    the whole text is more similar to any clip than a verb is.
     """
     b, a, _ = actions.shape
     length = text.shape[1]
@@ -205,13 +219,20 @@ def asp(
     columns = jnp.concatenate([verbs, spare], 1)
     rows = jnp.broadcast_to(valid[:, None], (b, a))
     matched = ops.assign(scores, rows, columns, solver=solver)
-    # The copies of Ø all stand for [SEP].
+    # All copies of Ø stand for [SEP].
     matched = jnp.where(matched >= length, sep_index[:, None], matched)
-    return _draw(actions, text, scores[..., :length], matched, none=is_sep)
+    return _regress(actions, text, scores[..., :length], matched, none=is_sep)
+
+
+def share_of_one_mean(*alignments: Alignment) -> list[Alignment]:
+    """Rescale losses so that their sum is one mean over the pairs of all alignments."""
+    counts = [(a.columns >= 0).sum() for a in alignments]
+    total = jnp.maximum(sum(counts), 1).astype(jnp.float32)
+    return [a._replace(loss=a.loss * n / total) for a, n in zip(alignments, counts, strict=True)]
 
 
 def _affinity(x: Array, text: Array, words: Array, similarity: str) -> Array:
-    """Softmax over the words [B, n, L] of how near each row of `x` is to them, in float32."""
+    """Return the softmax over the words [B, n, L] of the similarity to each row, in float32."""
     x, text = jax.lax.stop_gradient(x).astype(jnp.float32), text.astype(jnp.float32)
     if similarity == "cosine":
         x, text = unit(x), unit(text)
@@ -219,14 +240,14 @@ def _affinity(x: Array, text: Array, words: Array, similarity: str) -> Array:
     return jax.nn.softmax(jnp.where(words[:, None], logits, -jnp.inf), -1)
 
 
-def _draw(x: Array, text: Array, scores: Array, columns: Array, none: Array) -> Alignment:
-    """Mean squared error of the matched pairs, and what the matching was like."""
+def _regress(x: Array, text: Array, scores: Array, columns: Array, none: Array) -> Alignment:
+    """Return the mean squared error of the matched pairs and statistics of the matching."""
     matched = columns >= 0
     onehot = jax.nn.one_hot(columns, text.shape[1], dtype=text.dtype)  # -1: all zero
     target = jnp.einsum("bnl,bld->bnd", onehot, text).astype(jnp.float32)
     error = jnp.square(x.astype(jnp.float32) - target).mean(-1)
     got_none = (onehot * none[:, None]).sum(-1)
-    liked = scores.argmax(-1) == columns
+    got_best = scores.argmax(-1) == columns
     return Alignment(
-        mean(error, matched), columns, scores, mean(got_none, matched), mean(liked, matched)
+        mean(error, matched), columns, scores, mean(got_none, matched), mean(got_best, matched)
     )

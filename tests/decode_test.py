@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from stoa_jax import decode, objectives
-from stoa_jax.models import decoding, released
+from stoa_jax.models import decoding
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.stoa import Stoa
 
@@ -242,7 +242,7 @@ def recomputed(model, video, tokens):
     """Logits [B, L, V] with nothing kept: both encoders over the whole text."""
     text = model.encode_text(tokens)
     if model.config.prefix_lm == "position_query":
-        return model.lm_logits(released.next_word_places(model, video, text.tokens))
+        return model.lm_logits(model.next_token_features(video, text.tokens))
     mask = jnp.ones(tokens.shape, bool)
     attention = objectives.prefix_attention(jnp.ones(len(tokens), jnp.int32), tokens.shape[1])
     return model.lm_logits(model.fuse(video, text.tokens, mask, attention).text)

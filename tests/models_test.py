@@ -16,7 +16,7 @@ from stoa_jax.errors import UserError
 from stoa_jax.models.config import VARIANTS, ModelConfig
 from stoa_jax.models.layers import run_blocks
 from stoa_jax.models.parameters import named_parameters, with_parameters
-from stoa_jax.models.stoa import Stoa, at_place, embed_text, embed_video
+from stoa_jax.models.stoa import Stoa, at_position, embed_text, embed_video
 
 B = 3
 TINY = dataclasses.replace(
@@ -273,10 +273,10 @@ def test_embeddings_have_unit_length():
         np.testing.assert_allclose(np.linalg.norm(v, axis=-1), 1, atol=1e-6)
 
 
-def test_at_place():
+def test_at_position():
     x = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
     index = np.array([0, 4, 2, 2])
-    np.testing.assert_array_equal(at_place(jnp.asarray(x), index), x[np.arange(4), index])
+    np.testing.assert_array_equal(at_position(jnp.asarray(x), index), x[np.arange(4), index])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -132,7 +132,7 @@ def test_masking_hides_the_right_number_of_words(seed):
     hidden = objectives.mask_text(jax.random.key(seed), tokens, jnp.asarray(is_word), 0.3, V)
     hidden = jax.tree.map(np.asarray, hidden)
     for b in range(B):
-        chosen = hidden.places[b][hidden.valid[b]]
+        chosen = hidden.positions[b][hidden.valid[b]]
         assert len(set(chosen)) == len(chosen) == max(1, round(0.3 * is_word[b].sum()))
         assert is_word[b][chosen].all()
         np.testing.assert_array_equal(hidden.labels[b][hidden.valid[b]], x["tokens"][b, chosen])
@@ -170,7 +170,7 @@ def test_mlm(seed):
 def test_plm(seed):
     x = make_batch(seed)
     logits = x["rng"].normal(size=(B, L, V)).astype(np.float32)
-    prefix = np.asarray(objectives.draw_prefix(jax.random.key(seed), jnp.asarray(x["length"])))
+    prefix = np.asarray(objectives.sample_prefix(jax.random.key(seed), jnp.asarray(x["length"])))
     assert (prefix >= 1).all() and (prefix <= x["length"] - 1).all()
     terms = []
     for b in np.flatnonzero(x["valid"]):
@@ -185,7 +185,7 @@ def test_plm(seed):
 
 def test_prefixes_are_uniform():
     length = jnp.full(6000, 7)
-    prefix = np.asarray(objectives.draw_prefix(jax.random.key(0), length))
+    prefix = np.asarray(objectives.sample_prefix(jax.random.key(0), length))
     share = np.bincount(prefix, minlength=7)[1:] / len(prefix)
     np.testing.assert_allclose(share, 1 / 6, atol=0.02)
 

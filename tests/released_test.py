@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from stoa_jax import weights
 from stoa_jax.errors import UserError
-from stoa_jax.models import released
+from stoa_jax.models import layers
 from stoa_jax.weights.released import TABLE, UNUSED
 from stoa_jax.weights.tables import write_table
 
@@ -39,15 +39,15 @@ def test_one_pass_is_as_many_passes_as_words():
     inputs = [data[name] for name in ("pixels", "boxes", "classes", "scores")]
     video = jax.jit(lambda *x: m.encode_video(*x))(*inputs)
     text = jax.jit(m.encode_text)(data["tokens"]).tokens
-    tell = jax.jit(lambda text: released.next_word_places(m, video, text))
-    told = tell(text)
+    predict = jax.jit(lambda text: m.next_token_features(video, text))
+    features = predict(text)
     for i in (0, 3, c.text_length - 2):
         # What comes after word i cannot matter, and word i does.
         other = text.at[:, i + 1 :].set(jnp.asarray(rng.standard_normal(text[:, i + 1 :].shape)))
-        again = tell(other)
-        np.testing.assert_allclose(again[:, : i + 1], told[:, : i + 1], atol=1e-5)
-        changed = tell(text.at[:, i].add(jnp.asarray(rng.standard_normal(text.shape[-1]))))
-        assert np.abs(changed[:, i] - told[:, i]).max() > 1e-3
+        again = predict(other)
+        np.testing.assert_allclose(again[:, : i + 1], features[:, : i + 1], atol=1e-5)
+        changed = predict(text.at[:, i].add(jnp.asarray(rng.standard_normal(text.shape[-1]))))
+        assert np.abs(changed[:, i] - features[:, i]).max() > 1e-3
 
 
 def test_padding_changes_nothing():
@@ -66,8 +66,8 @@ def test_padding_changes_nothing():
 
 def test_dropout_only_with_a_key():
     x = jnp.ones((4, 1000))
-    np.testing.assert_array_equal(released.dropout(x, 0.5, None), x)
-    dropped = released.dropout(x, 0.5, jax.random.key(0))
+    np.testing.assert_array_equal(layers.dropout(x, 0.5, None), x)
+    dropped = layers.dropout(x, 0.5, jax.random.key(0))
     assert set(np.unique(dropped)) == {0.0, 2.0} and abs(float(dropped.mean()) - 1) < 0.1
 
 

@@ -12,7 +12,7 @@ from stoa_jax.errors import UserError
 from stoa_jax.models.clip import TextTower, VisionTower, text_ends
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.layers import unit
-from stoa_jax.models.stoa import Stoa, at_place
+from stoa_jax.models.stoa import Stoa, at_position
 from stoa_jax.weights import Report
 
 CHUNK = 16  # frames, or texts, that run at once; a last chunk is padded to a power of two
@@ -42,7 +42,7 @@ def video_embedding(model: Towers | Stoa, pixels: Array) -> Array:
 def text_embedding(model: Towers | Stoa, tokens: Array) -> Array:
     """Ids [B, L] -> float32 [B, d] of unit length, at the end token."""
     end, _ = text_ends(tokens, model.text.config.vocab_size)
-    return unit(at_place(model.text(tokens), end))
+    return unit(at_position(model.text(tokens), end))
 
 
 class Model:

@@ -1,1 +1,1 @@
-"""The network: CLIP towers, trajectories, actions, fusion."""
+"""The network: CLIP towers, trajectory and action encoders, fusion encoder."""

@@ -1,6 +1,7 @@
-"""Action tokens: learned queries gather from each frame, two layers read them over time.
+"""Action tokens: learned queries pool each frame, two layers attend over the frames.
 
-Shapes: B clips, T frames, K objects a frame, P patches, A actions, h vision width, d shared width.
+Shapes: B clips, T frames, K objects per frame, P patches, A actions, h vision width,
+d shared width.
 """
 
 import jax.numpy as jnp
@@ -12,7 +13,10 @@ from stoa_jax.models.layers import LayerNorm, normal, run_blocks, stack
 
 
 class ActionEncoder(nnx.Module):
-    """`x = softmax(q · Fᵀ) F` in each frame, F its patches and objects; then [CLS] over time."""
+    """Pool each frame by `softmax(q · Fᵀ) F` over its patches and objects F, then attend over time.
+
+    The output at a prepended [CLS] is the action token.
+    """
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         h = c.vision_width
@@ -25,27 +29,34 @@ class ActionEncoder(nnx.Module):
         self.ln_post = LayerNorm(h)
         self.proj = normal(rngs, (h, c.text_width), h**-0.5)
 
-    def gather(self, patches: Array, objects: Array | None, valid: Array | None) -> Array:
-        """[B, T, P, h], [B, T, K, h] and [B, T, K] -> what each query saw [B, A, T, h]."""
-        features, seen = patches, None
-        if objects is not None:
+    def pool(self, patches: Array, objects: Array | None, valid: Array | None) -> Array:
+        """Pool patches [B, T, P, h] and objects [B, T, K, h] by every query: [B, A, T, h].
+
+        `valid` [B, T, K] is False for padded objects.
+        """
+        features, mask = patches, None
+        if objects is not None and valid is not None:
             features = jnp.concatenate([patches, objects], 2)  # [B, T, P + K, h]
-            seen = jnp.concatenate([jnp.ones(patches.shape[:3], bool), valid], 2)
+            mask = jnp.concatenate([jnp.ones(patches.shape[:3], bool), valid], 2)
         queries = self.queries[...].astype(features.dtype)
         logits = jnp.einsum("ah,btfh->batf", queries, features, preferred_element_type=jnp.float32)
-        if seen is not None:
-            logits = jnp.where(seen[:, None], logits, -jnp.inf)  # patches are always there
+        if mask is not None:
+            logits = jnp.where(mask[:, None], logits, -jnp.inf)  # patches are never masked
         weights = nnx.softmax(logits, -1).astype(features.dtype)
         return jnp.einsum("batf,btfh->bath", weights, features)
 
     def __call__(
         self, patches: Array, objects: Array | None, valid: Array | None, frame_cls: Array
     ) -> Array:
-        """[B, T, P, h], [B, T, K, h], [B, T, K] and the frames' [CLS] [B, T, h] -> [B, A, d]."""
+        """Return action tokens [B, A, d].
+
+        Takes patches [B, T, P, h], objects [B, T, K, h] with their mask `valid` [B, T, K], and the
+        frames' [CLS] outputs [B, T, h].
+        """
         c = self.config
-        x = self.gather(patches, objects, valid)
+        x = self.pool(patches, objects, valid)
         b, a, t, h = x.shape
-        if c.action_cls == "learned":
+        if self.cls is not None and self.frame_embedding is not None:
             x = x + self.frame_embedding[...].astype(x.dtype)
             cls = self.cls[...].astype(x.dtype)
         else:

@@ -1,7 +1,7 @@
 """CLIP's two towers.
 
 Shapes: N frames or texts, S side of a frame, P patches, h vision width, d shared width,
-L text places, V vocabulary.
+L text positions, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,7 @@ from flax import nnx
 from jax import Array
 
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.layers import LayerNorm, normal, run_blocks, stack
-from stoa_jax.models.released import joint_frames
+from stoa_jax.models.layers import LayerNorm, joint_frames, normal, run_blocks, stack
 
 # CLIP's mean and standard deviation of red, green and blue, for pixels in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -21,13 +20,13 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Patches(nnx.Module):
-    """A frame cut into patches, each projected: CLIP's first convolution."""
+    """Linear projection of non-overlapping patches: CLIP's first convolution."""
 
     def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
         self.kernel = normal(rngs, (size, size, 3, width), (3 * size * size) ** -0.5)
 
     def __call__(self, x: Array) -> Array:
-        """[N, S, S, 3] -> [N, P, h]."""
+        """Project frames [N, S, S, 3] to patches [N, P, h]."""
         n, side, _, _ = x.shape
         size = self.kernel.shape[0]
         grid = side // size
@@ -37,7 +36,7 @@ class Patches(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """The vision transformer, one frame at a time."""
+    """The vision transformer, which encodes every frame by itself."""
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         h = c.vision_width
@@ -60,28 +59,29 @@ class VisionTower(nnx.Module):
     def __call__(
         self, pixels: Array, taps: Sequence[int] = (), *, frames: int = 1
     ) -> tuple[Array, dict[int, Array]]:
-        """uint8 [N, S, S, 3] -> frame tokens [N, d], and {block: its output [N, 1 + P, h]}.
+        """Return frame tokens [N, d] and the outputs of the blocks named in `taps`.
 
-        Blocks are counted from 1; their outputs are those before `ln_post`, [CLS] first. Every
-        `frames` of the N are one clip, which matters to the last `joint_blocks` only.
+        Takes uint8 pixels [N, S, S, 3]. The second result is `{block: [N, 1 + P, h]}`, blocks
+        counted from 1, before `ln_post`, [CLS] first. Every `frames` consecutive rows are one
+        clip, which matters only to the last `joint_blocks`.
         """
         c = self.config
         x = self.embed(pixels)
         out = {}
-        at, joint = 0, c.vision_depth - c.joint_blocks
+        start, joint = 0, c.vision_depth - c.joint_blocks
         for stop in sorted({*taps, joint, c.vision_depth} - {0}):
-            run = dict(start=at, stop=stop, scan=c.scan_layers, remat=c.remat)
-            if at < joint:
+            run = dict(start=start, stop=stop, scan=c.scan_layers, remat=c.remat)
+            if start < joint:
                 x = run_blocks(self.blocks, x, **run)
             else:
                 x = joint_frames(self.blocks, x, frames, **run)
             out[stop] = x
-            at = stop
+            start = stop
         tokens = self.ln_post(x[:, 0]) @ self.proj[...].astype(x.dtype)
         return tokens, {tap: out[tap] for tap in taps}
 
     def embed(self, pixels: Array) -> Array:
-        """Normalised, cut into patches, placed: the input of the first block [N, 1 + P, h]."""
+        """Return the input of the first block [N, 1 + P, h], positions and `ln_pre` included."""
         x = (pixels.astype(jnp.float32) / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
         x = self.patch(x.astype(self.config.dtype))
         cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
@@ -100,21 +100,21 @@ class TextTower(nnx.Module):
         self.blocks = stack(c.text_depth, d, c.text_heads, activation=c.activation, rngs=rngs)
         self.ln_final = LayerNorm(d)
         self.proj = normal(rngs, (d, d), d**-0.5)
-        # [MASK] is not in CLIP's vocabulary.
+        # CLIP's vocabulary has no [MASK].
         learned = c.masked_text == "learned"
         self.mask_embedding = normal(rngs, (d,), 0.02) if learned else None
 
     def embed(self, tokens: Array, masked: Array | None = None) -> Array:
-        """Token embeddings [N, L, d], the mask's where `masked`; no positions yet."""
+        """Return token embeddings [N, L, d] without positions; [MASK]'s where `masked` is True."""
         if masked is not None and self.mask_embedding is None:
             return self.token_embedding[...][jnp.where(masked, 0, tokens)]
         x = self.token_embedding[...][tokens]
-        if masked is not None:
+        if masked is not None and self.mask_embedding is not None:
             x = jnp.where(masked[..., None], self.mask_embedding[...], x)
         return x
 
     def __call__(self, tokens: Array, masked: Array | None = None) -> Array:
-        """[N, L] ids -> [N, L, d] in the shared space; `masked` places read [MASK]."""
+        """Encode ids [N, L] to [N, L, d] in the shared space; `masked` positions read [MASK]."""
         c = self.config
         length = tokens.shape[1]
         x = (self.embed(tokens, masked) + self.positions[...][:length]).astype(c.dtype)
@@ -124,10 +124,13 @@ class TextTower(nnx.Module):
 
 
 def text_ends(tokens: Array, vocab_size: int) -> tuple[Array, Array]:
-    """Where [SEP] stands [N], and which places are text [N, L], [CLS] and [SEP] included."""
+    """Return the position of [SEP] [N] and the mask of text positions [N, L], both ends included.
+
+    The end token has the last id of the vocabulary.
+    """
     is_end = tokens == vocab_size - 1
-    # A text that was cut without its [SEP] ends at its last place.
+    # A text that was truncated without its [SEP] ends at its last position.
     last = tokens.shape[-1] - 1
     end = jnp.where(is_end.any(-1), jnp.argmax(is_end, -1), last).astype(jnp.int32)
-    places = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1)
-    return end, places <= end[..., None]
+    positions = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1)
+    return end, positions <= end[..., None]

@@ -1,6 +1,7 @@
-"""The model's configuration: every size, and every field in which the presets differ."""
+"""Configuration of the model: every size, and every field in which the presets differ."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 from stoa_jax.errors import UserError
@@ -8,9 +9,9 @@ from stoa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and choices of one STOA-VLP model. The defaults are the paper's (`base`).
+    """Sizes and options of one STOA-VLP model. The defaults are the paper's (`base`).
 
-    Letters in brackets are the dimensions' names in shapes and in the documentation.
+    Letters in brackets name the dimensions in shapes and in the documentation.
     """
 
     # Video
@@ -21,54 +22,54 @@ class ModelConfig:
     vision_depth: int = 12
     vision_heads: int = 12
     # Text
-    vocab_size: int = 49408  # [V]; fewer: CLIP's BPE cut at its first merges
+    vocab_size: int = 49408  # [V]; smaller: CLIP's BPE cut after its first merges
     text_length: int = 32  # [L]
     text_positions: int = 77  # rows of CLIP's position table
-    text_width: int = 512  # also the width of the shared space and of fusion [d]
+    text_width: int = 512  # [d], also of the shared space and of fusion
     text_depth: int = 12
     text_heads: int = 8
     # Objects and actions
-    objects: bool = True  # trajectories are made, and reach fusion
+    objects: bool = True  # compute trajectories and pass them to fusion
     actions: bool = True
     objects_per_frame: int = 10  # [K]
     trajectories: int = 20  # [N]
     action_tokens: int = 4  # [A]
     trajectory_depth: int = 2
     action_depth: int = 2
-    object_block: int = 10  # blocks whose patches objects and actions read, counted from 1
+    object_block: int = 10  # blocks whose patches objects and actions use, counted from 1
     action_block: int = 11
     roi_size: int = 7
     # Fusion
     fusion_depth: int = 6
     fusion_heads: int = 8
     num_answers: int = 0  # classes of the question-answering head; 0: no head
-    # Numbers
+    # Computation
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    # How it is run: the same parameters and the same numbers
+    dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
+    # How it runs: parameters and results do not depend on these
     scan_layers: bool = True
     remat: Literal["none", "dots", "full"] = "none"
     attention: Literal["xla", "cudnn"] = "xla"
 
-    # Where the presets differ. The defaults are `paper`; `released()` is the authors' code.
+    # Differences between the presets. The defaults are `paper`; `released()` is the authors' code.
     action_patches_stop_gradient: bool = False
-    joint_blocks: int = 0  # last video blocks that attend over all frames of the clip at once
+    joint_blocks: int = 0  # last video blocks, which attend over all frames of a clip
     region: Literal["pool_then_mlp", "mlp_then_pool"] = "pool_then_mlp"
     trajectory_layers_run: int = 2
     trajectory_choice: Literal["largest", "first_met"] = "largest"
     action_cls: Literal["learned", "frame_mean"] = "learned"
-    fusion_positions: Literal["all", "tokens_only"] = "all"  # tokens_only: v_cls, t_sep get none
+    fusion_positions: Literal["all", "tokens_only"] = "all"  # tokens_only: none for v_cls, t_sep
     masked_text: Literal["learned", "zero"] = "learned"
     fusion_position_rows: int = 0  # 0: visual_length + text_positions
     prefix_lm: Literal["causal", "position_query"] = "causal"
     match_head: Literal["linear", "bilinear"] = "linear"
     head_dropout: float = 0.0
     alignment: Literal["cosine", "dot"] = "cosine"
-    fusion_stop_gradient: bool = False  # MLM, PLM and VTM do not reach the towers
+    fusion_stop_gradient: bool = False  # MLM, PLM, VTM do not train the towers
     answer_head: Literal["classifier", "first_piece"] = "classifier"
 
     def __post_init__(self) -> None:
-        for message in _mistakes(self):
+        for message in _errors(self):
             raise UserError(f"config.model: {message}")
 
     # Named variants: literal numbers.
@@ -104,7 +105,7 @@ class ModelConfig:
 
     @classmethod
     def tiny(cls) -> "ModelConfig":
-        """Trains on two CPU cores in minutes; for the demo and the tests."""
+        """Sizes that train on two CPU cores in minutes, for the demo and the tests."""
         return cls(
             image_size=48,
             patch_size=12,
@@ -128,7 +129,7 @@ class ModelConfig:
         )
 
     def released(self) -> "ModelConfig":
-        """The same sizes as the authors' public code computes them."""
+        """Return the same sizes with the options of the authors' public code."""
         return dataclasses.replace(
             self,
             object_block=max(1, self.vision_depth - 1),
@@ -153,12 +154,12 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of a frame."""
+        """Number of patches along one side of a frame."""
         return self.image_size // self.patch_size
 
     @property
     def visual_length(self) -> int:
-        """Fusion places before the text: frames, the clip, trajectories, actions."""
+        """Number of fusion positions before the text: frames, clip, trajectories, actions."""
         objects = self.trajectories if self.objects else 0
         actions = self.action_tokens if self.actions else 0
         return self.frames + 1 + objects + actions
@@ -167,7 +168,7 @@ class ModelConfig:
 VARIANTS = ("base", "base32", "large14", "large14_336", "tiny")
 
 
-def _mistakes(c: ModelConfig):
+def _errors(c: ModelConfig) -> Iterator[str]:
     if c.image_size % c.patch_size:
         yield (
             f"image_size {c.image_size} is not a multiple of patch_size {c.patch_size}; "

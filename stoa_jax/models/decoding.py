@@ -1,9 +1,10 @@
-"""The prefix language model one word at a time, with keys and values kept.
+"""One decoding step of the prefix language model, with cached keys and values.
 
-Nothing visual ever sees text, so each fusion layer's visual keys and values are made once for a
-clip; the text encoder and the text side of fusion are causal, so theirs are kept as they come.
+Nothing visual attends to text, so the visual keys and values of each fusion layer are computed once
+per clip. The text encoder and the text side of fusion are causal, so their keys and values are
+cached token by token.
 
-Shapes: B clips, W beams, S visual places, L text places, H heads, D head width, d width,
+Shapes: B clips, W beams, S visual positions, L text positions, H heads, D head width, d width,
 V vocabulary.
 """
 
@@ -14,12 +15,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from stoa_jax.models import released
+from stoa_jax.models.features import VideoFeatures
 from stoa_jax.models.layers import Attention, Block, depth_of
-from stoa_jax.models.stoa import Stoa, VideoFeatures
+from stoa_jax.models.stoa import Stoa
 
 
 class Visual(NamedTuple):
-    """What the words look at: the visual half of every fusion layer."""
+    """Keys and values of the visual half of every fusion layer."""
 
     keys: Array  # [layers, B, S, H, D]
     values: Array
@@ -27,7 +29,7 @@ class Visual(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the words so far, [layers, B, W, L, H, D]."""
+    """Keys and values of the tokens so far, [layers, B, W, L, H, D]."""
 
     text_keys: Array
     text_values: Array
@@ -36,10 +38,10 @@ class Cache(NamedTuple):
 
 
 def visual_keys(model: Stoa, video: VideoFeatures) -> Visual:
-    """Runs the visual half of the fusion encoder, once for a clip."""
+    """Run the visual half of the fusion encoder, once per clip."""
     if model.config.prefix_lm == "position_query":
-        x, counts = released.visual_places(model, video)
-        mask = jnp.broadcast_to(counts[:, None], (*counts.shape, counts.shape[1]))
+        x, valid = released.visual_sequence(model.fusion.positions[...], video)
+        mask = jnp.broadcast_to(valid[:, None], (*valid.shape, valid.shape[1]))
     else:
         b, _, d = video.frames.shape
         no_text = jnp.zeros((b, 0, d), video.frames.dtype)
@@ -58,76 +60,79 @@ def visual_keys(model: Stoa, video: VideoFeatures) -> Visual:
 
 
 def empty_cache(model: Stoa, clips: int, beams: int, length: int) -> Cache:
-    """Room for `length` words of every beam, and for one place that only asks."""
+    """Return a zero cache for `length` tokens of every beam, plus one position for a bare query."""
 
-    def room(blocks: Block) -> Array:
+    def zeros(blocks: Block) -> Array:
         _, _, _, heads, width = blocks.attention.qkv.kernel.shape
         shape = (depth_of(blocks), clips, beams, length + 1, heads, width)
         return jnp.zeros(shape, model.config.dtype)
 
-    text, fusion = room(model.text.blocks), room(model.fusion.blocks)
+    text, fusion = zeros(model.text.blocks), zeros(model.fusion.blocks)
     return Cache(text, text, fusion, fusion)
 
 
 def next_word(
-    model: Stoa, visual: Visual, cache: Cache, tokens: Array, place: Array
+    model: Stoa, visual: Visual, cache: Cache, tokens: Array, position: Array
 ) -> tuple[Array, Cache]:
-    """Logits [B, W, V] of what follows `tokens` [B, W], which stand at `place` of their texts."""
-    text, fusion = model.text, model.fusion
-    so_far = jnp.arange(cache.text_keys.shape[3]) <= place  # [L]
+    """Return logits [B, W, V] of the token after `tokens` [B, W], and the extended cache.
 
-    x = text.embed(tokens) + text.positions[...][place]
-    x, text_keys, text_values = _through(
+    `tokens` stand at index `position` of their texts.
+    """
+    text, fusion = model.text, model.fusion
+    so_far = jnp.arange(cache.text_keys.shape[3]) <= position  # [L]
+
+    x = text.embed(tokens) + text.positions[...][position]
+    x, text_keys, text_values = _run_cached(
         text.blocks,
         x.astype(model.config.dtype),
         (cache.text_keys, cache.text_values),
-        place,
+        position,
         so_far,
     )
     x = text.ln_final(x) @ text.proj[...].astype(x.dtype)
 
     positions = fusion.positions[...][visual.mask.shape[1] :].astype(x.dtype)
-    x = x + positions[place]
-    x, fusion_keys, fusion_values = _through(
-        fusion.blocks, x, (cache.fusion_keys, cache.fusion_values), place, so_far, visual
+    x = x + positions[position]
+    x, fusion_keys, fusion_values = _run_cached(
+        fusion.blocks, x, (cache.fusion_keys, cache.fusion_values), position, so_far, visual
     )
     if model.config.prefix_lm == "position_query":
-        # The next word is told by its bare position, which sees all before it and is not kept.
-        asks = jnp.broadcast_to(positions[place + 1], x.shape)
-        kept = (fusion_keys, fusion_values)
-        so_far = jnp.arange(so_far.shape[0]) <= place + 1
-        x, _, _ = _through(fusion.blocks, asks, kept, place + 1, so_far, visual)
+        # The next token is predicted from its bare position, which attends to all tokens before it
+        # and is not cached.
+        query = jnp.broadcast_to(positions[position + 1], x.shape)
+        cached = (fusion_keys, fusion_values)
+        so_far = jnp.arange(so_far.shape[0]) <= position + 1
+        x, _, _ = _run_cached(fusion.blocks, query, cached, position + 1, so_far, visual)
     return model.lm_logits(x), Cache(text_keys, text_values, fusion_keys, fusion_values)
 
 
-def _through(
+def _run_cached(
     blocks: Block,
     x: Array,
-    kept: tuple[Array, Array],
-    place: Array,
+    cached: tuple[Array, Array],
+    position: Array,
     so_far: Array,
     visual: Visual | None = None,
 ) -> tuple[Array, Array, Array]:
-    """One word [B, W, d] through a stack; the kept keys and values with its own written in."""
+    """Run one token [B, W, d] through a stack; also return the keys and values with its own."""
+    visual_pair = None if visual is None else (visual.keys, visual.values)
 
-    seen = None if visual is None else (visual.keys, visual.values)
-
-    def layer(x: Array, one) -> tuple[Array, tuple[Array, Array]]:
-        block, keys, values, pair = one
+    def layer(x: Array, inputs) -> tuple[Array, tuple[Array, Array]]:
+        block, keys, values, pair = inputs
         b, w, d = x.shape
         q, k, v = block.attention.project(block.ln_1(x).reshape(b * w, 1, d))
         q, k, v = (part.reshape(b, w, 1, *part.shape[2:]) for part in (q, k, v))
-        keys = jax.lax.dynamic_update_slice_in_dim(keys, k, place, 2)
-        values = jax.lax.dynamic_update_slice_in_dim(values, v, place, 2)
-        sights = None if pair is None else (*pair, visual.mask)
-        x = x + _look(block.attention, q[:, :, 0], keys, values, so_far, sights)
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, k, position, 2)
+        values = jax.lax.dynamic_update_slice_in_dim(values, v, position, 2)
+        seen = None if visual is None else (*pair, visual.mask)
+        x = x + _attend(block.attention, q[:, :, 0], keys, values, so_far, seen)
         return x + block.mlp(block.ln_2(x)), (keys, values)
 
-    x, (keys, values) = jax.lax.scan(layer, x, (blocks, *kept, seen))
+    x, (keys, values) = jax.lax.scan(layer, x, (blocks, *cached, visual_pair))
     return x, keys, values
 
 
-def _look(
+def _attend(
     attention: Attention,
     q: Array,
     keys: Array,
@@ -135,9 +140,10 @@ def _look(
     so_far: Array,
     seen: tuple[Array, Array, Array] | None,
 ) -> Array:
-    """Attention [B, W, d] of one query [B, W, H, D] a beam, over its own words and what it sees.
+    """Attend from one query [B, W, H, D] per beam to its own tokens and the visual ones: [B, W, d].
 
-    The visual keys [B, S, H, D] are shared by the beams, and not copied for them.
+    `seen` holds the visual keys and values [B, S, H, D] and mask [B, S], which all beams of a clip
+    share without copies.
     """
 
     def logits(equation: str, k: Array, mask: Array) -> Array:
@@ -149,11 +155,11 @@ def _look(
         weights = jax.nn.softmax(words, -1).astype(q.dtype)
         mixed = jnp.einsum("bwal,bwlad->bwad", weights, values)
     else:
-        their_keys, their_values, mask = seen
-        sights = logits("bwad,bsad->bwas", their_keys, mask[:, None, None])
-        weights = jax.nn.softmax(jnp.concatenate([sights, words], -1), -1).astype(q.dtype)
-        count = their_keys.shape[1]
-        mixed = jnp.einsum("bwas,bsad->bwad", weights[..., :count], their_values)
+        visual_keys, visual_values, mask = seen
+        visual = logits("bwad,bsad->bwas", visual_keys, mask[:, None, None])
+        weights = jax.nn.softmax(jnp.concatenate([visual, words], -1), -1).astype(q.dtype)
+        count = visual_keys.shape[1]
+        mixed = jnp.einsum("bwas,bsad->bwad", weights[..., :count], visual_values)
         mixed += jnp.einsum("bwal,bwlad->bwad", weights[..., count:], values)
     y = jnp.einsum("bwad,adh->bwh", mixed, attention.out.kernel[...].astype(mixed.dtype))
     return y + attention.out.bias[...].astype(y.dtype)

@@ -1,7 +1,7 @@
-"""The modality-agnostic encoder, and the heads on top of it.
+"""The modality-agnostic encoder and the heads on top of it.
 
-Fusion sequence: frames·T, clip, trajectories·N, actions·A, text·L.
-Shapes: B clips, S fusion places, L text places, d width, V vocabulary.
+The fusion sequence is T frames, the clip token, N trajectories, A actions, L text positions.
+Shapes: B clips, S fusion positions, L text positions, d width, V vocabulary.
 """
 
 import jax.numpy as jnp
@@ -9,25 +9,25 @@ from flax import nnx
 from jax import Array
 
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.layers import Block, Linear, normal, run_blocks, stack
-from stoa_jax.models.released import BilinearMatch, dropout
+from stoa_jax.models.layers import Block, Linear, dropout, normal, run_blocks, stack
+from stoa_jax.models.released import BilinearMatch
 
 
 class FusionEncoder(nnx.Module):
-    """Video, trajectories, actions and text in one sequence, bidirectional."""
+    """Transformer over video, trajectories, actions and text in one sequence."""
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         d = c.text_width
         self.config = c
-        # Room for the longest text at any time, so that the table never changes with it.
+        # Rows for the longest possible text, so that the table does not depend on `text_length`.
         rows = c.fusion_position_rows or c.visual_length + c.text_positions
         self.positions = normal(rngs, (rows, d), 0.01)
-        self.blocks = comparing(
+        self.blocks = tie_keys_to_queries(
             stack(c.fusion_depth, d, c.fusion_heads, activation=c.activation, rngs=rngs)
         )
-        # Stands in for a masked word's text feature.
+        # Replaces the text feature of a masked word.
         self.mask_input = normal(rngs, (d,), 0.02) if c.masked_text == "learned" else None
-        # Token embeddings are drawn at 0.02: with this, words start with a spread of about 1.
+        # Token embeddings start at 0.02: with this scale the logits start with a spread of about 1.
         self.lm_proj = normal(rngs, (d, d), 1 / (0.02 * d))
         self.lm_bias = nnx.Param(jnp.zeros(c.vocab_size))
         bilinear = c.match_head == "bilinear"
@@ -37,14 +37,14 @@ class FusionEncoder(nnx.Module):
         self.answer = Linear(2 * d, c.num_answers, std=0.02, rngs=rngs) if c.num_answers else None
 
     def __call__(self, x: Array, mask: Array) -> Array:
-        """[B, S, d] with `mask` [B, S, S], True where one may look -> [B, S, d]."""
+        """Encode `x` [B, S, d], attending where `mask` [B, S, S] is True."""
         c = self.config
-        if c.fusion_positions == "all":  # else whoever made the sequence knows which have one
+        if c.fusion_positions == "all":  # otherwise `x` already contains them
             x = x + self.positions[...][: x.shape[1]].astype(x.dtype)
         return run_blocks(self.blocks, x, mask, scan=c.scan_layers, remat=c.remat)
 
     def lm_logits(self, x: Array, token_embedding: Array, key: Array | None = None) -> Array:
-        """[..., d] -> [..., V], over the tied table of token embeddings, in float32."""
+        """Return float32 logits [..., V] of features [..., d], tied to the token embeddings."""
         x = dropout(x, self.config.head_dropout, key)
         x = x @ self.lm_proj[...].astype(x.dtype)
         logits = jnp.einsum(
@@ -53,11 +53,11 @@ class FusionEncoder(nnx.Module):
         return logits + self.lm_bias[...]
 
 
-def comparing(blocks: Block) -> Block:
-    """Keys that start equal to queries: a place then looks first at places that are like it.
+def tie_keys_to_queries(blocks: Block) -> Block:
+    """Initialise keys equal to queries, so that similar positions attend to each other.
 
-    Video and text stand in one space, so a matching pair is told from the first step; with keys of
-    their own the match loss stayed at its prior (benchmarks/RESULTS.md).
+    Video and text share one space, so the encoder recognises a matching pair from the first step.
+    With independent keys the match loss stayed at its prior (benchmarks/RESULTS.md).
     """
     kernel = blocks.attention.qkv.kernel  # [depth, h, 3, H, D]
     kernel[...] = kernel[...].at[:, :, 1].set(kernel[...][:, :, 0])
@@ -65,10 +65,11 @@ def comparing(blocks: Block) -> Block:
 
 
 def fusion_mask(visual: Array, text: Array, text_attention: Array | None = None) -> Array:
-    """Who may look at whom [B, S, S], from which visual [B, S - L] and text [B, L] places count.
+    """Return the attention mask [B, S, S] of the fusion sequence.
 
-    Without `text_attention` every place sees every valid place. With it, text sees text as it
-    says [B, L, L] and all that is visual, and nothing visual sees text.
+    `visual` [B, S - L] and `text` [B, L] say which positions are valid. Without `text_attention`
+    every position attends to every valid one. With it, text attends to text as it says [B, L, L]
+    and to every visual position, and no visual position attends to text.
     """
     b, v = visual.shape
     length = text.shape[1]

@@ -1,6 +1,6 @@
-"""Transformer layers as plain pytrees: parameters in float32, computation in the input's type.
+"""Transformer layers as plain pytrees: parameters in float32, computation in the input's dtype.
 
-Shapes: N rows, S places, h width, H heads, D width of a head.
+Shapes: N rows, S positions, h width, H heads, D head width.
 """
 
 from collections.abc import Callable
@@ -17,32 +17,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
-    """A parameter drawn from N(0, std²)."""
+    """Return a parameter initialised from N(0, std²)."""
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
 class Linear(nnx.Module):
-    """`x · kernel + bias` over the last axis."""
+    """Affine map `x · kernel + bias` of the last axis."""
 
     def __init__(self, d_in: int, d_out: int, *, std: float, bias: bool = True, rngs: nnx.Rngs):
         self.kernel = normal(rngs, (d_in, d_out), std)
         self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        """[..., d_in] -> [..., d_out]."""
+        """Map [..., d_in] to [..., d_out]."""
         y = x @ self.kernel[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation, computed in float32."""
+    """Layer normalisation of the last axis, computed in float32."""
 
     def __init__(self, width: int):
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: Array) -> Array:
-        """Over the last axis; the result has the input's type."""
+        """Normalise `x`; the result has the dtype of the input."""
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5)
@@ -50,7 +50,7 @@ class LayerNorm(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with an activation between."""
+    """Two linear layers with an activation between them."""
 
     def __init__(
         self,
@@ -68,12 +68,12 @@ class Mlp(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        """[..., d_in] -> [..., d_out]."""
+        """Map [..., d_in] to [..., d_out]."""
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class Heads(nnx.Module):
-    """Kernel [h, 3, H, D] and bias of the query, key and value projections in one."""
+    """Query, key and value projections in one kernel [h, 3, H, D] and one bias."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.kernel = normal(rngs, (width, 3, heads, width // heads), width**-0.5)
@@ -81,7 +81,7 @@ class Heads(nnx.Module):
 
 
 class Merge(nnx.Module):
-    """Kernel [H, D, h] and bias that bring the heads back together."""
+    """Output projection of the heads: kernel [H, D, h] and bias."""
 
     def __init__(self, width: int, heads: int, *, std: float, rngs: nnx.Rngs):
         self.kernel = normal(rngs, (heads, width // heads, width), std)
@@ -89,7 +89,7 @@ class Merge(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, in parts so that a decoder can keep keys and values."""
+    """Multi-head self-attention; `project` and `attend` are separate so that decoders can cache."""
 
     def __init__(
         self, width: int, heads: int, *, out_std: float, implementation: str, rngs: nnx.Rngs
@@ -99,14 +99,14 @@ class Attention(nnx.Module):
         self.implementation = implementation
 
     def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each [N, S, H, D]."""
+        """Return queries, keys and values, each [N, S, H, D]."""
         qkv = jnp.einsum("nsh,hcad->cnsad", x, self.qkv.kernel[...].astype(x.dtype))
         q, k, v = qkv + self.qkv.bias[...].astype(x.dtype)[:, None, None]
         return q, k, v
 
     def attend(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-        """[N, S, h] from queries over keys; `mask` [N or 1, S, S'] is True where one may look."""
-        # cuDNN turns a mask into a bias of full size, slower than XLA: only where there is none.
+        """Attend from queries to keys and values where `mask` [N or 1, S, S'] is True."""
+        # cuDNN turns a boolean mask into a bias of full size, which is slower than XLA.
         fused = self.implementation == "cudnn" and mask is None and q.dtype != jnp.float32
         x = jax.nn.dot_product_attention(
             q,
@@ -119,12 +119,12 @@ class Attention(nnx.Module):
         return y + self.out.bias[...].astype(x.dtype)
 
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        """[N, S, h], each place looking where `mask` [N or 1, S, S] is True."""
+        """Attend within `x` [N, S, h] where `mask` [N or 1, S, S] is True."""
         return self.attend(*self.project(x), mask)
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block, CLIP's."""
+    """Pre-norm transformer block, as in CLIP."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Block(nnx.Module):
         implementation: str = "xla",
         rngs: nnx.Rngs,
     ):
-        # Residual branches start smaller in deeper stacks, as CLIP's do.
+        # As in CLIP, residual branches start smaller in deeper stacks.
         branch = width**-0.5 * (2 * depth) ** -0.5
         self.ln_1 = LayerNorm(width)
         self.attention = Attention(
@@ -153,13 +153,13 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        """[N, S, h], each place looking where `mask` [N or 1, S, S] is True."""
+        """Apply the block to `x` [N, S, h], attending where `mask` [N or 1, S, S] is True."""
         x = x + self.attention(self.ln_1(x), mask)
         return x + self.mlp(self.ln_2(x))
 
 
 def stack(depth: int, width: int, heads: int, *, rngs: nnx.Rngs, **kwargs) -> Block:
-    """`depth` blocks as one module whose parameters have a leading depth axis."""
+    """Return `depth` blocks as one module whose parameters have a leading depth axis."""
 
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(key: Array) -> Block:
@@ -169,12 +169,12 @@ def stack(depth: int, width: int, heads: int, *, rngs: nnx.Rngs, **kwargs) -> Bl
 
 
 def depth_of(blocks: Block) -> int:
-    """How many blocks a stack holds."""
+    """Return the number of blocks in a stack."""
     return blocks.ln_1.scale.shape[0]
 
 
 def block_slice(blocks: Block, which: int | slice) -> Block:
-    """One block of a stack, or a stack of some."""
+    """Return one block of a stack (an index) or a shorter stack (a slice)."""
     return jax.tree.map(lambda p: p[which], blocks)
 
 
@@ -188,10 +188,10 @@ def run_blocks(
     scan: bool = True,
     remat: str = "none",
 ) -> Array:
-    """`x` [N, S, h] through blocks `start` to `stop` of a stack.
+    """Apply blocks `start` to `stop` of a stack to `x` [N, S, h].
 
-    Scanned or unrolled, with or without recomputation in the backward pass, the numbers are
-    the same; only compile time and memory differ.
+    `scan` (loop or unrolled) and `remat` (recomputation in the backward pass) change compile time,
+    speed and memory, not the result.
     """
     stop = depth_of(blocks) if stop is None else stop
 
@@ -209,7 +209,28 @@ def run_blocks(
     return x
 
 
+def joint_frames(
+    blocks: Block, x: Array, frames: int, *, start: int, stop: int, scan: bool, remat: str
+) -> Array:
+    """Apply blocks in which all positions of a clip attend to each other.
+
+    `x` [B·T, 1 + P, h] holds the T = `frames` frames of each clip one after another. These are the
+    last `config.joint_blocks` of the video encoder.
+    """
+    n, positions, h = x.shape
+    x = x.reshape(-1, frames * positions, h)
+    x = run_blocks(blocks, x, start=start, stop=stop, scan=scan, remat=remat)
+    return x.reshape(n, positions, h)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zero entries with probability `rate` and scale the others up; without a key, return `x`."""
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
 def unit(x: Array) -> Array:
-    """Scaled to length 1 over the last axis, in float32; a zero vector stays zero."""
+    """Scale the last axis to length 1, in float32; a zero vector stays zero."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))

@@ -1,7 +1,7 @@
-"""A model's parameters by name: the one view that optimizer, checkpoints and converters share."""
+"""A model's parameters by name, as the optimizer, checkpoints and converters use them."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -10,21 +10,24 @@ from stoa_jax.errors import UserError
 M = TypeVar("M")
 
 
-def named_parameters(model) -> dict[str, jax.Array]:
-    """`{"visual/blocks/mlp/up/kernel": array, …}` of a module, an abstract one too, sorted."""
+def named_parameters(model: Any) -> dict[str, jax.Array]:
+    """Return a module's parameters as `{"visual/blocks/mlp/up/kernel": array, …}`, sorted by name.
+
+    The module may be abstract (the result of `jax.eval_shape`).
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
     return dict(sorted((_name(path), leaf) for path, leaf in leaves))
 
 
 def with_parameters(model: M, params: Mapping[str, jax.Array]) -> M:
-    """The module with these parameters in place of its own; the names must be the same."""
+    """Return the module with `params` in place of its own parameters; the names must be equal."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(model)
     names = [_name(path) for path, _ in leaves]
     missing, extra = sorted(set(names) - set(params)), sorted(set(params) - set(names))
     if missing or extra:
         raise ValueError(
             f"parameters do not fit the model: missing {missing or 'none'}; "
-            f"not the model's {extra or 'none'}"
+            f"not in the model {extra or 'none'}"
         )
     return jax.tree_util.tree_unflatten(tree, [params[name] for name in names])
 
@@ -50,7 +53,7 @@ def check_same(
             )
 
 
-def _name(path) -> str:
-    # NNX puts a parameter's array under an attribute `value` of its own.
+def _name(path: tuple[Any, ...]) -> str:
+    # NNX stores a parameter's array under an attribute `value` of its own.
     parts = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
     return "/".join(part for part in parts if part != "value")

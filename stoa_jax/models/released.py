@@ -1,12 +1,11 @@
-"""Where the authors' public code computes something else than the paper says.
+"""What the authors' public code computes differently from the paper.
 
-Each module or pass here is the other value of one field of `ModelConfig`; `stoa.py` chooses.
+Each module or function here is the other value of one field of `ModelConfig`; `stoa.py` and
+`fusion.py` choose between them.
 
-Shapes: B clips, T frames, K objects a frame, P = G·G patches, h vision width, S visual places of
-the fusion sequence, L text places, d shared width, V vocabulary.
+Shapes: B clips, T frames, K objects per frame, P = G·G patches, h vision width, S visual positions
+of the fusion sequence, L text positions, d shared width.
 """
-
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,12 @@ from jax import Array
 
 from stoa_jax import ops
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.layers import Linear, normal, run_blocks
-
-if TYPE_CHECKING:
-    from stoa_jax.models.stoa import Stoa, VideoFeatures
+from stoa_jax.models.features import VideoFeatures
+from stoa_jax.models.layers import Block, Linear, dropout, normal, run_blocks
 
 
 class RegionEncoderMlpFirst(nnx.Module):
-    """`max(MLP(RoIAlign(patches, box)))`, the place of the object among its frame's, and its box.
+    """Encode objects as `max(MLP(RoIAlign(patches, box)))` plus slot, box and frame embeddings.
 
     `config.region == "mlp_then_pool"`.
     """
@@ -40,13 +37,16 @@ class RegionEncoderMlpFirst(nnx.Module):
         self.frame_embedding = normal(rngs, (c.frames, h), 0.01)
 
     def __call__(self, patches: Array, boxes: Array) -> Array:
-        """[B, T, P, h] and boxes [B, T, K, 4] in [0, 1] -> object tokens [B, T, K, h]."""
+        """Return object tokens [B, T, K, h] from patches [B, T, P, h] and boxes [B, T, K, 4].
+
+        Boxes are (x1, y1, x2, y2) in [0, 1].
+        """
         c = self.config
         b, t, _, h = patches.shape
         grid = patches.reshape(b, t, c.grid, c.grid, h)
 
         def region(features: Array, boxes: Array) -> Array:
-            # They sample a bin adaptively: once, as no box is larger than the frame.
+            # They sample a bin adaptively, which is once, because no box is larger than the frame.
             x = ops.roi_align(
                 features, boxes, (c.roi_size, c.roi_size), sampling_ratio=1, spatial_scale=c.grid
             )
@@ -54,26 +54,31 @@ class RegionEncoderMlpFirst(nnx.Module):
             return x.max((1, 2))  # [K, h]
 
         tokens = jax.vmap(jax.vmap(region))(grid, boxes)
-        where = jax.nn.relu(self.box_down(jax.nn.relu(self.box_up(boxes.astype(patches.dtype)))))
+        box = jax.nn.relu(self.box_down(jax.nn.relu(self.box_up(boxes.astype(patches.dtype)))))
         slot = self.slot_embedding[...].astype(patches.dtype)
-        when = self.frame_embedding[...].astype(patches.dtype)[:, None]
-        return tokens + slot + where + when
+        frame = self.frame_embedding[...].astype(patches.dtype)[:, None]
+        return tokens + slot + box + frame
 
 
 class BilinearMatch(nnx.Module):
-    """Does the text belong to the video: one bilinear form for no, one for yes.
+    """Match head of two bilinear forms, one for "no match" and one for "match".
 
-    `config.match_head == "bilinear"`. The video's side is of unit length. The text's side is
-    divided, feature by feature, by that feature's length over all rows of the call: so does the
-    authors' code, in training and in testing, and so a score depends on the rows beside it.
+    `config.match_head == "bilinear"`. The video's side is scaled to unit length. The text's side is
+    divided, feature by feature, by that feature's norm over all rows of the call. The authors' code
+    does so in training and in testing, so a score depends on the rows beside it.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.unmatched = normal(rngs, (width, width), width**-0.5)
         self.matched = normal(rngs, (width, width), width**-0.5)
 
-    def __call__(self, video: Array, text: Array, rate: float = 0.0, key: Array | None = None):
-        """[..., d] and [..., d] -> logits [..., 2]; with a `key`, inputs are dropped at `rate`."""
+    def __call__(
+        self, video: Array, text: Array, rate: float = 0.0, key: Array | None = None
+    ) -> Array:
+        """Return logits [..., 2] of video [..., d] and text [..., d].
+
+        With a `key`, entries of both are dropped at `rate`.
+        """
         video, text = video.astype(jnp.float32), text.astype(jnp.float32)
         rows = tuple(range(text.ndim - 1))
         video = video * jax.lax.rsqrt(jnp.square(video).sum(-1, keepdims=True))
@@ -91,108 +96,75 @@ class BilinearMatch(nnx.Module):
         return jnp.stack(logits, -1)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Each entry zero with probability `rate`, the rest scaled up; unchanged without a key."""
-    if key is None or not rate:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+def add_positions_to_tokens_only(
+    x: Array, positions: Array, clip_position: int, text_mask: Array
+) -> Array:
+    """Add positions to the fusion sequence [B, S + L, d], except at v_cls and the last text token.
 
-
-def joint_frames(blocks, x: Array, frames: int, *, start: int, stop: int, **run) -> Array:
-    """Frames [B·T, 1 + P, h] through blocks in which all places of a clip see each other.
-
-    The last `config.joint_blocks` of the video encoder.
+    `config.fusion_positions == "tokens_only"`; `text_mask` [B, L] is True for text.
     """
-    n, places, h = x.shape
-    x = run_blocks(blocks, x.reshape(-1, frames * places, h), start=start, stop=stop, **run)
-    return x.reshape(n, places, h)
-
-
-def place_tokens_only(x: Array, positions: Array, clip: int, text: Array) -> Array:
-    """The fusion sequence [B, S + L, d] with positions, except v_cls and the last text place.
-
-    `config.fusion_positions == "tokens_only"`; `text` [B, L] says which places hold text.
-    """
-    length = text.shape[1]
-    at = jnp.arange(x.shape[1])
-    last = x.shape[1] - length + text.sum(-1) - 1  # [B]
-    bare = (at == clip) | (at == last[:, None])
+    length = text_mask.shape[1]
+    index = jnp.arange(x.shape[1])
+    last = x.shape[1] - length + text_mask.sum(-1) - 1  # [B]
+    bare = (index == clip_position) | (index == last[:, None])
     return x + jnp.where(bare[..., None], 0, positions[: x.shape[1]].astype(x.dtype))
 
 
-def visual_places(model: "Stoa", video: "VideoFeatures") -> tuple[Array, Array]:
-    """The visual half of the language model's sequence [B, S, d], and which of it counts [B, S].
+def visual_sequence(positions: Array, video: VideoFeatures) -> tuple[Array, Array]:
+    """Return the visual half of the language model's sequence [B, S, d] and its mask [B, S].
 
-    Here neither the frames nor v_cls carry a position.
+    Neither the frames nor v_cls carry a position here.
     """
     b, t, _ = video.frames.shape
     x = jnp.concatenate([video.objects, video.actions], 1)
-    x = x + model.fusion.positions[...][t + 1 : t + 1 + x.shape[1]].astype(x.dtype)
-    always = jnp.ones((b, t + 1), bool)
-    acted = jnp.ones(video.actions.shape[:2], bool)
+    x = x + positions[t + 1 : t + 1 + x.shape[1]].astype(x.dtype)
+    frames_mask = jnp.ones((b, t + 1), bool)
+    actions_mask = jnp.ones(video.actions.shape[:2], bool)
     x = jnp.concatenate([video.frames, video.cls[:, None], x], 1)
-    return x, jnp.concatenate([always, video.object_mask, acted], 1)
+    return x, jnp.concatenate([frames_mask, video.object_mask, actions_mask], 1)
 
 
-def next_word_places(model: "Stoa", video: "VideoFeatures", text: Array) -> Array:
-    """For each text place, what the next word is told from [B, L, d]; the last place has none.
+def next_token_features(
+    c: ModelConfig, blocks: Block, positions: Array, video: VideoFeatures, text: Array
+) -> Array:
+    """Return the features [B, L, d] that predict the token after each text position.
 
-    `config.prefix_lm == "position_query"`: a word is told from its position alone, which sees all
-    that is visual and the words before it. The authors run the fusion encoder once for each word;
-    words do not see these queries, so one sequence, the text and then the queries, does it.
+    `config.prefix_lm == "position_query"`: a token is predicted from a query that holds its
+    position only and attends to everything visual and to the tokens before it. The authors run the
+    fusion encoder once per token. Tokens do not attend to the queries, so one sequence of the text
+    followed by the queries gives the same numbers. The last position predicts nothing: it is zero.
+
+    `blocks` and `positions` are those of the fusion encoder; `text` is [B, L, d].
     """
-    c = model.config
-    visual, counts = visual_places(model, video)
+    visual, visual_mask = visual_sequence(positions, video)
     b, s, _ = visual.shape
     length = text.shape[1]
-    positions = model.fusion.positions[...][s : s + length].astype(text.dtype)
-    queries = jnp.broadcast_to(positions, text.shape)
-    x = jnp.concatenate([visual, text + positions, queries], 1)  # [B, S + 2 L, d]
+    own_position = positions[s : s + length].astype(text.dtype)
+    queries = jnp.broadcast_to(own_position, text.shape)
+    x = jnp.concatenate([visual, text + own_position, queries], 1)  # [B, S + 2 L, d]
 
     before = jnp.tri(length, k=-1, dtype=bool)
-    own = jnp.eye(length, dtype=bool)
-    none = jnp.zeros((length, length), bool)
-    words = jnp.block([[before | own, none], [before, own]])  # [2 L, 2 L]
+    itself = jnp.eye(length, dtype=bool)
+    nothing = jnp.zeros((length, length), bool)
+    words = jnp.block([[before | itself, nothing], [before, itself]])  # [2 L, 2 L]
     mask = jnp.zeros((b, s + 2 * length, s + 2 * length), bool)
-    mask = mask.at[:, :, :s].set(counts[:, None]).at[:, s:, s:].set(words)
-    x = run_blocks(
-        model.fusion.blocks,
-        x,
-        mask,
-        stop=c.fusion_depth,
-        scan=c.scan_layers,
-        remat=c.remat,
-    )
-    told = x[:, s + length + 1 :]
-    return jnp.pad(told, ((0, 0), (0, 1), (0, 0)))
+    mask = mask.at[:, :, :s].set(visual_mask[:, None]).at[:, s:, s:].set(words)
+    x = run_blocks(blocks, x, mask, stop=c.fusion_depth, scan=c.scan_layers, remat=c.remat)
+    return jnp.pad(x[:, s + length + 1 :], ((0, 0), (0, 1), (0, 0)))
 
 
-def answer_words(
-    model: "Stoa", video: "VideoFeatures", text: Array, text_mask: Array, key: Array | None = None
+def answer_features(
+    c: ModelConfig, blocks: Block, positions: Array, x: Array, mask: Array
 ) -> Array:
-    """The first piece of a question's answer, logits [B, V] over all words.
+    """Return the features [B, d] that predict the first piece of a question's answer.
 
-    `config.answer_head == "first_piece"`: told from one more place behind the text, which holds
-    its position only.
+    `config.answer_head == "first_piece"`: the answer is predicted from one more position behind
+    the fusion sequence `x` [B, S + L, d], which holds its position only. `mask` is the sequence's
+    attention mask; `blocks` and `positions` are those of the fusion encoder.
     """
-    b, _, d = text.shape
-    x, mask = model.fusion_input(video, text, text_mask)
-    at = x.shape[1]
-    answer = jnp.broadcast_to(model.fusion.positions[...][at].astype(x.dtype), (b, 1, d))
+    b, length, d = x.shape
+    answer = jnp.broadcast_to(positions[length].astype(x.dtype), (b, 1, d))
     x = jnp.concatenate([x, answer], 1)
-    seen = jnp.concatenate([mask[:, 0], jnp.ones((b, 1), bool)], 1)
-    x = run_blocks(
-        model.fusion.blocks,
-        x,
-        jnp.broadcast_to(seen[:, None], (b, at + 1, at + 1)),
-        scan=model.config.scan_layers,
-        remat=model.config.remat,
-    )
-    return model.lm_logits(x[:, -1], key)
-
-
-def share_of_one_mean(*found):
-    """Losses of two alignments, each as its share of one mean over the pairs of both."""
-    counts = [(a.columns >= 0).sum() for a in found]
-    total = jnp.maximum(sum(counts), 1).astype(jnp.float32)
-    return [a._replace(loss=a.loss * n / total) for a, n in zip(found, counts, strict=True)]
+    valid = jnp.concatenate([mask[:, 0], jnp.ones((b, 1), bool)], 1)
+    mask = jnp.broadcast_to(valid[:, None], (b, length + 1, length + 1))
+    return run_blocks(blocks, x, mask, scan=c.scan_layers, remat=c.remat)[:, -1]

@@ -1,10 +1,10 @@
-"""STOA-VLP: pixels, boxes and text in; tokens, matches and words out.
+"""The STOA-VLP model: pixels, boxes and text in; features, match and word logits out.
 
-Shapes: B clips, T frames, S side, K objects a frame, N trajectories, A actions, L text places,
-d shared width, V vocabulary.
+Shapes: B clips, T frames, S side of a frame, K objects per frame, N trajectories, A actions,
+L text positions, d shared width, V vocabulary.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,40 +12,14 @@ from flax import nnx
 from jax import Array
 
 from stoa_jax import ops
+from stoa_jax.models import released
 from stoa_jax.models.action import ActionEncoder
 from stoa_jax.models.clip import TextTower, VisionTower, text_ends
 from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures
 from stoa_jax.models.fusion import FusionEncoder, fusion_mask
 from stoa_jax.models.layers import unit
-from stoa_jax.models.released import RegionEncoderMlpFirst, place_tokens_only
 from stoa_jax.models.trajectory import RegionEncoder, TrajectoryEncoder
-
-
-class VideoFeatures(NamedTuple):
-    """What the video side says of a batch of clips."""
-
-    frames: Array  # [B, T, d]
-    cls: Array  # [B, d], the frames' mean
-    objects: Array  # [B, N, d]
-    object_mask: Array  # [B, N]
-    object_classes: Array  # [B, N], -1 where padding
-    actions: Array  # [B, A, d]
-
-
-class TextFeatures(NamedTuple):
-    """What the text side says of a batch of texts."""
-
-    tokens: Array  # [B, L, d]
-    sep: Array  # [B, d], at [SEP]: the whole text
-    mask: Array  # [B, L]
-    sep_index: Array  # [B]
-
-
-class Fused(NamedTuple):
-    """What the fusion encoder makes of both."""
-
-    cls: Array  # [B, d], at the clip's place
-    text: Array  # [B, L, d]
 
 
 class Stoa(nnx.Module):
@@ -55,7 +29,7 @@ class Stoa(nnx.Module):
         c = self.config = config
         self.visual = VisionTower(c, rngs=rngs)
         self.text = TextTower(c, rngs=rngs)
-        regions = RegionEncoder if c.region == "pool_then_mlp" else RegionEncoderMlpFirst
+        regions = RegionEncoder if c.region == "pool_then_mlp" else released.RegionEncoderMlpFirst
         self.regions = regions(c, rngs=rngs) if c.objects else None
         self.trajectory = TrajectoryEncoder(c, rngs=rngs) if c.objects else None
         self.action = ActionEncoder(c, rngs=rngs) if c.actions else None
@@ -65,7 +39,11 @@ class Stoa(nnx.Module):
     def encode_video(
         self, pixels: Array, boxes: Array, classes: Array, scores: Array
     ) -> VideoFeatures:
-        """uint8 [B, T, S, S, 3], boxes [B, T, K, 4] in [0, 1], classes and scores [B, T, K]."""
+        """Encode clips and their objects.
+
+        Takes uint8 pixels [B, T, S, S, 3], boxes [B, T, K, 4] in [0, 1], classes [B, T, K] (-1 for
+        padding) and scores [B, T, K].
+        """
         c = self.config
         b, t = pixels.shape[:2]
         taps = (
@@ -75,18 +53,18 @@ class Stoa(nnx.Module):
         frames, tapped = self.visual(pixels.reshape(b * t, *pixels.shape[2:]), taps, frames=t)
         frames = frames.reshape(b, t, -1)
 
-        def places(block: int) -> Array:  # [B, T, 1 + P, h], [CLS] first
+        def tokens_of(block: int) -> Array:  # [B, T, 1 + P, h], [CLS] first
             x = tapped[block]
             return x.reshape(b, t, *x.shape[1:])
 
-        none = jnp.zeros((b, 0, frames.shape[-1]), frames.dtype)
-        trajectories, mask, chosen = none, jnp.zeros((b, 0), bool), jnp.zeros((b, 0), jnp.int32)
+        empty = jnp.zeros((b, 0, frames.shape[-1]), frames.dtype)
+        trajectories, mask, chosen = empty, jnp.zeros((b, 0), bool), jnp.zeros((b, 0), jnp.int32)
         objects, valid = None, None
-        if c.objects:
+        if self.regions is not None and self.trajectory is not None:
             valid = classes >= 0
-            # A masked place still reaches the sums, times zero: it must be finite.
+            # A masked box still enters sums, times zero, so it must be finite.
             boxes = jnp.where(valid[..., None], boxes, 0)
-            objects = self.regions(places(c.object_block)[:, :, 1:], boxes)
+            objects = self.regions(tokens_of(c.object_block)[:, :, 1:], boxes)
             chosen, membership = jax.vmap(
                 lambda k, s: ops.select_trajectories(
                     k, s, c.trajectories, choice=c.trajectory_choice
@@ -94,21 +72,21 @@ class Stoa(nnx.Module):
             )(classes, scores)
             mask = chosen >= 0
             trajectories = self.trajectory(objects, membership, valid.reshape(b, -1))
-            # Padding is zero, so that nothing downstream depends on what it would have been.
+            # Zero the padding, so that nothing downstream depends on it.
             trajectories = jnp.where(mask[..., None], trajectories, 0)
-        actions = none
-        if c.actions:
-            x = places(c.action_block)
+        actions = empty
+        if self.action is not None:
+            x = tokens_of(c.action_block)
             if c.action_patches_stop_gradient:
                 x = jax.lax.stop_gradient(x)
             actions = self.action(x[:, :, 1:], objects, valid, x[:, :, 0])
         return VideoFeatures(frames, frames.mean(1), trajectories, mask, chosen, actions)
 
     def encode_text(self, tokens: Array, masked: Array | None = None) -> TextFeatures:
-        """Ids [B, L]; where `masked` [B, L], the learned [MASK] is read instead."""
+        """Encode ids [B, L]; positions where `masked` [B, L] is True read the learned [MASK]."""
         x = self.text(tokens, masked)
         sep_index, mask = text_ends(tokens, self.config.vocab_size)
-        return TextFeatures(x, at_place(x, sep_index), mask, sep_index)
+        return TextFeatures(x, at_position(x, sep_index), mask, sep_index)
 
     def fuse(
         self,
@@ -118,16 +96,16 @@ class Stoa(nnx.Module):
         text_attention: Array | None = None,
         masked: Array | None = None,
     ) -> Fused:
-        """Video and text features [B, L, d] through the fusion encoder.
+        """Run video and text features [B, L, d] through the fusion encoder.
 
-        `text_attention` [B, L, L] makes it a language model: text sees text as it says, and
-        nothing visual sees text. Where `masked` [B, L], a learned vector stands for the text.
+        `text_attention` [B, L, L] makes it a language model: text attends to text as it says, and
+        nothing visual attends to text. Where `masked` [B, L], a learned vector replaces the text.
         """
-        one = self.fusion_input(video, text, text_mask, text_attention, masked)
-        return self.fuse_passes({"one": one})["one"]
+        inputs = self.fusion_input(video, text, text_mask, text_attention, masked)
+        return self.fuse_passes({"one": inputs})["one"]
 
-    def fuse_passes(self, passes: dict[str, tuple[Array, Array]]) -> dict[str, Fused]:
-        """Several `fusion_input`s of one shape through the fusion encoder at once."""
+    def fuse_passes(self, passes: Mapping[str, tuple[Array, Array]]) -> dict[str, Fused]:
+        """Run several `fusion_input`s of the same shape through the fusion encoder at once."""
         if not passes:
             return {}
         x, mask = (jnp.stack(parts) for parts in zip(*passes.values(), strict=True))
@@ -143,16 +121,19 @@ class Stoa(nnx.Module):
         text_attention: Array | None = None,
         masked: Array | None = None,
     ) -> tuple[Array, Array]:
-        """The fusion sequence [B, S, d] and its attention mask [B, S, S].
+        """Return the fusion sequence [B, S, d] and its attention mask [B, S, S].
 
-        Positions are left to the encoder if every place has one, else they are in it.
+        The encoder adds the positions unless `config.fusion_positions` is "tokens_only": then they
+        are added here.
         """
         if masked is not None:
             learned = self.fusion.mask_input
             mask_input = 0 if learned is None else learned[...].astype(text.dtype)
             text = jnp.where(masked[..., None], mask_input, text)
-        parts = [video.frames, video.cls[:, None], video.objects, video.actions]
-        visual = jnp.concatenate(
+        x = jnp.concatenate(
+            [video.frames, video.cls[:, None], video.objects, video.actions, text], 1
+        )
+        visual_mask = jnp.concatenate(
             [
                 jnp.ones((text.shape[0], video.frames.shape[1] + 1), bool),
                 video.object_mask,
@@ -160,46 +141,74 @@ class Stoa(nnx.Module):
             ],
             1,
         )
-        x = jnp.concatenate([*parts, text], 1)
         if self.config.fusion_positions == "tokens_only":
-            table = self.fusion.positions[...]
-            x = place_tokens_only(x, table, video.frames.shape[1], text_mask)
-        return x, fusion_mask(visual, text_mask, text_attention)
+            x = released.add_positions_to_tokens_only(
+                x, self.fusion.positions[...], video.frames.shape[1], text_mask
+            )
+        return x, fusion_mask(visual_mask, text_mask, text_attention)
 
     def lm_logits(self, x: Array, key: Array | None = None) -> Array:
-        """Words [..., V] from fused places [..., d]; a `key` switches `head_dropout` on."""
+        """Return word logits [..., V] of features [..., d]; a `key` enables `head_dropout`."""
         return self.fusion.lm_logits(x, self.text.token_embedding[...], key)
 
     def match_logits(self, fused: Fused, sep_index: Array, key: Array | None = None) -> Array:
-        """[..., B, 2]: does the text belong to the video? Column 1 says yes."""
-        if self.config.match_head == "bilinear":
-            text = at_place(fused.text, sep_index)
+        """Return logits [..., B, 2] of "does the text describe the video"; column 1 means yes."""
+        if isinstance(self.fusion.match, released.BilinearMatch):
+            text = at_position(fused.text, sep_index)
             return self.fusion.match(fused.cls, text, self.config.head_dropout, key)
-        return self.fusion.match(self._pair(fused, sep_index)).astype(jnp.float32)
+        return self.fusion.match(_clip_and_sep(fused, sep_index)).astype(jnp.float32)
 
     def answer_logits(self, fused: Fused, sep_index: Array) -> Array:
-        """[B, num_answers] over the answers of the training set."""
-        return self.fusion.answer(self._pair(fused, sep_index)).astype(jnp.float32)
+        """Return logits [B, num_answers] over the answers of the training set."""
+        if self.fusion.answer is None:
+            raise ValueError("answer_logits: config.num_answers is 0, so there is no answer head")
+        return self.fusion.answer(_clip_and_sep(fused, sep_index)).astype(jnp.float32)
 
-    def _pair(self, fused: Fused, sep_index: Array) -> Array:  # [B, 2 d]
-        return jnp.concatenate([fused.cls, at_place(fused.text, sep_index)], -1)
+    def next_token_features(self, video: VideoFeatures, text: Array) -> Array:
+        """Return the features [B, L, d] that predict the next token of text [B, L, d].
+
+        For `config.prefix_lm == "position_query"`.
+        """
+        return released.next_token_features(
+            self.config, self.fusion.blocks, self.fusion.positions[...], video, text
+        )
+
+    def first_piece_logits(
+        self, video: VideoFeatures, text: TextFeatures, key: Array | None = None
+    ) -> Array:
+        """Return logits [B, V] of the first piece of the answer to a question.
+
+        For `config.answer_head == "first_piece"`; a `key` enables `head_dropout`.
+        """
+        x, mask = self.fusion_input(video, text.tokens, text.mask)
+        x = released.answer_features(
+            self.config, self.fusion.blocks, self.fusion.positions[...], x, mask
+        )
+        return self.lm_logits(x, key)
 
     def scale(self) -> Array:
-        """What cosine similarities are multiplied by, at most 100 as in CLIP."""
+        """Return the factor of cosine similarities, at most 100 as in CLIP."""
         return jnp.minimum(jnp.exp(self.logit_scale[...]), 100.0)
 
 
 def embed_video(video: VideoFeatures) -> Array:
-    """Clips in the shared space [B, d]: frames normalised, averaged, normalised."""
+    """Return clip embeddings [B, d]: the normalised mean of the normalised frame tokens."""
     return unit(unit(video.frames).mean(1))
 
 
 def embed_text(text: TextFeatures) -> Array:
-    """Texts in the shared space [B, d]."""
+    """Return text embeddings [B, d]."""
     return unit(text.sep)
 
 
-def at_place(x: Array, index: Array) -> Array:
-    """`x[b, index[b]]` for [..., B, L, d] and [..., B], a product: it shards as no gather does."""
+def at_position(x: Array, index: Array) -> Array:
+    """Return `x[b, index[b]]` for `x` [..., B, L, d] and `index` [..., B].
+
+    A product with a one-hot matrix, because a gather does not shard over the batch.
+    """
     onehot = jax.nn.one_hot(index, x.shape[-2], dtype=x.dtype)
     return jnp.einsum("...l,...ld->...d", onehot, x)
+
+
+def _clip_and_sep(fused: Fused, sep_index: Array) -> Array:  # [..., B, 2 d]
+    return jnp.concatenate([fused.cls, at_position(fused.text, sep_index)], -1)

@@ -1,6 +1,6 @@
-"""Object tokens, and the trajectories they make.
+"""Object tokens, and the trajectory tokens computed from them.
 
-Shapes: B clips, T frames, K objects a frame, N trajectories, P = G·G patches, h vision width,
+Shapes: B clips, T frames, K objects per frame, N trajectories, P = G·G patches, h vision width,
 d shared width.
 """
 
@@ -15,19 +15,22 @@ from stoa_jax.models.layers import LayerNorm, Mlp, normal, run_blocks, stack
 
 
 class RegionEncoder(nnx.Module):
-    """`MLP(MaxPool(RoIAlign(patches, box)))`, and where and when the object is."""
+    """Encode objects as `MLP(MaxPool(RoIAlign(patches, box)))` plus a box and a frame embedding."""
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         h = c.vision_width
         self.config = c
-        # Where and when start louder than what: with looks as loud as places, hardly any motion was
-        # learned in the time in which this learns it (benchmarks/RESULTS.md).
+        # Box and frame embeddings start larger than the appearance: at equal size, hardly any
+        # motion was learned in the same number of steps (benchmarks/RESULTS.md).
         self.mlp = Mlp(h, h, h, stds=(h**-0.5, 0.1 * h**-0.5), rngs=rngs)
         self.box_mlp = Mlp(4, h, h, stds=(0.5, 4 * h**-0.5), rngs=rngs)
         self.frame_embedding = normal(rngs, (c.frames, h), 1.0)
 
     def __call__(self, patches: Array, boxes: Array) -> Array:
-        """[B, T, P, h] and boxes [B, T, K, 4] in [0, 1] -> object tokens [B, T, K, h]."""
+        """Return object tokens [B, T, K, h] from patches [B, T, P, h] and boxes [B, T, K, 4].
+
+        Boxes are (x1, y1, x2, y2) in [0, 1].
+        """
         c = self.config
         b, t, _, h = patches.shape
         grid = patches.reshape(b, t, c.grid, c.grid, h)
@@ -39,17 +42,17 @@ class RegionEncoder(nnx.Module):
 
         regions = jax.vmap(jax.vmap(align))(grid, boxes)  # [B, T, K, R, R, h]
         tokens = self.mlp(regions.max((3, 4)).astype(patches.dtype))
-        where = self.box_mlp(boxes.astype(patches.dtype))
-        when = self.frame_embedding[...].astype(patches.dtype)[:, None]
-        return tokens + where + when
+        box = self.box_mlp(boxes.astype(patches.dtype))
+        frame = self.frame_embedding[...].astype(patches.dtype)[:, None]
+        return tokens + box + frame
 
 
 class TrajectoryEncoder(nnx.Module):
-    """A learned [CLS] for each chosen class reads that class's objects in all frames.
+    """Encode the objects of each chosen class, over all frames, into one trajectory token.
 
-    Every object belongs to one class, so all trajectories of a clip run as one packed
-    sequence, [CLS]·N then T·K objects, in which each class sees only itself. The numbers are
-    those of N sequences of 1 + T·K places each.
+    Every object belongs to one class, so the N trajectories of a clip run as one packed sequence
+    of N [CLS] tokens and T·K objects, in which every class attends only to itself. The outputs
+    equal those of N separate sequences of 1 + T·K positions each.
     """
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
@@ -63,7 +66,11 @@ class TrajectoryEncoder(nnx.Module):
         self.proj = normal(rngs, (h, c.text_width), h**-0.5)
 
     def __call__(self, objects: Array, membership: Array, valid: Array) -> Array:
-        """[B, T, K, h], [B, N, T·K] and [B, T·K] -> trajectory tokens [B, N, d]."""
+        """Return trajectory tokens [B, N, d].
+
+        Takes objects [B, T, K, h], `membership` [B, N, T·K] (True where the object belongs to the
+        trajectory) and `valid` [B, T·K] (False for padded objects).
+        """
         c = self.config
         b, n, _ = membership.shape
         objects = objects.reshape(b, -1, objects.shape[-1])

@@ -20,10 +20,11 @@ from stoa_jax import sharding
 from stoa_jax.data import pipeline, records
 from stoa_jax.data.sources.counts import EXPECTED
 from stoa_jax.errors import UserError
-from stoa_jax.joint_loss import active_losses, align, joint_loss
+from stoa_jax.joint_loss import alignment_loss, joint_loss
 from stoa_jax.models.clip import MEAN
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures
+from stoa_jax.models.features import TextFeatures, VideoFeatures
+from stoa_jax.models.stoa import Stoa
 
 HEADS = ("fusion/match", "fusion/lm_proj", "fusion/answer")
 VARIANTS = ("single_frame", "text_only")
@@ -86,12 +87,9 @@ class TaskBase:
         watch: dict[str, Array],
     ) -> Array:
         """Add OTA and ASP, where they are on, to a task's loss, and their metrics to `watch`."""
-        active = active_losses(model.config, self.settings) & {"ota", "asp"}
-        losses = align(model.config, video, text, batch, self.settings, active, watch)
-        for name, value in losses.items():
-            loss += self.settings[name] * value
-            watch[f"loss_{name}"] = value
-        return loss
+        alignment, metrics = alignment_loss(model.config, video, text, batch, self.settings)
+        watch |= metrics
+        return loss + alignment
 
     def make_evaluator(self) -> "SplitEvaluator":
         """Create the task's evaluator."""

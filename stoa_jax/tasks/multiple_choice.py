@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from stoa_jax import objectives
 from stoa_jax.data import pipeline
 from stoa_jax.data.records import OPTIONS
-from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures, embed_text, embed_video
+from stoa_jax.models.features import TextFeatures, VideoFeatures
+from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
 from stoa_jax.tasks.qa import percent
 

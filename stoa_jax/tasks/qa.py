@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from stoa_jax import objectives
 from stoa_jax.data import pipeline
 from stoa_jax.errors import UserError
-from stoa_jax.models import released
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.stoa import Stoa, TextFeatures, VideoFeatures
+from stoa_jax.models.features import TextFeatures, VideoFeatures
+from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
 from stoa_jax.text import Tokenizer
 
@@ -93,7 +93,7 @@ def answer_logits(
 ) -> Array:
     """Return logits over the classes, or over first pieces as the authors do [B, C or V]."""
     if model.config.answer_head == "first_piece":
-        return released.answer_words(model, video, text.tokens, text.mask, key)
+        return model.first_piece_logits(video, text, key)
     fused = model.fuse(video, text.tokens, text.mask)
     return model.answer_logits(fused, text.sep_index)
 

@@ -13,7 +13,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from stoa_jax import metrics, sharding
-from stoa_jax.models.stoa import Stoa, VideoFeatures, embed_text, embed_video
+from stoa_jax.models.features import VideoFeatures
+from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
 
 # Texts, or re-ranked pairs, in a batch for each clip of an evaluation batch: texts are short.

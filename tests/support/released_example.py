@@ -8,7 +8,6 @@ from flax import nnx
 
 from stoa_jax import objectives
 from stoa_jax.joint_loss import joint_loss
-from stoa_jax.models import released
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import with_parameters
 from stoa_jax.models.stoa import Stoa
@@ -123,7 +122,7 @@ def fixed_draws(monkeypatch, data: dict[str, np.ndarray]) -> None:
     pairs = jax.numpy.asarray(drawn["wrong_video"]), jax.numpy.asarray(drawn["wrong_text"]), every
     monkeypatch.setattr(objectives, "mask_text", lambda *_: text)
     monkeypatch.setattr(objectives, "hard_negatives", lambda *_: pairs)
-    monkeypatch.setattr(objectives, "draw_prefix", lambda key, length: jax.numpy.ones_like(length))
+    monkeypatch.setattr(objectives, "sample_prefix", lambda _, length: jax.numpy.ones_like(length))
 
 
 def numbers(m: Stoa, data: dict[str, np.ndarray], monkeypatch) -> dict[str, np.ndarray]:
@@ -150,9 +149,9 @@ def _numbers(m: Stoa, data, drawn):
     boxes = jax.numpy.where(data["classes"][..., None] >= 0, data["boxes"], 0)
     objects = m.regions(patches.reshape(b, t, *patches.shape[1:])[:, :, 1:], boxes)
 
-    around = m.encode_text(data["tokens"], drawn["masked"]).tokens
-    masked = m.fuse(video, around, text.mask, masked=drawn["masked"])
-    told = released.next_word_places(m, video, text.tokens)
+    masked_features = m.encode_text(data["tokens"], drawn["masked"]).tokens
+    masked = m.fuse(video, masked_features, text.mask, masked=drawn["masked"])
+    next_token_features = m.next_token_features(video, text.tokens)
 
     wrong_video = jax.tree.map(lambda x: x[drawn["wrong_video"]], video)
     wrong_text = jax.tree.map(lambda x: x[drawn["wrong_text"]], text)
@@ -172,7 +171,7 @@ def _numbers(m: Stoa, data, drawn):
         "trajectories": video.objects,
         "actions": video.actions,
         "mlm_logits": m.lm_logits(masked.text),
-        "plm_logits": m.lm_logits(told),
+        "plm_logits": m.lm_logits(next_token_features),
         "match_scores": m.match_logits(three, ends),  # [3, B, 2]
         "losses": {
             "vtm": losses["vtm"],

@@ -1,0 +1,35 @@
+"""The features that the towers and the fusion encoder return.
+
+Shapes: B clips, T frames, N trajectories, A actions, L text positions, d shared width.
+"""
+
+from typing import NamedTuple
+
+from jax import Array
+
+
+class VideoFeatures(NamedTuple):
+    """Features of a batch of clips."""
+
+    frames: Array  # [B, T, d]
+    cls: Array  # [B, d], the mean of the frame tokens
+    objects: Array  # [B, N, d]
+    object_mask: Array  # [B, N]
+    object_classes: Array  # [B, N], -1 for padding
+    actions: Array  # [B, A, d]
+
+
+class TextFeatures(NamedTuple):
+    """Features of a batch of texts."""
+
+    tokens: Array  # [B, L, d]
+    sep: Array  # [B, d], the output at [SEP], which represents the whole text
+    mask: Array  # [B, L]
+    sep_index: Array  # [B]
+
+
+class Fused(NamedTuple):
+    """Outputs of the fusion encoder."""
+
+    cls: Array  # [B, d], at the position of the clip token
+    text: Array  # [B, L, d]
