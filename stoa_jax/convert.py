@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stoa_jax import weights
+from stoa_jax import command_line, weights
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import VARIANTS, ModelConfig
 from stoa_jax.weights import clip, files, released
@@ -246,9 +246,10 @@ class _directory:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line."""
+    """Run the command line and return the exit code."""
     args = parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         report = convert(
             args.source,
             args.out,
@@ -258,13 +259,12 @@ def main(argv: list[str] | None = None) -> int:
             activation=args.activation,
             seed=args.seed,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if not args.quiet:
-        print(report)
-    print(f"wrote {args.out}")
-    return 0
+        if not args.quiet:
+            print(report)
+        print(f"wrote {args.out}")
+        return command_line.DONE
+
+    return command_line.run(run)
 
 
 if __name__ == "__main__":

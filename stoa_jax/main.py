@@ -6,19 +6,17 @@ python -m stoa_jax.main --config=… --mode=plan --topology=v5e:16x16
 """
 
 import dataclasses
-import difflib
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from stoa_jax import config
+from stoa_jax import config_flags
 from stoa_jax.errors import UserError
 
 MODES = ("train", "eval", "plan", "profile")
@@ -49,83 +47,24 @@ def main() -> None:
 
 
 def parse() -> Arguments:
-    """`sys.argv`, which ml_collections reads too; anything wrong with it is one line."""
-    argv = sys.argv
+    """Read `sys.argv`; raise UserError for anything wrong with it."""
     known = flags.FlagValues()
-    experiment = config_flags.DEFINE_config_file(
-        "config", None, "The experiment: a file of configs/, FILE.py:ARGUMENT.", flag_values=known
-    )
     flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.", flag_values=known)
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=known)
     flags.DEFINE_string(
-        "topology", "", f"Of --mode=plan: {', '.join(TOPOLOGIES)}.", flag_values=known
+        "topology", "", f"For --mode=plan: {', '.join(TOPOLOGIES)}.", flag_values=known
     )
-    if any(arg in ("-h", "--help", "--helpfull") for arg in argv[1:]):
+    if any(arg in ("-h", "--help", "--helpfull") for arg in sys.argv[1:]):
         print(f"{__doc__}\n{known}")
         raise SystemExit(0)
-    try:
-        rest = known(list(argv))[1:]
-        c = experiment.value
-        if c is not None:
-            config.model_config(c)  # a file that could not be read says so only here
-    except UserError:
-        raise
-    except Exception as error:
-        # absl and ml_collections wrap what a configuration file raises.
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
-        raise UserError(_flag_mistake(argv, error)) from error
+    c, rest = config_flags.parse(known, sys.argv)
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag; write --config.KEY=VALUE to set a key")
-    if c is None:
-        raise UserError("--config is missing; for example --config=configs/pretrain.py:synthetic")
     if not known.workdir and known.mode != "plan":
         raise UserError("--workdir is missing; name the directory of the run")
     if not known.topology and known.mode == "plan":
         raise UserError(f"--topology is missing; for example --topology={TOPOLOGIES[0]}")
     return Arguments(c, known.workdir, known.mode, known.topology)
-
-
-def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
-    """One line for what absl or ml_collections says in ten, with the nearest existing key."""
-    text = " ".join(str(error).split())
-    if missing := re.search(r"No such file or directory: '([^']+)'", text):
-        return f"--config: there is no file {missing[1]}"
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
-    for arg in argv[1:]:
-        if not arg.startswith("--config."):
-            continue
-        key = arg.removeprefix("--config.").split("=")[0]
-        known = known_keys()
-        if key not in known:
-            return f"--config.{key}: no such key{_nearest(key, known)}"
-    found = re.search(r"Key \"?'?(\w+)'?\"? (?:does not exist|not found)", text) or re.search(
-        r"'(\w+)'", text
-    )
-    if isinstance(error, AttributeError | KeyError) and found:
-        known = {name for full in known_keys() for name in full.split(".")}
-        return f"{path}: no configuration key {found[1]!r}{_nearest(found[1], known)}"
-    return f"{path + ': ' if path else ''}{text[:300]}"
-
-
-def known_keys() -> list[str]:
-    """Every key that a configuration has."""
-    from stoa_jax.workdir import flat_config
-
-    keys = list(flat_config(config.default()))
-    return keys + sorted({key.rpartition(".")[0] for key in keys} - {""})
-
-
-def _nearest(key: str, known: Any) -> str:
-    close = difflib.get_close_matches(key, list(known), 1, cutoff=0.5)
-    if not close:  # the right name in the wrong section
-        last = key.split(".")[-1]
-        names = {name.split(".")[-1]: name for name in known}
-        close = [names[n] for n in difflib.get_close_matches(last, names, 1, cutoff=0.6)]
-    return f"; the nearest is {close[0]!r}" if close else ""
 
 
 def dispatch(arguments: Arguments) -> None:

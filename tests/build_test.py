@@ -274,7 +274,9 @@ def test_a_stopped_build_says_so_and_leaves_no_process(tmp_path):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 130
-    assert process.stderr.read().splitlines()[-1] == "stopped; run the same command again to go on"
+    assert (
+        process.stderr.read().splitlines()[-1] == "stopped; run the same command again to continue"
+    )
     # The resource tracker ends a moment after.
     until = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < until:

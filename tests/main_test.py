@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from stoa_jax import main
+from stoa_jax import config_flags, main
 
 CONFIG = """
 from stoa_jax import config
@@ -117,8 +117,11 @@ def test_a_training_process_has_no_tensorflow():
 
 
 def test_the_nearest_key_is_found_in_another_section():
-    assert main._nearest("train.warmup", main.known_keys()) == "; the nearest is 'optim.warmup'"
-    assert main._nearest("zzzz", main.known_keys()) == ""
+    assert (
+        config_flags.nearest("train.warmup", config_flags.known_keys())
+        == "; the nearest is 'optim.warmup'"
+    )
+    assert config_flags.nearest("zzzz", config_flags.known_keys()) == ""
 
 
 def test_a_file_that_is_no_python(tmp_path, says):

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from stoa_jax import command_line
 from stoa_jax.data import video
 from stoa_jax.data.sources.entries import clean
 from stoa_jax.data.sources.files import VIDEO_SUFFIXES, Files
@@ -219,28 +220,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="", help="cpu or cuda; the fastest there is")
     parser.add_argument("--share", default="1/1", help="I/N: the videos of process I of N")
     known = parser.parse_args(argv)
-    try:
-        if not known.videos.exists():
-            raise UserError(f"--videos={known.videos}: no such file or directory")
-        videos = share_of(list(find_videos(known.videos)), known.share)
-        detector = load_detector(known.model, known.threshold, known.device, known.batch_size)
-        good, bad = detect_videos(
-            videos,
-            detector,
-            known.out,
-            frames=known.frames,
-            short_side=known.short_side,
-            most=known.most,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+    return command_line.run(
+        lambda: _run(known), stopped="stopped; run the same command again to continue"
+    )
+
+
+def _run(known: argparse.Namespace) -> int:
+    if not known.videos.exists():
+        raise UserError(f"--videos={known.videos}: no such file or directory")
+    videos = share_of(list(find_videos(known.videos)), known.share)
+    detector = load_detector(known.model, known.threshold, known.device, known.batch_size)
+    good, bad = detect_videos(
+        videos,
+        detector,
+        known.out,
+        frames=known.frames,
+        short_side=known.short_side,
+        most=known.most,
+    )
     kept = len(videos) - good - bad
     print(f"{known.out}: {good} videos done, {kept} were done before, {bad} failed")
-    return 1 if bad and not good and not kept else 0
+    return command_line.FAILED if bad and not good and not kept else command_line.DONE
 
 
 if __name__ == "__main__":

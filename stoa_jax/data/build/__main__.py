@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stoa_jax import command_line
 from stoa_jax.data import builders
 from stoa_jax.data.build.manifest import Summary
 from stoa_jax.data.build.run import CLIP_SECONDS, Run, build, encode_parts
@@ -68,41 +69,40 @@ def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
     """The command line; returns the exit code."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        for name in ("processes", "frames", "objects", "short_side"):
-            if getattr(args, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-        dataset = args.dataset
-        configs = builders.DATASETS.get(dataset, ())
-        if len(configs) == 1:
-            dataset = f"{dataset}/{configs[0]}"
-        found = args.manual_dir and Path(args.manual_dir).is_dir()
-        if found and not args.quiet:  # a large table takes a minute
-            print(f"{dataset}: reading the files in {args.manual_dir}", file=sys.stderr, flush=True)
-        summary = build(
-            dataset,
-            args.data_dir,
-            args.manual_dir,
-            detections=args.detections,
-            run=run
-            or functools.partial(
-                encode_parts,
-                processes=args.processes,
-                timeout=args.timeout,
-                progress=not args.quiet,
-            ),
-            settings=builders.Settings(args.frames, args.objects, args.short_side, args.tagger),
-            options=_options(args.option),
-            limit=args.limit,
-            overwrite=args.overwrite,
-            retry_failed=args.retry_failed,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+    return command_line.run(
+        lambda: _build(args, run), stopped="stopped; run the same command again to continue"
+    )
+
+
+def _build(args: argparse.Namespace, run: Run | None) -> int:
+    for name in ("processes", "frames", "objects", "short_side"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    dataset = args.dataset
+    configs = builders.DATASETS.get(dataset, ())
+    if len(configs) == 1:
+        dataset = f"{dataset}/{configs[0]}"
+    found = args.manual_dir and Path(args.manual_dir).is_dir()
+    if found and not args.quiet:  # a large table takes a minute
+        print(f"{dataset}: reading the files in {args.manual_dir}", file=sys.stderr, flush=True)
+    summary = build(
+        dataset,
+        args.data_dir,
+        args.manual_dir,
+        detections=args.detections,
+        run=run
+        or functools.partial(
+            encode_parts,
+            processes=args.processes,
+            timeout=args.timeout,
+            progress=not args.quiet,
+        ),
+        settings=builders.Settings(args.frames, args.objects, args.short_side, args.tagger),
+        options=_options(args.option),
+        limit=args.limit,
+        overwrite=args.overwrite,
+        retry_failed=args.retry_failed,
+    )
     return _report(dataset, args.data_dir, summary)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stoa_jax import files
 from stoa_jax.data import builders
 from stoa_jax.data.build import manifest, shards, workers
 from stoa_jax.errors import UserError
@@ -128,6 +129,8 @@ def build_source(
             manifest.refuse_another(unfinished, key)
         unfinished.mkdir(exist_ok=True)
         (unfinished / "clips").mkdir(exist_ok=True)
+        files.remove_partial(unfinished)
+        files.remove_partial(unfinished / "clips")
         shards.write_json(unfinished / "build.json", key)
 
         parts = [

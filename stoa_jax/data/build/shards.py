@@ -15,6 +15,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
+from stoa_jax import files
 from stoa_jax.data.build import workers
 from stoa_jax.errors import UserError
 
@@ -92,9 +93,8 @@ def write(
 ) -> None:
     """Writes a shard beside its place, then moves it there; then the list of its clips."""
     path = file_of(directory, dataset, shard)
-    temporary = path.with_name(path.name + ".tmp")
     failures, rows, size = [], [], 0
-    with _writing(path):
+    with _writing(path), files.atomic(path) as temporary:
         writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         try:
             for place, (result, video) in enumerate(zip(results, names, strict=True)):
@@ -108,8 +108,6 @@ def write(
                 size += len(result.record)
         finally:
             writer.close()
-        _sync(temporary)
-        temporary.rename(path)
     header = {
         "clips": len(rows),
         "bytes": size,
@@ -164,23 +162,16 @@ def read_kept(directory: Path, dataset: str, shard: Shard) -> dict[int, workers.
     }
 
 
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write text atomically; a failure says how to go on."""
     with _writing(path):
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.rename(path)
+        files.write_text(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON atomically; a failure says how to go on."""
+    with _writing(path):
+        files.write_json(path, value)
 
 
 def headers(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,36 +16,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from absl import flags
+
+from stoa_jax import command_line, config_flags
 from stoa_jax.data.check.report import show
 from stoa_jax.data.check.run import PROBE, SAMPLE, check
 from stoa_jax.errors import UserError
-
-
-def _load_config(argv: list[str]):
-    """The configuration of --config and --config.KEY=VALUE."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    # ml_collections looks for --config.KEY=VALUE in sys.argv, whatever is parsed.
-    before, sys.argv = sys.argv, ["check", *argv]
-    known = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, "The experiment.", flag_values=known)
-    try:
-        known(sys.argv)
-        if holder.value is None:
-            raise UserError("--config is missing; for example --config=configs/retrieval.py:msrvtt")
-        return holder.value
-    except UserError:
-        raise
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
-        raise UserError(f"{' '.join(argv)}: {' '.join(str(error).split())[:300]}") from None
-    finally:
-        sys.argv = before
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,11 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=SAMPLE, help="clips a split for statistics")
     parser.add_argument("--probe", type=int, default=PROBE, help="videos to open; 0: none")
     parser.add_argument("--out", help="for the sheets and check.json; else DATA_DIR/check")
-    argv = list(sys.argv[1:] if argv is None else argv)
     known, rest = parser.parse_known_args(argv)
-    try:
+
+    def run() -> int:
+        c, unknown = config_flags.parse(flags.FlagValues(), ["check", *rest])
+        if unknown:
+            raise UserError(f"{unknown[0]!r} is not a flag; --help lists them")
         report = check(
-            _load_config(rest),
+            c,
             data_dir=known.data_dir,
             manual_dir=known.manual_dir,
             detections=known.detections,
@@ -75,11 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             probe=max(0, known.probe),
             out=known.out,
         )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(show(report))
-    return 1 if report.problems else 0
+        print(show(report))
+        return command_line.FAILED if report.problems else command_line.DONE
+
+    return command_line.run(run, expected=(UserError, OSError))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stoa_jax import files
 from stoa_jax.data.detections.formats import (
     MAX_LINE,
     Frame,
@@ -330,15 +331,12 @@ def _keep(path: Path, rows: np.ndarray, classes: list[str], problems: list[Skipp
         "problems": [dataclasses.astuple(p) for p in problems],
     }
     try:
-        rows_path.parent.mkdir(exist_ok=True)
         for target, write in (
             (rows_path, lambda f: np.save(f, rows)),
             (meta_path, lambda f: f.write(json.dumps(meta).encode())),
         ):
-            part = target.with_name(f"{target.name}.{os.getpid()}")
-            with open(part, "wb") as file:
+            with files.atomic(target) as temporary, open(temporary, "wb") as file:
                 write(file)
-            part.replace(target)  # whole or not at all, whoever else writes it too
     except OSError:
         pass  # a read-only place: every process reads the file once
 
