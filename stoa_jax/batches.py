@@ -1,18 +1,33 @@
-"""Training batches: those that the configuration names, and some of them on the devices ahead."""
+"""Training batches: the loader that the configuration names, and prefetching to the devices."""
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from stoa_jax.config import data_folder
 
+if TYPE_CHECKING:
+    from stoa_jax.tasks import Task
 
-def make_loader(c: ConfigDict, task: Any, start_step: int) -> Any:
-    """The training batches that the configuration names."""
+
+class Loader(Protocol):
+    """An endless iterable of training batches; each process gets its own rows of every batch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of batches in one pass over the training examples."""
+        ...
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
+
+
+def make_loader(c: ConfigDict, task: "Task", start_step: int) -> Loader:
+    """Open the training batches that the configuration names, from `start_step` on."""
     from stoa_jax.data import pipeline
 
     folder = data_folder(c)
@@ -32,10 +47,19 @@ def make_loader(c: ConfigDict, task: Any, start_step: int) -> Any:
 
 
 class Prefetch(Iterator[dict[str, jax.Array]]):
-    """Batches on the devices, some ahead of the loop, made by a thread."""
+    """Batches on the devices, produced ahead of the loop by a background thread.
 
-    def __init__(self, batches: Iterable[Any], place: Callable[[Any], Any], ahead: int):
-        self._source, self._place = batches, place
+    `to_devices` moves one host batch to the devices; `ahead` batches are kept ready, and with 0 no
+    thread is started. An error in the thread is raised by `next`.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Mapping[str, np.ndarray]],
+        to_devices: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
+        ahead: int,
+    ):
+        self._source, self._to_devices = batches, to_devices
         self._iterator = iter(batches)
         self._queue: queue.Queue[Any] = queue.Queue(max(ahead, 1))
         self._closed = threading.Event()
@@ -46,16 +70,16 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
 
     def __next__(self) -> dict[str, jax.Array]:
         if self._thread is None:
-            return self._place(next(self._iterator))
-        found = self._queue.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
+            return self._to_devices(next(self._iterator))
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def _fill(self) -> None:
         try:
             while not self._closed.is_set():
-                self._put(self._place(next(self._iterator)))
+                self._put(self._to_devices(next(self._iterator)))
         except BaseException as error:
             self._put(error)
 
@@ -67,9 +91,10 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
                 continue
 
     def close(self) -> None:
-        """Stop the thread and the loader under it."""
+        """Stop the thread, and close the loader if it can be closed."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
-        if hasattr(self._source, "close"):
-            self._source.close()
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()

@@ -1,5 +1,5 @@
-"""The error a user can mend: one line that says what, where, and how."""
+"""Errors that the user can fix; each says in one line what is wrong, where, and how to fix it."""
 
 
 class UserError(Exception):
-    """Bad input or configuration. `main` prints its one line and exits with code 2."""
+    """Invalid input or configuration. Programs print it in one line and exit with code 2."""

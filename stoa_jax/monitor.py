@@ -1,4 +1,4 @@
-"""What watches a run: progress, the clock, signals to stop, and a dog for when nothing moves."""
+"""Monitoring of a run: stop signals, the stall watchdog, progress output and step timing."""
 
 import faulthandler
 import os
@@ -15,18 +15,18 @@ from typing import Any, TextIO
 import jax
 from jax.experimental import multihost_utils
 
-STALLED = 3  # exit code when nothing moved, or saving after SIGTERM took too long
+STALLED = 3  # exit code after a stall, and when saving after SIGTERM took too long
 
 
 class Preempted(Exception):
-    """SIGTERM came where the run cannot go on to the next step first."""
+    """Raised by SIGTERM inside `Stopper.interruptible`, where no next step is waited for."""
 
 
 class Stopper:
-    """SIGTERM or Ctrl-C, and the step after which all processes stop together.
+    """Handler of SIGTERM and Ctrl-C that lets all processes stop after the same step.
 
-    With several processes the signal reaches one; JAX's preemption service agrees on a step that
-    none has passed.
+    With several processes the signal may reach only one of them. JAX's preemption service then
+    agrees on a step that no process has passed yet.
     """
 
     def __init__(self, grace_seconds: float):
@@ -37,7 +37,7 @@ class Stopper:
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "Stopper":
-        # The preemption service has its own handler for SIGTERM, which must stay.
+        # With several processes, the preemption service's own SIGTERM handler must stay in place.
         kinds = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         if threading.current_thread() is threading.main_thread():
             self._before = {kind: signal.signal(kind, self._handle) for kind in kinds}
@@ -60,17 +60,17 @@ class Stopper:
             raise Preempted
 
     def start_grace(self) -> None:
-        """From now on there are `grace_seconds` to save and leave."""
+        """Abort the process if it has not saved and exited `grace_seconds` from now."""
 
-        def late() -> None:
+        def too_late() -> None:
             give_up(f"not saved within faults.grace_seconds={self.grace_seconds:g} of SIGTERM")
 
-        self._timer = threading.Timer(self.grace_seconds, late)
+        self._timer = threading.Timer(self.grace_seconds, too_late)
         self._timer.daemon = True
         self._timer.start()
 
-    def now(self, step: int) -> bool:
-        """Do all processes stop after this step? To be asked after every step."""
+    def should_stop(self, step: int) -> bool:
+        """Return whether all processes stop after this step; call it after every step."""
         if jax.process_count() == 1:
             return self.requested
         if not multihost_utils.reached_preemption_sync_point(step):
@@ -80,7 +80,7 @@ class Stopper:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Where a signal need not wait for the end of what is running."""
+        """Raise `Preempted` inside the block as soon as a stop signal arrives."""
         self._raise = True
         try:
             if self.requested:
@@ -91,7 +91,7 @@ class Stopper:
 
 
 class Watchdog:
-    """Ends the process, with the stacks of all its threads, when nothing moved for too long."""
+    """Thread that dumps all stacks and aborts the process when `beat` is overdue."""
 
     def __init__(self, seconds: float, folder: str | Path):
         self.seconds = seconds
@@ -110,27 +110,27 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def beat(self, what: str, patience: float = 1.0) -> None:
-        """Something moved; what comes next may take `patience` times the limit."""
+        """Report progress; `what` happens next and may take `patience` times the limit."""
         self._what, self._limit = what, self.seconds * patience
         self._last = time.monotonic()
 
     def _watch(self) -> None:
         pause = min(1.0, self.seconds / 4)
         while not self._done.wait(pause):
-            # Python's own timer needs no interpreter lock: it is there for a call that keeps it.
+            # Backup for a call that never releases the interpreter lock, which would block this
+            # thread: faulthandler's timer runs without the lock.
             faulthandler.dump_traceback_later(self.seconds + 60, exit=True)
             if time.monotonic() - self._last > self._limit:
                 give_up(
-                    f"nothing moved for {self._limit:g} s (faults.stall_seconds) "
-                    f"while {self._what}",
+                    f"no progress for {self._limit:g} s (faults.stall_seconds) while {self._what}",
                     self._path,
                 )
 
 
 def give_up(why: str, path: Path | None = None) -> None:
-    """Say why, show every thread's stack, and end the process whatever hangs."""
+    """Print the reason and every thread's stack, and end the process even if threads hang."""
     say(f"error: {why}; stacks of all threads follow")
-    faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+    faulthandler.dump_traceback(2, all_threads=True)  # standard error, by its descriptor
     if path is not None:
         try:
             with open(path, "w") as file:
@@ -143,7 +143,7 @@ def give_up(why: str, path: Path | None = None) -> None:
 
 
 class Progress:
-    """A bar with rate and time left on a terminal, a plain line elsewhere."""
+    """Progress output: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
     def __init__(self, steps: int, start: int, shown: bool, out: TextIO | None = None):
         self._steps, self._start, self._shown = steps, start, shown
@@ -153,9 +153,9 @@ class Progress:
         self._drawn = 0.0
 
     def step(self, step: int) -> None:
-        """A step was dispatched."""
+        """Count a dispatched step, and redraw the bar."""
         now = time.monotonic()
-        if self._begun is None:  # the first step's compilation says nothing of the rate
+        if self._begun is None:  # the first step compiles, so it is left out of the rate
             self._begun, self._start = now, step
         if self._bar and now - self._drawn > 0.2:
             self._drawn = now
@@ -165,7 +165,7 @@ class Progress:
             self._out.flush()
 
     def line(self, step: int, values: Mapping[str, float], clips: int) -> None:
-        """The figures of a step, in a line of their own."""
+        """Print a step's metrics in one line."""
         if not self._shown:
             return
         words = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -174,8 +174,8 @@ class Progress:
         )
         self._out.flush()
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        """Many figures, each in a line."""
+    def table(self, step: int, values: Mapping[str, float]) -> None:
+        """Print many metrics of a step, one per line."""
         if self._shown:
             width = max(map(len, values), default=0)
             lines = "".join(f"  {name:{width}}  {value:.4g}\n" for name, value in values.items())
@@ -186,7 +186,7 @@ class Progress:
         return "\r\x1b[K" if self._bar else ""
 
     def rewind(self, step: int) -> None:
-        """The run went back to an earlier step."""
+        """Restart the rate at an earlier step, after a roll-back."""
         self._begun, self._start = None, step
 
     def _rate(self, step: int, clips: int = 0) -> str:
@@ -199,7 +199,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """1 h 02 min, 3 min 20 s, 12 s."""
+    """Format seconds for people: `1 h 02 min`, `3 min 20 s`, `12 s`."""
     seconds = round(seconds)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     if hours:
@@ -208,25 +208,28 @@ def duration(seconds: float) -> str:
 
 
 class Clock:
-    """Step time split into waiting for data and computing, and the share of time well spent."""
+    """Step timing: waiting for data, computing, and goodput.
+
+    Goodput is the share of the time since the run's first start that was spent computing steps.
+    """
 
     def __init__(self, started: float | None = None, productive: float = 0.0):
-        # Wall-clock time of the run's very first start: time it was down is lost time too.
+        # Wall-clock time of the run's very first start, so that downtime counts as lost.
         self.started = started or time.time()
         self.productive = productive
         self._reset()
         self._last: float | None = None
-        self._figures: dict[str, float] = {}
+        self._means: dict[str, float] = {}
 
     def _reset(self) -> None:
         self._steps, self._wait, self._total = 0, 0.0, 0.0
 
     def pause(self) -> None:
-        """What comes until the next step is not training."""
+        """Leave the time until the next step out of the step times."""
         self._last = None
 
     def step(self, wait: float) -> None:
-        """A step ended; it had waited so long for its data."""
+        """Count a finished step that waited `wait` seconds for its data."""
         now = time.monotonic()
         if self._last is not None:
             self._steps += 1
@@ -235,23 +238,23 @@ class Clock:
             self.productive += max(now - self._last - wait, 0.0)
         self._last = now
 
-    def figures(self, clips: int) -> dict[str, float]:
-        """The means since the last call."""
+    def metrics(self, clips: int) -> dict[str, float]:
+        """Return mean times per step since the last call, for steps of `clips` clips."""
         steps, wait, total = self._steps, self._wait, self._total
         self._reset()
         if steps:
-            self._figures = {
+            self._means = {
                 "time/step": total / steps,
                 "time/data_wait": wait / steps,
                 "time/compute": max(total - wait, 0.0) / steps,
                 "time/clips_per_second": clips * steps / max(total, 1e-9),
             }
         goodput = self.productive / max(time.time() - self.started, 1e-9)
-        return {**self._figures, "time/goodput": goodput}
+        return {**self._means, "time/goodput": goodput}
 
 
 def memory() -> dict[str, float]:
-    """What this process and its first device hold, GiB."""
+    """Return the memory in use by this process and its first device, in GiB."""
     found = {"memory/host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     stats = jax.local_devices()[0].memory_stats() or {}
     for name, key in (("device", "bytes_in_use"), ("device_peak", "peak_bytes_in_use")):
@@ -261,6 +264,6 @@ def memory() -> dict[str, float]:
 
 
 def say(line: str) -> None:
-    """A line of its own on standard error, whatever the logging's level."""
+    """Print a line to standard error, whatever the logging level."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

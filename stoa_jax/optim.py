@@ -1,7 +1,7 @@
 """The optimizer: AdamW with a learning rate for each group of parameters.
 
-Everything is keyed by parameter name, and every rule is an ordered (regex, value) list in which
-the first that fits wins. A rate of 0 freezes: no gradient is taken and no moments are stored.
+Parameters are addressed by name. Rules are ordered (regex, value) lists, and the first match wins.
+A rate of 0 freezes a parameter: no gradient is computed and no moments are stored.
 """
 
 import re
@@ -21,45 +21,48 @@ if TYPE_CHECKING:  # the step itself needs JAX, Flax and Optax only
 def first_match(
     rules: Sequence[tuple[str, Any]], names: Iterable[str], what: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """For each name the value of the first rule that fits; also the rules that no name needed."""
-    found: dict[str, Any] = {}
+    """Return the value of the first rule that matches each name, and the patterns never used.
+
+    Raises UserError if a name matches no rule; `what` names the rules in that error.
+    """
+    values: dict[str, Any] = {}
     used: set[str] = set()
     missing = []
     for name in names:
         for pattern, value in rules:
             if re.search(pattern, name):
-                found[name] = value
+                values[name] = value
                 used.add(pattern)
                 break
         else:
             missing.append(name)
     if missing:
         raise UserError(
-            f"{what}: no rule fits {len(missing)} parameter(s), the first {missing[0]!r}; "
+            f"{what}: no rule matches {len(missing)} parameter(s), the first {missing[0]!r}; "
             "add a last rule ('.*', ...)"
         )
-    return found, [pattern for pattern, _ in rules if pattern not in used]
+    return values, [pattern for pattern, _ in rules if pattern not in used]
 
 
 def learning_rates(c: "ConfigDict", names: Iterable[str]) -> tuple[dict[str, float], list[str]]:
-    """Peak learning rate of every parameter, and the groups that fit no parameter."""
+    """Return the peak learning rate of every parameter, and the groups that match none."""
     rates, unused = first_match(tuple(c.optim.groups), names, "config.optim.groups")
     for name, rate in rates.items():
         if not isinstance(rate, int | float) or not 0 <= rate < float("inf"):
             raise UserError(
                 f"config.optim.groups: the learning rate of {name} is {rate!r}; "
-                "it must be 0 (frozen) or above"
+                "it must be 0 (frozen) or a positive number"
             )
     return {name: float(rate) for name, rate in rates.items()}, unused
 
 
 def trainable(params: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, Any]:
-    """The parameters whose rate is above 0."""
+    """Return the parameters whose learning rate is above 0."""
     return {name: value for name, value in params.items() if rates[name] > 0}
 
 
 def schedule(c: "ConfigDict", steps: int) -> optax.Schedule:
-    """The share of its peak that every learning rate has at an update."""
+    """Return the schedule: update count → factor in [0, 1] on every peak learning rate."""
     warmup = round(c.optim.warmup * steps)
     if c.optim.schedule == "cosine":
         after = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))
@@ -70,20 +73,19 @@ def schedule(c: "ConfigDict", steps: int) -> optax.Schedule:
             f"config.optim.schedule: {c.optim.schedule!r} is not known; use cosine or constant"
         )
 
-    def share(count: jax.Array) -> jax.Array:
-        # The first update already has a rate: with count / warmup it would be lost.
+    def factor(count: Any) -> jax.Array:
+        # count + 1, because a rate of 0 would waste the first update.
         rising = (count + 1) / max(warmup, 1)
         return jnp.where(count < warmup, rising, after(count - warmup))
 
-    return share
+    return factor
 
 
 def make_optimizer(
     c: "ConfigDict", rates: Mapping[str, float], steps: int
 ) -> optax.GradientTransformation:
-    """AdamW over a flat dict of the trainable parameters."""
+    """Build AdamW over a flat dict of the trainable parameters."""
     beta1, beta2 = c.optim.betas
-    share = schedule(c, steps)
 
     def decays(params: Mapping[str, Any]) -> dict[str, bool]:
         return {name: not re.search(c.optim.no_decay, name) for name in params}
@@ -96,13 +98,13 @@ def make_optimizer(
         optax.clip_by_global_norm(c.optim.clip_norm) if c.optim.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=beta1, b2=beta2),
         optax.add_decayed_weights(c.optim.weight_decay, mask=decays),
-        optax.scale_by_schedule(share),
+        optax.scale_by_schedule(schedule(c, steps)),
         optax.stateless(apply_rates),
     )
 
 
 def norms_by_module(grads: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The norm of the gradient of each module: the names' first parts."""
+    """Return the gradient norm of each module; a module is the first part of a name."""
     squares: dict[str, jax.Array] = {}
     for name, grad in grads.items():
         module = name.split("/")[0]

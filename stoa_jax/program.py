@@ -1,11 +1,11 @@
-"""The compiled parts of a run: what a step changes, how it is laid out, and the step itself.
+"""The compiled training step, the state that it updates, and the sharding of that state.
 
-`train` runs it, `plan` compiles it for machines that are not here.
+`train` runs the step; `plan` compiles it for hardware that is not attached.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +22,8 @@ from stoa_jax.models.stoa import Stoa
 if TYPE_CHECKING:  # the step itself needs JAX, Flax and Optax only
     from ml_collections import ConfigDict
 
+    from stoa_jax.tasks import Task
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -30,42 +32,45 @@ if TYPE_CHECKING:  # the step itself needs JAX, Flax and Optax only
 )
 @dataclasses.dataclass(frozen=True)
 class State:
-    """All that a step changes."""
+    """Everything that a training step updates."""
 
     step: jax.Array  # int32
     params: dict[str, jax.Array]  # float32, by name
-    opt_state: Any  # of the trainable parameters
-    skipped: jax.Array  # int32: steps without an update, because something was not finite
-    streak: jax.Array  # int32: such steps in a row, up to now
+    opt_state: Any  # for the trainable parameters only
+    skipped: jax.Array  # int32: steps skipped because the loss or gradient was not finite
+    streak: jax.Array  # int32: how many of the latest steps in a row were skipped
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled parts of a run, which `plan` lowers and `train` executes."""
+    """The jitted functions of a run, with the abstract state and its shardings."""
 
     mesh: Mesh
     state: State  # abstract
     shardings: State
     init: Callable[[], State]
-    start: Callable[[dict[str, jax.Array]], State]  # from parameters
+    start: Callable[[dict[str, jax.Array]], State]  # builds a state around given parameters
     step: Callable[[State, dict[str, jax.Array]], tuple[State, jax.Array]]
-    metrics: list[str]  # names of the step's second output, known once it is traced
+    metrics: list[str]  # names for the entries of the step's second output; filled by tracing
     model: Any  # abstract
-    rates: dict[str, float]
+    rates: dict[str, float]  # peak learning rate of every parameter
 
     def model_with(self, params: Mapping[str, jax.Array]) -> Any:
-        """The model of a state's parameters."""
+        """Return the model with these parameters."""
         return with_parameters(self.model, params)
 
 
 def make_program(
     c: "ConfigDict",
-    task: Any,
+    task: "Task",
     steps: int,
     build_model: Callable[..., Any] = Stoa,
-    devices: list[Any] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Program:
-    """Mesh, abstract state, shardings, and the jitted initialisation and step."""
+    """Build the mesh, the abstract state and its shardings, and jit initialisation and step.
+
+    Nothing is compiled or allocated before the returned functions are called.
+    """
     mesh = sharding.make_mesh(c, devices)
     sharding.check_batch(c, mesh, evaluation=False)
 
@@ -77,9 +82,9 @@ def make_program(
     specs = sharding.param_specs(shapes, mesh)
     rates, unused = optim.learning_rates(c, shapes)
     for pattern in unused:
-        logging.warning("config.optim.groups: %r is the first fit of no parameter", pattern)
+        logging.warning("config.optim.groups: %r applies to no parameter", pattern)
     optimizer = optim.make_optimizer(c, rates, steps)
-    share = optim.schedule(c, steps)
+    schedule = optim.schedule(c, steps)
 
     def start(params: dict[str, jax.Array]) -> State:
         zero = jnp.zeros((), jnp.int32)
@@ -90,13 +95,13 @@ def make_program(
     metrics: list[str] = []
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, jax.Array]:
-        state, found = update(c, task, model, optimizer, rates, shardings.params, state, batch)
-        found["schedule"] = share(state.step - 1 - state.skipped)
-        metrics[:] = sorted(found)
-        # One array, so that fetching it is one transfer.
-        return state, jnp.stack([found[name].astype(jnp.float32) for name in metrics])
+        state, values = update(c, task, model, optimizer, rates, shardings.params, state, batch)
+        values["schedule"] = jnp.asarray(schedule(state.step - 1 - state.skipped))
+        metrics[:] = sorted(values)
+        # One array, so that all metrics come to the host in one transfer.
+        return state, jnp.stack([values[name].astype(jnp.float32) for name in metrics])
 
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     return Program(
         mesh=mesh,
         state=state,
@@ -106,7 +111,7 @@ def make_program(
         step=jax.jit(
             step,
             in_shardings=(shardings, sharding.batch_sharding(mesh)),
-            out_shardings=(shardings, whole),
+            out_shardings=(shardings, replicated),
             donate_argnums=0,
         ),
         metrics=metrics,
@@ -117,68 +122,72 @@ def make_program(
 
 def update(
     c: "ConfigDict",
-    task: Any,
+    task: "Task",
     model: Any,
     optimizer: optax.GradientTransformation,
     rates: Mapping[str, float],
-    places: Mapping[str, NamedSharding],
+    param_shardings: Mapping[str, NamedSharding],
     state: State,
     batch: dict[str, jax.Array],
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One step, and what there is to say of it. `places` are the parameters'."""
+    """Take one optimizer step; return the new state and the step's metrics.
+
+    If the loss or the gradient is not finite, only the counters of the state change.
+    """
     key = jax.random.fold_in(jax.random.key(c.seed), state.step)
-    free = optim.trainable(state.params, rates)
-    # What fsdp splits is gathered here and its gradient split again. Left to the compiler, some
-    # products are split by their weights, and activations go between devices instead.
-    whole = sharding.constrain(state.params, sharding.gathered(places))
+    trainable = optim.trainable(state.params, rates)
+    # Gather what FSDP splits here, once per step, and split the gradient again. Left to itself the
+    # compiler splits some products by their weights, and moves activations between devices instead.
+    gathered = sharding.constrain(state.params, sharding.gathered(param_shardings))
 
-    def loss_of(free, batch, key):
-        return task.loss(with_parameters(model, {**whole, **free}), batch, key)
+    def loss_of(trainable, batch, key):
+        return task.loss(with_parameters(model, {**gathered, **trainable}), batch, key)
 
-    def gradient(whole, batch, key):
-        free = optim.trainable(whole, rates)
-        found, grads = jax.value_and_grad(loss_of, has_aux=True)(free, batch, key)
-        return found, sharding.constrain(grads, places)
+    def gradient(params, batch, key):
+        output, grads = jax.value_and_grad(loss_of, has_aux=True)(
+            optim.trainable(params, rates), batch, key
+        )
+        return output, sharding.constrain(grads, param_shardings)
 
     parts = c.train.accumulate
     if parts == 1:
-        (loss, metrics), grads = gradient(whole, batch, key)
+        (loss, metrics), grads = gradient(gathered, batch, key)
     else:
-        # Row i goes to micro-batch i % parts, so that every device keeps the rows it has.
-        micro = jax.tree.map(
+        # Row i goes to micro-batch i % parts, so that every device keeps the rows that it has.
+        micro_batches = jax.tree.map(
             lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0),
             batch,
         )
 
         def add(total, part):
             index, rows = part
-            found = gradient(whole, rows, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, found), None
+            output = gradient(gathered, rows, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, output), None
 
-        first = jax.tree.map(lambda x: x[0], micro)
+        first = jax.tree.map(lambda x: x[0], micro_batches)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, whole, first, key)
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, gathered, first, key)
         )
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), micro))
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), micro_batches))
         (loss, metrics), grads = jax.tree.map(lambda x: x / parts, total)
 
     norm = optax.tree.norm(grads)
-    good = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, free)
-    updated = {**state.params, **optax.apply_updates(free, updates)}
-    # A step that is not finite changes nothing; it is counted.
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+    updated: Any = optax.apply_updates(trainable, updates)
+    updated = {**state.params, **updated}
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old),
+        lambda new, old: jnp.where(finite, new, old),
         (updated, opt_state),
         (state.params, state.opt_state),
     )
-    bad = (~good).astype(jnp.int32)
+    skipped = (~finite).astype(jnp.int32)
     state = State(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
-        skipped=state.skipped + bad,
-        streak=jnp.where(good, 0, state.streak + 1),
+        skipped=state.skipped + skipped,
+        streak=jnp.where(finite, 0, state.streak + 1),
     )
     metrics = {
         **metrics,

@@ -1,11 +1,11 @@
-"""THE loop, for pre-training and every fine-tuning.
+"""The training loop, for pre-training and for every fine-tuning task.
 
-A run is a function of its configuration: the batch and the random key of a step depend on the
-seed and the step alone, so a run that was stopped and started again is, bit for bit, the run that
-was not.
+A run is determined by its configuration: the batch and the random key of a step depend only on the
+seed and the step number. A run that was stopped and resumed is therefore bit-identical to one that
+was never stopped.
 
-The compiled step is in `program`, the batches are in `batches`, what a work directory holds is
-checked in `workdir`.
+`program` compiles the step, `batches` provides the batches, and `workdir` checks the work
+directory.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -24,36 +24,42 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from stoa_jax import checkpoint, monitor, sharding, writers
-from stoa_jax.batches import Prefetch, make_loader
+from stoa_jax.batches import Loader, Prefetch, make_loader
 from stoa_jax.errors import UserError
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.program import State, make_program
+from stoa_jax.program import Program, State, make_program
 from stoa_jax.workdir import check_config, claim_workdir, config_json, flat_config, write_config
 
-PROFILE_STEPS = (5, 10)  # --mode=profile traces from the first of these to the second
+if (
+    TYPE_CHECKING
+):  # the tasks read data sets; a caller that brings its own task needs no such reader
+    from stoa_jax.tasks import Task
+
+PROFILE_STEPS = (5, 10)  # --mode=profile traces the steps from the first number to the second
 
 
 class TrainingError(Exception):
-    """A run that cannot go on. `main` prints its one line and exits with code 1."""
+    """A run that cannot continue. `main` prints it in one line and exits with code 1."""
 
 
 def train(
     c: ConfigDict,
     workdir: str | Path,
     *,
-    task: Any = None,
+    task: "Task | None" = None,
     build_model: Callable[..., Any] = Stoa,
-    open_loader: Callable[[int], Any] | None = None,
+    open_loader: Callable[[int], Loader] | None = None,
     profile: bool = False,
 ) -> dict[str, float]:
-    """Train to the end, or go on with what the work directory holds; returns the last figures.
+    """Train to the last step and return the latest value of every metric.
 
-    `open_loader(start_step)` brings other batches than the configuration's.
+    Resumes from the newest checkpoint in `workdir`, if there is one. `open_loader(start_step)`
+    replaces the batches that the configuration names.
     """
     workdir = Path(workdir).absolute()
     check_config(c)
     claim_workdir(c, workdir)
-    # A mesh or a batch that does not fit is said before any data or model is read.
+    # Fail on a mesh or batch size that does not fit before reading any data or weights.
     sharding.check_batch(c, sharding.make_mesh(c))
     if task is None:
         from stoa_jax.tasks import make_task
@@ -70,38 +76,50 @@ def train(
     with (
         jax.set_mesh(program.mesh),
         monitor.Stopper(c.faults.grace_seconds) as stopper,
-        monitor.Watchdog(c.faults.stall_seconds, workdir) as dog,
+        monitor.Watchdog(c.faults.stall_seconds, workdir) as watchdog,
     ):
-        return _Run(c, workdir, task, program, open_loader, steps, stopper, dog, profile).run()
+        return _Run(c, workdir, task, program, open_loader, steps, stopper, watchdog, profile).run()
 
 
 class _Run:
-    """One process's part in a run."""
+    """A run in progress, as one process sees it."""
 
-    def __init__(self, c, workdir, task, program, open_loader, steps, stopper, dog, profile):
+    def __init__(
+        self,
+        c: ConfigDict,
+        workdir: Path,
+        task: "Task",
+        program: Program,
+        open_loader: Callable[[int], Loader],
+        steps: int,
+        stopper: monitor.Stopper,
+        watchdog: monitor.Watchdog,
+        profile: bool,
+    ):
         self.c, self.workdir, self.task, self.program = c, workdir, task, program
         self.open_loader, self.steps, self.profile = open_loader, steps, profile
-        self.stopper, self.dog = stopper, dog
-        self.offset = 0  # batches left out by roll-backs: position in the data minus step
+        self.stopper, self.watchdog = stopper, watchdog
+        self.offset = 0  # batches skipped by roll-backs: position in the data minus step
         self.rollbacks = 0
         self.clock = monitor.Clock()
-        self.last: dict[str, float] = {}
+        self.latest: dict[str, float] = {}  # the latest value of every metric
         self.checkpoints = None if profile else checkpoint.Checkpoints(workdir, c)
-        self.first = jax.process_index() == 0
+        self.is_main = jax.process_index() == 0  # the process that writes logs and results
 
     def run(self) -> dict[str, float]:
-        self.dog.beat("restoring or initialising", patience=4)
+        """Train until the last step or until asked to stop; return the latest metrics."""
+        self.watchdog.beat("restoring or initialising", patience=4)
         state, step = self.restore()
-        # Only now, that nothing more is known to be amiss, is the directory this run's.
+        # Claim the work directory only after restoring succeeded.
         write_config(self.c, self.workdir)
         self.writer = self.open_writer(step)
-        self.progress = monitor.Progress(self.steps, step, self.first and self.c.log.progress)
+        self.progress = monitor.Progress(self.steps, step, self.is_main and self.c.log.progress)
         batches = self.batches(step)
         stopped, tick = False, 0
         try:
-            if self.due(step) and not self.evaluated(step):
+            if self.evaluation_due(step) and not self.already_evaluated(step):
                 self.evaluate(state, step)
-            pending: list[tuple[int, jax.Array]] = []
+            pending: list[tuple[int, jax.Array]] = []  # steps whose metrics are still on the device
             while step < self.steps:
                 if self.profile and step == PROFILE_STEPS[0]:
                     jax.profiler.start_trace(str(self.workdir / "profile"))
@@ -109,36 +127,43 @@ class _Run:
                 batch = next(batches)
                 waited = time.monotonic() - waiting
                 with jax.transfer_guard("disallow"):
-                    state, figures = self.program.step(state, batch)
+                    state, metrics = self.program.step(state, batch)
                 step += 1
-                pending.append((step, figures))
-                # The step before this one is done, or nearly: looking at it holds nothing up.
-                # Before the state is used for anything else, the step itself is looked at.
-                tick += 1  # not the step: a roll-back would turn it back
-                stopped = stopped or self.stopper.now(tick)
-                edge = stopped or self.due(step) or self.save_due(step) or step == self.steps
-                streak, seen = 0, step
-                while len(pending) > (0 if edge else 1) and streak < self.c.faults.max_nonfinite:
-                    seen, figures = pending.pop(0)
-                    streak = self.look(seen, figures)
+                pending.append((step, metrics))
+                tick += 1  # counts on after a roll-back, where `step` goes back
+                stopped = stopped or self.stopper.should_stop(tick)
+                at_boundary = (
+                    stopped
+                    or self.evaluation_due(step)
+                    or self.save_due(step)
+                    or step == self.steps
+                )
+                # Fetching the previous step's metrics does not delay the step that runs now. At a
+                # boundary the state is about to be used, so this step's metrics are fetched too.
+                streak, fetched = 0, step
+                keep = 0 if at_boundary else 1
+                while len(pending) > keep and streak < self.c.faults.max_nonfinite:
+                    fetched, metrics = pending.pop(0)
+                    streak = self.fetch_metrics(fetched, metrics)
                 self.clock.step(waited)
                 self.progress.step(step)
                 if streak >= self.c.faults.max_nonfinite:
                     batches.close()
-                    state, step = self.roll_back(seen)
+                    state, step = self.roll_back(fetched)
                     pending.clear()
                     batches = self.batches(step)
-                elif not stopped and edge and (streak == 0 or step == self.steps):
+                elif not stopped and at_boundary and (streak == 0 or step == self.steps):
                     self.evaluate_and_save(state, step)
                 if stopped:
                     self.save(state, step)
                     break
-                self.dog.beat(f"after step {step}")
+                self.watchdog.beat(f"after step {step}")
         except monitor.Preempted:
             stopped = True
             self.save(state, step)
         except Exception:
-            # What is being saved is saved; with several processes, peers may be waited for in vain.
+            # Let a save in progress finish. With several processes this could wait for ever, since
+            # the others may already be gone.
             if self.checkpoints and jax.process_count() == 1:
                 self.checkpoints.wait()
             raise
@@ -148,22 +173,29 @@ class _Run:
             if self.profile and step > PROFILE_STEPS[0]:
                 jax.profiler.stop_trace()
         if self.checkpoints:
-            self.dog.beat("writing the last checkpoint")
+            self.watchdog.beat("writing the last checkpoint")
             self.checkpoints.close()
         if stopped:
-            monitor.say(f"saved step {step}; run the same command again to go on")
-        elif self.first and not self.profile:
-            summary = {"task": self.c.task, "step": step, **self.last}
+            monitor.say(f"saved step {step}; run the same command again to continue")
+        elif self.is_main and not self.profile:
+            summary = {"task": self.c.task, "step": step, **self.latest}
             (self.workdir / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
-        return {**self.last, "step": step, "stopped": stopped}
+        return {**self.latest, "step": step, "stopped": stopped}
 
-    # Where it starts.
+    # The initial state
 
     def restore(self) -> tuple[State, int]:
-        """The newest good checkpoint, else the weights that `init.path` names, else fresh ones."""
+        """Return the state to start from, and its step.
+
+        This is the newest intact checkpoint; without one, the weights that `init.path` names;
+        without those, a fresh initialisation.
+        """
         program = self.program
-        place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)  # noqa: E731
-        abstract = jax.tree.map(place, program.state, program.shardings)
+
+        def sharded(leaf: Any, placement: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)
+
+        abstract = jax.tree.map(sharded, program.state, program.shardings)
         if self.checkpoints:
             rest = checkpoint.flatten(dataclasses.replace(abstract, params={}))
             if found := self.checkpoints.restore(abstract.params, rest):
@@ -172,39 +204,40 @@ class _Run:
                 self.clock = monitor.Clock(meta["started"], meta["productive"])
                 like = dataclasses.replace(abstract, params={})
                 state = dataclasses.replace(checkpoint.unflatten(like, rest), params=params)
-                monitor.say(f"going on from step {step}")
+                monitor.say(f"continuing from step {step}")
                 return state, step
         self.offset = 0
         if not self.c.init.path:
             return program.init(), 0
-        return program.start(self.initial(program.init().params)), 0
+        return program.start(self.with_initial_weights(program.init().params)), 0
 
-    def initial(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Fresh parameters, with those that `init.path` brings in their place."""
+    def with_initial_weights(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Replace fresh parameters by those at `init.path`, except where `init.reinit` matches."""
         from stoa_jax.weights import initial_parameters
 
         loaded, report = initial_parameters(
             self.c.init.path, self.task.model_config(), seed=self.c.seed
         )
-        if self.first:
+        if self.is_main:
             monitor.say(str(report))
         reinit = re.compile(self.c.init.reinit or r"(?!)")
         for name, value in loaded.items():
             if reinit.search(name):
                 continue
             if name not in params or params[name].shape != value.shape:
-                there = params[name].shape if name in params else "no such parameter"
+                expected = params[name].shape if name in params else "no such parameter"
                 raise UserError(
                     f"config.init.path: {name} is {value.shape} in {self.c.init.path}, the model "
-                    f"has {there}; use weights of this model or change config.model"
+                    f"has {expected}; use weights of this model or change config.model"
                 )
-            whole = np.asarray(value, params[name].dtype)
+            host = np.asarray(value, params[name].dtype)
             params[name] = jax.make_array_from_callback(
-                whole.shape, params[name].sharding, whole.__getitem__
+                host.shape, params[name].sharding, host.__getitem__
             )
         return params
 
     def batches(self, step: int) -> Prefetch:
+        """Open the training batches at a step, prefetched onto the devices."""
         return Prefetch(
             self.open_loader(step + self.offset),
             lambda rows: sharding.to_devices(rows, self.program.mesh, self.c.train.batch_size),
@@ -212,25 +245,29 @@ class _Run:
         )
 
     def open_writer(self, step: int) -> writers.Writer:
-        if not self.first or self.profile:
+        """Open the metric writers, and take up the latest metrics of an earlier start."""
+        if not self.is_main or self.profile:
             return writers.Writers(())
         found: list[writers.Writer] = [writers.JsonLines(self.workdir / "metrics.jsonl", step)]
         if self.c.log.tensorboard:
             found.append(writers.TensorBoard(self.workdir / "tensorboard", step))
         for row in writers.read_lines(self.workdir / "metrics.jsonl"):
-            self.last.update(row)
-        self.last.pop("step", None)
+            self.latest.update(row)
+        self.latest.pop("step", None)
         writer = writers.Writers(found)
         writer.write_hparams(flat_config(self.c))
         return writer
 
-    # What it says.
+    # Metrics
 
-    def look(self, step: int, figures: jax.Array) -> int:
-        """Fetch a step's figures, write them if it is time; how many in a row were not finite."""
-        values = dict(zip(self.program.metrics, jax.device_get(figures).tolist(), strict=True))
+    def fetch_metrics(self, step: int, metrics: jax.Array) -> int:
+        """Fetch a step's metrics from the device, and log them every `log.every_steps`.
+
+        Returns the number of consecutive non-finite steps up to this one.
+        """
+        values = dict(zip(self.program.metrics, jax.device_get(metrics).tolist(), strict=True))
         if values["nonfinite/in_a_row"]:
-            logging.warning("step %d is not finite and changed nothing", step)
+            logging.warning("step %d: loss or gradient is not finite; the step was skipped", step)
         if step % self.c.log.every_steps == 0 or step == self.steps:
             size = self.c.train.batch_size
             weights = {
@@ -241,11 +278,11 @@ class _Run:
             values = {
                 **values,
                 **weights,
-                **self.clock.figures(size),
+                **self.clock.metrics(size),
                 **monitor.memory(),
                 "nonfinite/rollbacks": self.rollbacks,
             }
-            self.last = {**self.last, **values}
+            self.latest = {**self.latest, **values}
             self.writer.write_scalars(step, values)
             shown = {k: values[k] for k in sorted(values) if k.startswith("loss")}
             self.progress.line(step, {**shown, "grad_norm": values["grad_norm"]}, size)
@@ -253,10 +290,10 @@ class _Run:
                 self.checkpoints.check()
         return int(values["nonfinite/in_a_row"])
 
-    # What it does now and then.
+    # Evaluation and checkpoints
 
-    def due(self, step: int) -> bool:
-        """Is this step evaluated?"""
+    def evaluation_due(self, step: int) -> bool:
+        """Return whether the model is evaluated after this step."""
         every = self.c.eval.every_steps
         return (
             not self.profile
@@ -266,22 +303,24 @@ class _Run:
         )
 
     def save_due(self, step: int) -> bool:
+        """Return whether a checkpoint is written after this step."""
         every = self.c.checkpoint.every_steps
         return not self.profile and (step == self.steps or (every > 0 and step % every == 0))
 
     def evaluate_and_save(self, state: State, step: int) -> None:
+        """Evaluate and save where due; with `best_metric`, every evaluation is saved."""
         best = self.c.checkpoint.best_metric
-        if self.save_due(step) and not (best and self.due(step)):
+        if self.save_due(step) and not (best and self.evaluation_due(step)):
             self.save(state, step)
-        if self.due(step):
+        if self.evaluation_due(step):
             values = self.evaluate(state, step)
             if best:
                 self.save(state, step, values)
 
-    def evaluated(self, step: int) -> bool:
-        """Did an earlier start already write this step's evaluation?"""
+    def already_evaluated(self, step: int) -> bool:
+        """Return whether the log already holds this step's evaluation, from an earlier start."""
         path = self.workdir / "metrics.jsonl"
-        here = self.first and any(
+        here = self.is_main and any(
             row["step"] == step and "time/eval" in row for row in writers.read_lines(path)
         )
         if jax.process_count() > 1:
@@ -289,38 +328,38 @@ class _Run:
         return here
 
     def evaluate(self, state: State, step: int) -> dict[str, float]:
-        """Run the task's evaluators on the state."""
+        """Run the task's evaluators on the state, and log what they report."""
         began = time.monotonic()
         model = self.program.model_with(state.params)
         values: dict[str, float] = {}
         with self.stopper.interruptible():
             for name, evaluator in self.task.evaluators().items():
-                self.dog.beat(f"evaluating {name}", patience=4)
+                self.watchdog.beat(f"evaluating {name}", patience=4)
                 for key, value in evaluator(model, self.program.mesh):
                     values[f"eval/{key}"] = float(value)
-                    self.dog.beat(f"evaluating {name}", patience=4)
+                    self.watchdog.beat(f"evaluating {name}", patience=4)
         if values:
-            self.progress.figures(step, values)
-            self.last = {**self.last, **values}
+            self.progress.table(step, values)
+            self.latest = {**self.latest, **values}
             self.writer.write_scalars(step, {**values, "time/eval": time.monotonic() - began})
         self.clock.pause()
         return values
 
     def save(self, state: State, step: int, values: Mapping[str, float] | None = None) -> None:
-        """Begin to write a checkpoint."""
+        """Start writing a checkpoint in the background."""
         if self.checkpoints is None:
             return
-        self.dog.beat(f"saving step {step}")
+        self.watchdog.beat(f"saving step {step}")
         metrics = None
         if best := self.c.checkpoint.best_metric:
-            found = {k.removeprefix("eval/"): v for k, v in (values or {}).items()}
+            reported = {k.removeprefix("eval/"): v for k, v in (values or {}).items()}
             best_key = best.removeprefix("eval/")
-            if values and best_key not in found:
+            if values and best_key not in reported:
                 raise UserError(
                     f"config.checkpoint.best_metric: the evaluation gave no {best!r}; "
-                    f"it gave {', '.join(sorted(found))}"
+                    f"it gave {', '.join(sorted(reported))}"
                 )
-            metrics = {best: found[best_key]} if values else None
+            metrics = {best: reported[best_key]} if values else None
         meta = {
             "offset": self.offset,
             "rollbacks": self.rollbacks,
@@ -330,31 +369,32 @@ class _Run:
             "task": self.c.task,
             "model": dataclasses.asdict(self.task.model_config()),
             "config": config_json(self.c),
-            "extras": getattr(self.task, "extras", dict)(),
+            "extras": self.task.extras(),
         }
         rest = checkpoint.flatten(dataclasses.replace(state, params={}))
         self.checkpoints.save(step, state.params, rest, meta, metrics)
         self.clock.pause()
 
     def roll_back(self, step: int) -> tuple[State, int]:
-        """To the last good checkpoint, and over the stretch of data since then."""
+        """Return to the last intact checkpoint, and skip the data used since then."""
         position = step + self.offset
         rollbacks = self.rollbacks + 1
         if rollbacks > self.c.faults.max_rollbacks:
             raise TrainingError(
                 f"step {step}: the loss or gradient was not finite "
                 f"{self.c.faults.max_nonfinite} times in a row, after {self.rollbacks} roll-backs "
-                "(faults.max_rollbacks); lower the learning rate or look at the data there"
+                "(faults.max_rollbacks); lower the learning rate or inspect the data around this "
+                "step"
             )
-        self.dog.beat("rolling back", patience=4)
+        self.watchdog.beat("rolling back", patience=4)
         if self.checkpoints:
             self.checkpoints.wait()
-        state, to = self.restore()
-        self.offset, self.rollbacks = position - to, rollbacks
+        state, restored = self.restore()
+        self.offset, self.rollbacks = position - restored, rollbacks
         logging.error(
-            "rolled back from step %d to %d; the data goes on with batch %d (roll-back %d of %d)",
-            *(step, to, position, rollbacks, self.c.faults.max_rollbacks),
+            "rolled back from step %d to %d; training continues with batch %d (roll-back %d of %d)",
+            *(step, restored, position, rollbacks, self.c.faults.max_rollbacks),
         )
-        self.progress.rewind(to)
+        self.progress.rewind(restored)
         self.clock.pause()
-        return state, to
+        return state, restored

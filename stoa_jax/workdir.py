@@ -1,4 +1,4 @@
-"""What a run makes sure of before it begins: numbers that can be, a directory that is its own."""
+"""Checks before a run starts: a valid configuration, and a work directory that belongs to it."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from stoa_jax import config, migrations
 from stoa_jax.errors import UserError
 
-# What may differ when a run is continued: where it runs, and what it writes down.
+# Keys that may change when a run is continued: where it runs, and what it writes.
 MAY_CHANGE = (
     *("mesh.", "log.", "faults.", "checkpoint.", "eval.", "data.dir", "data.workers"),
     *("data.prefetch", "model.scan_layers", "model.remat"),
@@ -21,12 +21,14 @@ MAY_CHANGE = (
 
 
 def check_config(c: ConfigDict) -> None:
-    """Numbers that cannot be, each in one line."""
+    """Raise UserError for the first value in the configuration that is out of range."""
     config.model_config(c)
     try:
         re.compile(c.init.reinit)
     except re.error as error:
-        raise UserError(f"config.init.reinit: {c.init.reinit!r} is no regex ({error})") from None
+        raise UserError(
+            f"config.init.reinit: {c.init.reinit!r} is not a regular expression ({error})"
+        ) from None
     if c.train.steps < 1 and c.train.epochs <= 0:
         raise UserError(f"config.train.steps: {c.train.steps}; set it, or train.epochs, above 0")
     for key, least in (
@@ -42,12 +44,12 @@ def check_config(c: ConfigDict) -> None:
 
 
 def config_json(c: ConfigDict) -> dict[str, Any]:
-    """The configuration as JSON holds it."""
+    """Return the configuration as plain JSON values (tuples become lists)."""
     return json.loads(json.dumps(c.to_dict()))
 
 
 def flat_config(c: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train.steps": 1000, …}`."""
+    """Flatten nested sections into dotted keys: `{"train.steps": 1000, …}`."""
     flat: dict[str, Any] = {}
     for key, value in c.items():
         if isinstance(value, ConfigDict | Mapping):
@@ -58,10 +60,14 @@ def flat_config(c: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str
 
 
 def claim_workdir(c: ConfigDict, workdir: Path) -> None:
-    """Is it writable, and no other configuration's?"""
+    """Raise UserError unless the work directory is writable and holds no other configuration.
+
+    Creates the directory. `write_config` marks it later, once the run is known to start.
+    """
     if "://" in str(workdir) or ":/" in str(workdir):
         raise UserError(
-            f"--workdir: {workdir} is no path; mount the bucket (gcsfuse) and name its directory"
+            f"--workdir: {workdir} is a URL; mount the bucket (for example with gcsfuse) and name "
+            "the mounted directory"
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -91,7 +97,7 @@ def claim_workdir(c: ConfigDict, workdir: Path) -> None:
 
 
 def write_config(c: ConfigDict, workdir: Path) -> None:
-    """Mark the work directory as this configuration's."""
+    """Write config.json, which marks the work directory as belonging to this configuration."""
     if jax.process_index() == 0:
         part = workdir / "config.json.part"
         part.write_text(json.dumps(config_json(c), indent=2) + "\n")

@@ -63,7 +63,7 @@ def test_many_in_a_row_roll_back_and_skip_that_stretch_of_data(tmp_path, caplog)
     c = toy_config(train__steps=12, faults__max_nonfinite=3)
     last = run(tmp_path, c, poison=(6, 7, 8))
     assert last["step"] == 12 and last["nonfinite/rollbacks"] == 1
-    assert "rolled back from step 9 to 5; the data goes on with batch 9" in caplog.text
+    assert "rolled back from step 9 to 5; training continues with batch 9" in caplog.text
     params, _, meta = checkpoint.load_params(tmp_path)
     assert meta["offset"] == 4
     # The same as a run whose data never held that stretch.
@@ -101,7 +101,7 @@ def test_without_a_checkpoint_it_rolls_back_to_the_beginning(tmp_path, caplog):
     c = toy_config(train__steps=6, faults__max_nonfinite=2)
     last = run(tmp_path, c, poison=(0, 1))
     assert last["step"] == 6 and last["nonfinite/rollbacks"] == 1
-    assert "rolled back from step 2 to 0; the data goes on with batch 2" in caplog.text
+    assert "rolled back from step 2 to 0; training continues with batch 2" in caplog.text
 
 
 def test_roll_backs_are_bounded(tmp_path):
@@ -223,7 +223,7 @@ def test_a_stalled_loader_ends_the_run_with_every_stack(tmp_path):
     )
     code, printed = finish(process)
     assert code == 3
-    assert "nothing moved for 6 s (faults.stall_seconds) while after step" in printed
+    assert "no progress for 6 s (faults.stall_seconds) while after step" in printed
     assert "in __next__" in printed and "toy_run.py" in printed
     assert "in __next__" in (tmp_path / "stacks-0.txt").read_text()
     assert steps_of(tmp_path)[-1] in (3, 6)

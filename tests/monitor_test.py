@@ -54,14 +54,14 @@ def test_step_time_is_split_and_goodput_counts_what_was_lost(time_passes):
     for _ in range(4):
         time_passes(5)
         clock.step(wait=2.0)
-    found = clock.figures(clips=10)
+    found = clock.metrics(clips=10)
     assert found["time/step"] == 5 and found["time/data_wait"] == 2 and found["time/compute"] == 3
     assert found["time/clips_per_second"] == 2
     assert found["time/goodput"] == pytest.approx(12 / 40)
     clock.pause()
     time_passes(60)  # an evaluation
     clock.step(0.0)
-    assert clock.figures(10)["time/goodput"] == pytest.approx(12 / 100)
+    assert clock.metrics(10)["time/goodput"] == pytest.approx(12 / 100)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from stoa_jax.program import make_program
 TIMES = ("time/", "memory/")
 
 
-def figures(workdir):
-    """The rows of metrics.jsonl, without what a clock says."""
+def metric_rows(workdir):
+    """The rows of metrics.jsonl, without times and memory."""
     rows = writers.read_lines(workdir / "metrics.jsonl")
     return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
 
@@ -24,8 +24,11 @@ def everything(workdir, c):
     """All arrays of the newest checkpoint."""
     program = make_program(c, ToyTask(), c.train.steps, build_model)
     found = checkpoint.Checkpoints(workdir, c)
-    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
-    state = jax.tree.map(place, program.state, program.shardings)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        program.state,
+        program.shardings,
+    )
     flat = checkpoint.flatten(state)
     rest = {k: v for k, v in flat.items() if not k.startswith("params/")}
     step, params, optimizer, _ = found.restore(state.params, rest)
@@ -54,7 +57,7 @@ def whole(tmp_path_factory):
     return workdir, c, run(workdir, c)
 
 
-def test_a_run_learns_and_leaves_its_figures(whole):
+def test_a_run_learns_and_leaves_its_metrics(whole):
     workdir, _, last = whole
     rows = writers.read_lines(workdir / "metrics.jsonl")
     train_rows = [row for row in rows if "loss" in row]
@@ -76,15 +79,15 @@ def test_a_run_learns_and_leaves_its_figures(whole):
 def test_stopped_and_resumed_is_bit_identical(whole, tmp_path, stop_at, monkeypatch):
     """Stopped as by SIGTERM after a step, started again by the same call."""
     workdir, c, _ = whole
-    asked = monitor.Stopper.now
-    monkeypatch.setattr(monitor.Stopper, "now", lambda self, step: step == stop_at)
+    asked = monitor.Stopper.should_stop
+    monkeypatch.setattr(monitor.Stopper, "should_stop", lambda self, step: step == stop_at)
     assert run(tmp_path, c)["stopped"]
     assert checkpoint.load_params(tmp_path)[2]["step"] == stop_at
     assert not (tmp_path / "result.json").exists()
-    monkeypatch.setattr(monitor.Stopper, "now", asked)
+    monkeypatch.setattr(monitor.Stopper, "should_stop", asked)
     assert not run(tmp_path, c)["stopped"]
     assert_same_bits(everything(tmp_path, c), everything(workdir, c))
-    assert figures(tmp_path) == figures(workdir)
+    assert metric_rows(tmp_path) == metric_rows(workdir)
 
 
 def test_a_lost_process_resumes_from_the_last_checkpoint(whole, tmp_path):
@@ -104,7 +107,7 @@ def test_a_lost_process_resumes_from_the_last_checkpoint(whole, tmp_path):
     assert checkpoint.load_params(tmp_path)[2]["step"] == 10
     run(tmp_path, c)
     assert_same_bits(everything(tmp_path, c), everything(workdir, c))
-    assert figures(tmp_path) == figures(workdir)
+    assert metric_rows(tmp_path) == metric_rows(workdir)
 
 
 def test_a_finished_run_started_again_does_nothing(whole):
@@ -175,7 +178,7 @@ def test_weights_that_init_path_names_are_taken(tmp_path, monkeypatch):
     run(tmp_path / "a", c)
     params, _, _ = checkpoint.load_params(tmp_path / "a")
     np.testing.assert_array_equal(params["visual/kernel"], brought["visual/kernel"])
-    c.init.reinit = r"^visual/"  # initialised although the weights have it
+    c.init.reinit = r"^visual/"  # initialised afresh all the same
     run(tmp_path / "reinit", c)
     params, _, _ = checkpoint.load_params(tmp_path / "reinit")
     assert np.ptp(params["visual/kernel"]) > 0
@@ -220,7 +223,7 @@ def test_profile_writes_a_trace_and_nothing_else(tmp_path):
     ("settings", "says"),
     [
         (dict(train__steps=0), r"train\.steps: 0"),
-        (dict(init__reinit="(fusion"), r"init\.reinit: '\(fusion' is no regex"),
+        (dict(init__reinit="(fusion"), r"init\.reinit: '\(fusion' is not a reg"),
         (dict(log__every_steps=0), r"log\.every_steps: 0; it must be at least 1"),
         (dict(train__batch_size=12), r"train\.batch_size: 12 is not divisible by 8"),
         (dict(model__image_size=50), r"image_size 50 is not a multiple of patch_size 12; use 48"),

@@ -73,6 +73,10 @@ class ToyTask:
         hits = jnp.mean(jnp.argmax(logits, -1) == jnp.arange(len(x)))
         return loss, {"loss_vtc": loss, "batch_r1": hits}
 
+    def extras(self):
+        """None."""
+        return {}
+
     def evaluators(self):
         """The sum of the parameters: exact, so that two runs can be compared."""
 
@@ -139,6 +143,10 @@ class RealTask:
         from stoa_jax.joint_loss import joint_loss
 
         return joint_loss(model, batch, key, self.c.loss.to_dict())
+
+    def extras(self):
+        """None."""
+        return {}
 
     def evaluators(self):
         """None."""
