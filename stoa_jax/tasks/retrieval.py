@@ -17,6 +17,7 @@ from stoa_jax.models.features import VideoFeatures
 from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
 
+SHOWN = 5  # retrieved videos of a query in predictions.json
 # Texts, or re-ranked pairs, in a batch for each clip of an evaluation batch: texts are short.
 PAIRS_PER_CLIP = 8
 
@@ -65,6 +66,7 @@ class RetrievalEvaluator(SplitEvaluator):
         texts = self.texts
         counts = np.bincount(texts["owner"], minlength=self.videos)
         several = len(texts["owner"]) > self.videos
+        self.predictions = {}
         for variant in self.variants:
             if variant == "text_only":  # all clips look the same
                 continue
@@ -79,6 +81,7 @@ class RetrievalEvaluator(SplitEvaluator):
             name = named(self.prefix, variant)
 
             result = metrics.retrieval(similarity, owner)
+            self.predictions[name] = self.retrieved(similarity)
             yield from self.table(name, result, "dual encoder, cosine of all pairs")
             if several:
                 grouped = metrics.grouped_video_to_text(similarity, owner)
@@ -95,6 +98,7 @@ class RetrievalEvaluator(SplitEvaluator):
             )
             if rerank:
                 both = self.reranked(model, mesh, similarity, features, rerank)
+                self.predictions[named(name, "reranked")] = self.retrieved(both["t2v"])
                 yield from self.table(
                     named(name, "reranked"),
                     {side: metrics.retrieval(both[side], owner)[side] for side in both},
@@ -111,6 +115,22 @@ class RetrievalEvaluator(SplitEvaluator):
             n = len(self.texts["owner"]) if side == "t2v" else self.videos
             for key, value in values.items():
                 yield Row(named(name, side, key), value, n, f"{protocol}; {ties}")
+
+    def retrieved(self, similarity: np.ndarray) -> dict[str, dict[str, Any]]:
+        """Return the first videos for each text, and the rank of the right one."""
+        about = [self.split.metadata(i) for i in range(self.videos)]
+        queries = [(a.video_id, text) for a in about for text in a.texts]
+        owner = self.texts["owner"]
+        own = similarity[np.arange(len(owner)), owner]
+        ranks = (~(similarity < own[:, None])).sum(1)
+        first = np.argsort(-similarity, 1, kind="stable")[:, :SHOWN]
+        return {
+            f"{i}: {video}: {text}": {
+                "retrieved": [about[j].video_id for j in first[i]],
+                "rank": int(ranks[i]),
+            }
+            for i, (video, text) in enumerate(queries)
+        }
 
     @functools.cached_property
     def videos(self) -> int:
