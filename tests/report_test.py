@@ -98,7 +98,8 @@ def test_plots_keep_their_text_and_take_the_colour_of_the_page(trained):
     content = (write_report(trained)[0]).read_text()
     svg = content[content.index("<svg") : content.index("</svg>")]
     assert re.search(r"<text[^>]*>step</text>", svg) and "currentColor" in svg
-    assert "#010203" not in content and "#040506"  and "prefers-color-scheme: dark" in content
+    assert "#010203" not in content and "#040506" not in content
+    assert "prefers-color-scheme: dark" in content
 
 
 def test_retrieval_shows_ranks_and_baselines(data, tmp_path):
