@@ -1,7 +1,7 @@
 """STOA-VLP in JAX: video-language pre-training that knows objects and actions."""
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Index", "__version__", "load"]
 
 
 def __getattr__(name: str):
@@ -10,4 +10,8 @@ def __getattr__(name: str):
         from stoa_jax.inference.loading import load
 
         return load
+    if name == "Index":
+        from stoa_jax.index import Index
+
+        return Index
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

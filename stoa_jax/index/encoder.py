@@ -1,0 +1,53 @@
+"""What the index asks of a model. `stoa_jax.load` returns one that can all of it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from stoa_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from stoa_jax.inference.videos import Preprocessing
+
+
+class Encoder(Protocol):
+    """Encodes videos and texts into one space."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two models only when they give equal vectors."""
+        ...
+
+    def preprocessing(self) -> "Preprocessing":
+        """Return how a video becomes the input of `encode_video`."""
+        ...
+
+    def encode_video(self, videos: Sequence[Any], *, batch_size: int = 16) -> np.ndarray:
+        """Return unit vectors float32 [n, d]."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit vectors float32 [n, d]."""
+        ...
+
+
+def dimensions(encoder: Encoder) -> int:
+    """Return the width of an encoder's vectors."""
+    return encoder.encode_text(["a video"]).shape[1]
+
+
+def check_fingerprint(place: str, held: str | None, rows: int, encoder: Encoder) -> None:
+    """Raise UserError unless vectors of an index and of an encoder compare."""
+    if held is None and rows:
+        raise UserError(
+            f"{place}: it holds vectors of a model that was not named, which may be another than "
+            f"{encoder.fingerprint}; open it without a model, or build it again with "
+            "add_vectors(..., fingerprint=model.fingerprint)"
+        )
+    if held is not None and held != encoder.fingerprint:
+        raise UserError(
+            f"{place}: it holds vectors of model {held}, and this model is {encoder.fingerprint}: "
+            "scores of two models do not compare; open it with the model that filled it (weights, "
+            "tokenizer, frames and size all count)"
+        )

@@ -1,0 +1,385 @@
+"""The search index over segments of videos: what `stoa_jax.Index` is."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from stoa_jax.errors import UserError
+from stoa_jax.index import adding, encoder, reading, segments, windows
+from stoa_jax.index.adding import Added
+from stoa_jax.index.encoder import Encoder
+from stoa_jax.index.exact import Found
+from stoa_jax.index.manifest import Settings
+from stoa_jax.index.rows import Row, Rows
+from stoa_jax.index.store import Store
+
+if TYPE_CHECKING:
+    from stoa_jax.index.fusion import Fusion
+
+RERANKED = 50  # candidates of a text that the fusion encoder reads, unless told otherwise
+BACKENDS = ("flat", "lance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A segment that a search found."""
+
+    id: str
+    video: str | None  # the file; None where the index was not given one
+    start: float | None  # seconds
+    end: float | None
+    score: float  # the inner product of unit vectors: their cosine
+    probability: float | None  # by the fusion encoder; None without re-ranking
+    matched: bool | None  # whether `probability` reaches the threshold of the index
+
+
+class Index:
+    """Segments of videos as vectors, searched exactly and changed all or nothing.
+
+    An index that is opened keeps the state it was opened in, whatever others write. What is
+    written through it, it sees.
+    """
+
+    def __init__(self, store: Store, model: Encoder | None = None):
+        self._store: Store | None = store
+        self._model = model
+        self._fusion: Fusion | None = None
+        if model is not None:
+            settings = store.settings
+            encoder.check_fingerprint(store.place, settings.fingerprint, len(store), model)
+            self._fusion = _fusion(model) if settings.fusion else None
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str],
+        model: Encoder | None = None,
+        *,
+        dim: int | None = None,
+        segment: float | str = 10.0,
+        stride: float = 5.0,
+        backend: str = "flat",
+        fusion: bool = False,
+    ) -> Self:
+        """Create an empty index for the vectors of a model, or for any of width `dim`.
+
+        A video is cut into windows of `segment` seconds, one every `stride` seconds, or into shots
+        with `segment="scene"`. `fusion` keeps what the fusion encoder reads of each segment, so
+        that `search` can re-rank by probability without decoding.
+        """
+        windows.check(segment, stride)
+        if model is None and dim is None:
+            raise UserError("Index.create: give a model, or dim= for vectors of your own")
+        if model is not None:
+            width = encoder.dimensions(model)
+            if dim not in (None, width):
+                raise UserError(f"Index.create: dim={dim}, and the model's vectors have {width}")
+            dim = width
+        if not isinstance(dim, int) or dim < 1:
+            raise UserError(f"Index.create: dim={dim!r}; give a width of 1 or more")
+        if fusion:
+            if model is None:
+                raise UserError("Index.create: fusion=True needs a model with a match head")
+            _fusion(model)
+        settings = Settings(
+            dim,
+            segment if isinstance(segment, str) else float(segment),
+            float(stride),
+            fusion,
+            None if model is None else model.fingerprint,
+            getattr(model, "source", None) or None,
+        )
+        return cls(_backend(backend).create(_place(directory), settings), model)
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], model: Encoder | None = None) -> Self:
+        """Open an index as its last commit left it; without a model, for vectors only."""
+        return cls(_open(directory), model)
+
+    @staticmethod
+    def merge(
+        directory: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]
+    ) -> "Index":
+        """Add the rows of other indexes to one, new or there already, in one commit."""
+        if isinstance(parts, str | os.PathLike):
+            raise UserError("Index.merge takes a list of indexes; put the one in a list")
+        if not parts:
+            raise UserError("Index.merge: the list of indexes is empty")
+        target = os.path.realpath(directory)
+        real = [os.path.realpath(part) for part in parts]
+        for position, part in enumerate(real):
+            if part == target:
+                raise UserError(f"Index.merge: {parts[position]} is the index to merge into")
+            if part in real[:position]:
+                raise UserError(f"Index.merge: {parts[position]} is listed twice")
+        stores = [_open(part) for part in parts]
+        kind = type(stores[0])
+        for part, store in zip(parts, stores, strict=True):
+            if type(store) is not kind:
+                raise UserError(f"{part}: another backend than {parts[0]}")
+        if kind.exists(_place(directory)):
+            store = kind(_place(directory))
+        else:
+            settings = dataclasses.replace(stores[0].settings, threshold=None, threshold_note="")
+            store = kind.create(_place(directory), settings)
+        store.merge(stores)
+        return Index(store)
+
+    @property
+    def settings(self) -> Settings:
+        """Width, segment, stride, fingerprint and threshold."""
+        return self._opened.settings
+
+    @property
+    def _opened(self) -> Store:
+        if self._store is None:
+            raise UserError("this index was closed; open it again")
+        return self._store
+
+    def __len__(self) -> int:
+        return len(self._opened)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._store is None:
+            return "<stoa_jax index, closed>"
+        return f"<stoa_jax index {self._store.place!r}: {len(self._store)} segments>"
+
+    def ids(self) -> list[str]:
+        """Return each id once, in the order in which they were added."""
+        return self._opened.ids()
+
+    def close(self) -> None:
+        """Let go of the files; what was written is committed already."""
+        self._store = None
+
+    def add(
+        self,
+        videos: Sequence[Any],
+        ids: Sequence[str] | None = None,
+        *,
+        progress: bool = False,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Added:
+        """Embed videos and add their segments; those whose id is here already are skipped.
+
+        Without `ids` a file's id is its path as given, other videos' a hash of their content.
+        `shard=(I, N)` takes every N-th video from the I-th on. A video that fails is recorded in
+        `failures.jsonl` with the reason, and tried again by the next `add` of it.
+        """
+        model = self._needs_model("add")
+        found = reading.sources(videos, ids)
+        return adding.add(self._opened, model, self._fusion, found, progress=progress, shard=shard)
+
+    def add_vectors(
+        self,
+        vectors: np.ndarray,
+        ids: Sequence[str],
+        starts: Sequence[float | None] | np.ndarray | None = None,
+        ends: Sequence[float | None] | np.ndarray | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        """Add vectors [n, d] of your own in one commit, with the fingerprint of their model.
+
+        A vector is known by its id and start; one that is here already is an error.
+        """
+        store = self._opened
+        settings = store.settings
+        if settings.fusion:
+            raise UserError(
+                f"{store.place}: it keeps fusion features, which vectors alone lack; use add, or "
+                "create an index without fusion"
+            )
+        rows = Rows.of(ids, None, starts, ends)
+        checked = segments.checked(vectors, settings.dim, ids)
+        if len(checked) != len(rows):
+            raise UserError(f"add_vectors: {len(checked)} vectors and {len(rows)} ids")
+        held = settings.fingerprint
+        if fingerprint is None and self._model is not None:
+            fingerprint = self._model.fingerprint
+        if held is not None and fingerprint != held:
+            raise UserError(
+                f"{store.place}: it holds vectors of model {held}, and these are of "
+                f"{fingerprint or 'a model that is not named'}: scores of two models do not "
+                "compare; pass fingerprint= of the model that made them"
+            )
+        store.append(rows, checked, fingerprint=fingerprint)
+
+    def search(self, query: Any, k: int = 10, *, rerank: bool | int | None = None) -> list[Hit]:
+        """Return the `k` best segments for a text, a video, or a vector [d].
+
+        The scores of all segments are compared, exactly. Where the index keeps fusion features, a
+        text's best candidates are then ordered by the probability that they match; `rerank` says
+        how many (False: none).
+        """
+        _check_k(k)
+        candidates = self._candidates(query, k, rerank)
+        vector = self._vector(query)
+        (found,) = self._opened.search(vector, max(k, candidates))
+        rows = Rows(found.rows)
+        probabilities: Sequence[float | None] = [None] * len(rows)
+        if candidates and len(rows):
+            assert self._fusion is not None
+            probabilities = self._fusion.match(self._opened.features(found), query).tolist()
+        hits = [
+            self._hit(rows[i], float(found.scores[i]), probabilities[i]) for i in range(len(rows))
+        ]
+        if candidates:
+            hits.sort(key=lambda hit: -(hit.probability or 0.0))  # stable: ties stay by score
+        return hits[:k]
+
+    def search_vectors(
+        self, queries: np.ndarray, k: int = 10
+    ) -> tuple[list[list[str]], np.ndarray]:
+        """Return the ids of the `k` best segments for each query [q, d], and their scores [q, k].
+
+        Both are shorter where the index has fewer segments.
+        """
+        _check_k(k)
+        found = self._opened.search(self._checked(queries), k)
+        width = min(k, len(self))
+        scores = np.empty((len(found), width), np.float32)
+        for row, one in enumerate(found):
+            scores[row] = one.scores
+        return [one.ids for one in found], scores
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete all segments of some ids in one commit, and return how many there were.
+
+        An unknown id is an error, and nothing is deleted.
+        """
+        return self._opened.delete([ids] if isinstance(ids, str) else list(ids))
+
+    def compact(self) -> None:
+        """Write the index anew without deleted rows, as one segment; readers are not disturbed."""
+        self._opened.compact()
+
+    def calibrate(self, texts: Sequence[str], *, rate: float = 0.05) -> float:
+        """Set the threshold of `Hit.matched` from texts that nothing in the index answers.
+
+        At the threshold, at most `rate` of such texts find a match anywhere in the index (by the
+        conformal quantile, so 1 / rate - 1 texts are the fewest that can show it). Measure it
+        again when the index has grown much.
+        """
+        store, texts = self._opened, list(texts)
+        if self._fusion is None:
+            raise UserError(f"{store.place}: without fusion features there is no probability")
+        if not 0 < rate < 1:
+            raise UserError(f"calibrate: rate={rate!r}; give a share between 0 and 1")
+        rank = math.ceil((len(texts) + 1) * (1 - rate))
+        if rank > len(texts):
+            raise UserError(
+                f"calibrate: {len(texts)} texts cannot show a rate of {rate:g}; give at least "
+                f"{math.ceil(1 / rate) - 1}"
+            )
+        best = []
+        for text in texts:
+            hits = self.search(text, 1, rerank=RERANKED)
+            best.append(hits[0].probability or 0.0 if hits else 0.0)
+        threshold = float(np.nextafter(sorted(best)[rank - 1], math.inf))
+        store.set(
+            threshold=threshold,
+            threshold_note=f"{rate:g} false accepts a query, by {len(texts)} texts that nothing "
+            f"among {len(store)} segments answers",
+        )
+        return threshold
+
+    def _candidates(self, query: Any, k: int, rerank: bool | int | None) -> int:
+        """How many candidates are re-ranked; 0: none."""
+        if rerank is None:
+            rerank = self._fusion is not None and isinstance(query, str)
+        if not rerank:
+            return 0
+        if self._fusion is None:
+            raise UserError(
+                f"{self._opened.place}: rerank needs an index created with fusion=True and opened "
+                "with its model"
+            )
+        if not isinstance(query, str):
+            raise UserError("search: only a text is re-ranked; pass rerank=False for this query")
+        return max(k, RERANKED if rerank is True else int(rerank))
+
+    def _hit(self, row: Row, score: float, probability: float | None) -> Hit:
+        matched = None
+        if probability is not None:
+            threshold = self._opened.settings.threshold
+            if threshold is None:
+                assert self._fusion is not None
+                threshold = self._fusion.threshold
+            matched = None if threshold is None else probability >= threshold
+        return Hit(row.id, row.video, row.start, row.end, score, probability, matched)
+
+    def _needs_model(self, call: str) -> Encoder:
+        if self._model is None:
+            raise UserError(
+                f"{call} needs the model: stoa_jax.Index.open({self._opened.place!r}, model); "
+                "without one, use vectors"
+            )
+        return self._model
+
+    def _vector(self, query: Any) -> np.ndarray:
+        if isinstance(query, str):
+            vectors = self._needs_model("a text query").encode_text([query])
+        elif isinstance(query, np.ndarray) and query.ndim == 1:
+            vectors = query[None]
+        elif isinstance(query, Sequence) and query and isinstance(query[0], float | int):
+            vectors = np.asarray([query])
+        else:
+            vectors = self._needs_model("a video query").encode_video([query])
+        return self._checked(vectors)
+
+    def _checked(self, queries: np.ndarray) -> np.ndarray:
+        """Return queries as float64 [q, d]."""
+        dim = self._opened.settings.dim
+        try:
+            out = np.asarray(queries, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"queries: no array of numbers ({error})") from None
+        if out.ndim != 2 or out.shape[1] != dim:
+            shape = list(np.shape(queries))
+            raise UserError(f"queries: shape {shape}; this index holds vectors of width {dim}")
+        bad = ~(np.linalg.norm(out, axis=1) <= segments.MAX_NORM)
+        if bad.any():
+            raise UserError(f"query {int(np.flatnonzero(bad)[0])}: it holds NaN or infinity")
+        return out
+
+
+def _fusion(model: Any) -> "Fusion":
+    from stoa_jax.index.fusion import Fusion
+
+    return Fusion(model)
+
+
+def _check_k(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k: {k!r}; give a number of results of 1 or more")
+
+
+def _place(directory: str | os.PathLike[str]) -> Any:
+    text = os.fspath(directory)
+    return text if isinstance(text, str) and "://" in text else Path(text)
+
+
+def _backend(name: str) -> Any:
+    if name == "flat":
+        from stoa_jax.index.flat import FlatStore
+
+        return FlatStore
+    raise UserError(f"backend: {name!r}; there is {' and '.join(map(repr, BACKENDS))}")
+
+
+def _open(directory: str | os.PathLike[str]) -> Any:
+    return _backend("flat")(_place(directory))
+
+
+__all__ = ["Added", "Found", "Hit", "Index"]

@@ -1,0 +1,198 @@
+"""The flat store against a plain list of rows, in any order of changes."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from stoa_jax.errors import UserError
+from stoa_jax.index import exact, scan
+from stoa_jax.index.flat import FlatStore
+from stoa_jax.index.manifest import Settings
+from stoa_jax.index.rows import Row, Rows
+
+IDS = [
+    "",
+    "a",
+    "b",
+    "é",
+    "e\u0301",
+    "𝔘",
+    "\udcff",
+    "\uffff",
+    "日本",
+    "a\nb",
+    "a\0",
+    "z" * 300,
+    "🎥",
+]
+DIM = 16
+
+
+def brute_force(rows: list[tuple[Row, np.ndarray]], query: np.ndarray, k: int):
+    """Every row scored in float64, sorted by score, id and start."""
+    scores = [
+        np.float32((vector.astype(np.float64) * query.astype(np.float64)).sum())
+        for _, vector in rows
+    ]
+    order = sorted(range(len(rows)), key=lambda i: (-scores[i], rows[i][0].order))[:k]
+    return [rows[i][0] for i in order], [scores[i] for i in order]
+
+
+def check_search(store: FlatStore, rows: list, queries: np.ndarray, k: int) -> None:
+    for query, found in zip(queries, store.search(queries.astype(np.float64), k), strict=True):
+        wanted, scores = brute_force(rows, query, k)
+        assert found.scores.tolist() == scores
+        assert [Rows(found.rows)[i] for i in range(len(found.scores))] == wanted
+
+
+@st.composite
+def vectors(draw, count: int) -> np.ndarray:
+    """Few directions, moved by steps from far above to far below what float16 tells apart."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    base = np.random.default_rng(draw(st.integers(0, 2))).standard_normal(DIM)
+    step = draw(st.sampled_from([0.0, 1e-9, 1e-7, 1e-5, 1e-3, 1.0]))
+    length = draw(st.sampled_from([1.0, 1.0, 1.0, 1e-6, 300.0, 0.0]))
+    out = base + step * rng.standard_normal((count, DIM))
+    return (length * out / np.linalg.norm(out, axis=1, keepdims=True)).astype(np.float32)
+
+
+class Changes(RuleBasedStateMachine):
+    """Adds, deletes, compacts and merges; the store holds what a list would."""
+
+    def __init__(self):
+        super().__init__()
+        self.root = tempfile.TemporaryDirectory()
+        self.rows: list[tuple[Row, np.ndarray]] = []
+        self.others = 0
+
+    @initialize()
+    def create(self):
+        self.directory = Path(self.root.name) / "index"
+        self.store = FlatStore.create(self.directory, Settings(DIM))
+
+    def _new(self, data, ids: list[str]) -> list[tuple[Row, np.ndarray]]:
+        start = data.draw(st.sampled_from([None, 0.0, 0.5, 10.0]))
+        end = None if start is None else start + 10
+        new = [Row(i, f"/{i}.mp4", start, end) for i in ids]
+        return list(zip(new, data.draw(vectors(len(ids))), strict=True))
+
+    @rule(data=st.data(), ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=6))
+    def add(self, data, ids):
+        new = self._new(data, ids)
+        keys = [row.order for row, _ in self.rows + new]
+        if len(set(keys)) < len(keys):
+            with pytest.raises(UserError, match="same start"):
+                append(self.store, new)
+        else:
+            append(self.store, new)
+            self.rows += new
+
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3))
+    def delete(self, ids):
+        held = {row.id for row, _ in self.rows}
+        if set(ids) <= held:
+            gone = [row for row, _ in self.rows if row.id in ids]
+            assert self.store.delete(ids) == len(gone)
+            self.rows = [(row, vector) for row, vector in self.rows if row.id not in ids]
+        else:
+            with pytest.raises(UserError, match="no such id"):
+                self.store.delete(ids)
+
+    @rule()
+    def compact(self):
+        self.store.compact()
+        assert len(self.store.snapshot.segments) <= 1
+
+    @rule()
+    def reopen(self):
+        self.store = FlatStore(self.directory)
+
+    @rule(data=st.data(), ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4, unique=True))
+    def merge(self, data, ids):
+        self.others += 1
+        other = FlatStore.create(Path(self.root.name) / f"part{self.others}", Settings(DIM))
+        new = self._new(data, ids)
+        append(other, new)
+        if {row.order for row, _ in new} & {row.order for row, _ in self.rows}:
+            with pytest.raises(UserError, match="more than one"):
+                self.store.merge([other])
+        else:
+            self.store.merge([other])
+            self.rows += new
+
+    @precondition(lambda self: self.rows)
+    @rule(data=st.data(), k=st.integers(1, 12), count=st.sampled_from([1, 2, 9]))
+    def search(self, data, k, count):
+        check_search(self.store, self.rows, data.draw(vectors(count)), k)
+
+    @invariant()
+    def counts(self):
+        if hasattr(self, "store"):
+            assert len(self.store) == len(self.rows)
+            assert self.store.ids() == list(dict.fromkeys(row.id for row, _ in self.rows))
+
+    def teardown(self):
+        self.root.cleanup()
+
+
+def append(store: FlatStore, new: list[tuple[Row, np.ndarray]]) -> None:
+    rows = [row for row, _ in new]
+    columns = ([getattr(r, name) for r in rows] for name in ("id", "video", "start", "end"))
+    store.append(Rows.of(*columns), np.stack([vector for _, vector in new]))
+
+
+Changes.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestChanges = Changes.TestCase
+
+
+@pytest.mark.parametrize("kernel", ["numkong", "numpy"])
+@pytest.mark.parametrize("dim", [1, 3, 64, 512])
+@given(seed=st.integers(0, 2**32 - 1), step=st.sampled_from([0.0, 1e-8, 1e-6, 3e-4, 1.0]))
+@settings(max_examples=8, deadline=None)
+def test_near_ties_are_told_apart(kernel, dim, seed, step):
+    if kernel == "numkong" and scan.half_kernel(dim) is None:
+        pytest.skip("numkong is not installed")
+    rng = np.random.default_rng(seed)
+    base = rng.standard_normal(dim)
+    found = base + step * rng.standard_normal((3000, dim))
+    found = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    rows = [(Row(f"{i % 1500}", None, float(i // 1500), None), v) for i, v in enumerate(found)]
+    queries = np.stack([base, found[5], rng.standard_normal(dim)]).astype(np.float32)
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+        if kernel == "numpy":
+            patch.setattr(exact.scan, "half_kernel", lambda dim: None)
+        store = FlatStore.create(Path(root) / "index", Settings(dim))
+        append(store, rows[:2000])
+        append(store, rows[2000:])
+        for k in (1, 100):
+            check_search(store, rows, queries, k)
+
+
+def test_one_long_vector_does_not_hide_short_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    found = rng.standard_normal((500, DIM)).astype(np.float32)
+    found[0] *= 1e6
+    rows = [(Row(str(i), None, None, None), v) for i, v in enumerate(found)]
+    store = FlatStore.create(tmp_path / "index", Settings(DIM))
+    append(store, rows)
+    check_search(store, rows, rng.standard_normal((3, DIM)).astype(np.float32), 20)
+
+
+def test_many_small_adds_leave_few_segments_in_order(tmp_path):
+    store = FlatStore.create(tmp_path / "index", Settings(DIM))
+    rng = np.random.default_rng(0)
+    rows = [(Row(str(i), None, None, None), rng.standard_normal(DIM)) for i in range(100)]
+    for row in rows:
+        append(store, [row])
+    assert len(store.snapshot.segments) <= 7
+    assert store.ids() == [str(i) for i in range(100)]
