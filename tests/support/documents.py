@@ -1,0 +1,135 @@
+"""Find and run the code blocks of the documentation.
+
+A block is preceded by `<!-- needs: WHAT -->` where it needs an accelerator, published data, a
+network or more than two minutes. It is then parsed and not run: flags exist, configurations load.
+Blocks of one document run in order, in one directory that holds the checkout's `configs` and
+`launch` and nothing else; Python blocks share their names.
+"""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from sybil import Document, Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS = re.compile(r"<!-- needs: ([\w ,]+) -->\s*\n*\s*$")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    path
+    for path in DOCUMENTS
+    if path.exists() and not {"_build", "reference"} & set(path.relative_to(ROOT).parts)
+]
+
+
+def parse(path: Path) -> Document:
+    """Return a document with its Python and shell blocks as examples."""
+    parsers = [
+        CodeBlockParser("python", _python),
+        CodeBlockParser("sh", _shell),
+        CodeBlockParser("bash", _shell),
+    ]
+    return Sybil(parsers=parsers, path=str(path.parent)).parse(path)
+
+
+def needs(example: Example) -> str:
+    """Return what a block needs that a test machine lacks; empty if it can be run."""
+    found = NEEDS.search(example.document.text[: example.region.start])
+    return found[1] if found else ""
+
+
+def _python(example: Example) -> None:
+    code = str(example.parsed)
+    tree = ast.parse(code)
+    if needs(example):
+        return
+    where = f"{example.path}:{example.line}"
+    exec(compile(tree, where, "exec"), example.document.namespace)
+
+
+def _shell(example: Example) -> None:
+    text = str(example.parsed)
+    if needs(example):
+        check_commands(text)
+        return
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text], capture_output=True, text=True, env=environment()
+    )
+    if done.returncode:
+        raise AssertionError(
+            f"exit code {done.returncode} of:\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        )
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which `python` and `stoa` are those of the tests."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    # Kept as the user's machine has it: one CPU device.
+    flags = re.sub(
+        r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
+    )
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags.strip()}
+
+
+def check_commands(text: str) -> None:
+    """Check that the commands of a block exist and know their flags, without running them."""
+    subprocess.run(["bash", "-n", "-c", text], check=True)
+    for line in text.replace("\\\n", " ").splitlines():
+        words = _words(line)
+        if words[:2] == ["python", "-m"] and words[2].startswith("stoa_jax"):
+            _check_flags(words[2], words[3:])
+        elif words and words[0].endswith(".sh") and words[0].startswith("launch/"):
+            assert (ROOT / words[0]).exists(), f"{line}: there is no {words[0]}"
+
+
+def _words(line: str) -> list[str]:
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError:
+        return []
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # environment
+        words = words[1:]
+    return words
+
+
+def _check_flags(module: str, arguments: list[str]) -> None:
+    known = _help(module)
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        flag = argument.partition("=")[0]
+        if flag.startswith("--config."):
+            from stoa_jax.main import known_keys
+
+            assert flag.removeprefix("--config.") in known_keys(), f"{flag}: no such key"
+        elif flag == "--config":
+            _load(argument.partition("=")[2])
+        elif flag != "--":
+            assert flag in known, f"python -m {module}: no flag {flag}"
+
+
+def _help(module: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+    )
+    return done.stdout + done.stderr
+
+
+def _load(config: str) -> None:
+    from stoa_jax.sweep import load_module
+
+    path, _, argument = config.partition(":")
+    if not path.startswith("configs/") or "…" in config:
+        return
+    module = load_module(ROOT / path)
+    make = getattr(module, "get_config", None) or module.sweep
+    make(argument) if argument else make()
