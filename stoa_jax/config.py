@@ -18,7 +18,7 @@ TOWERS = r"^(visual|text|logit_scale)"  # CLIP's part of the parameters, by name
 def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     """All settings of a run; unknown keys are refused from here on."""
     c = ConfigDict()
-    c.seed = 0
+    c.seed = 0  # of the parameters, the order of examples, and every random choice
     c.task = task  # pretrain, retrieval, captioning, qa, multiple_choice
 
     # All of ModelConfig's fields, so that each can be overridden by flag.
@@ -39,8 +39,8 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.data = ConfigDict()
     c.data.dir = ""  # where the built sets are; empty: $STOA_DATA or ./data
     c.data.sets = (("synthetic/captions", 1.0),)  # (set, weight) of the training mixture
-    c.data.train_split = "train"
-    c.data.eval_split = "validation"
+    c.data.train_split = "train"  # the split that is trained on
+    c.data.eval_split = "validation"  # the split that is evaluated on
     c.data.eval_set = ""  # what is evaluated on; empty: the first of `sets`
     c.data.crop = "random"  # training crop: random, center
     c.data.flip = False  # only where left and right do not matter
@@ -49,27 +49,28 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.batch_size = 64  # global, clips
-    c.train.steps = 1000
+    c.train.steps = 1000  # updates of the whole run
     c.train.epochs = 0.0  # above 0, replaces steps
     c.train.accumulate = 1  # micro-batches a step; VTC's negatives are then the micro-batch's
 
     c.optim = ConfigDict()
     # (regex over parameter names, peak learning rate); the first that fits; 0 freezes.
     c.optim.groups = ((TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
-    c.optim.weight_decay = 0.2
+    c.optim.weight_decay = 0.2  # AdamW's, decoupled from the gradient
+    # regex of parameters without weight decay
     c.optim.no_decay = r"(bias|scale|positions|frame_embedding)$"
-    c.optim.betas = (0.9, 0.98)
-    c.optim.clip_norm = 1.0
+    c.optim.betas = (0.9, 0.98)  # AdamW's decay rates of the two moments
+    c.optim.clip_norm = 1.0  # largest global norm of the gradient; 0: not clipped
     c.optim.warmup = 0.1  # share of the steps
     c.optim.schedule = "cosine"  # cosine, constant
 
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: all devices that are left
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.every_steps = 500
+    c.checkpoint.every_steps = 500  # steps between two checkpoints
     c.checkpoint.keep = 2  # newest ones
     c.checkpoint.best_metric = ""  # an evaluation key; its best checkpoint is kept too
-    c.checkpoint.best_mode = "max"
+    c.checkpoint.best_mode = "max"  # max or min: which value of `best_metric` is better
 
     c.eval = ConfigDict()
     c.eval.every_steps = 0  # 0: at the end only; -1: not in training
@@ -79,16 +80,17 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.eval.variants = ()  # evaluated beside the whole input: single_frame, text_only
     c.eval.beam = 5  # captioning; 1 is greedy
     c.eval.max_pieces = 30  # captioning
-    c.eval.length_penalty = 0.0
-    c.eval.no_repeat_ngram = 0
+    c.eval.length_penalty = 0.0  # captioning: power of the length that scores are divided by
+    c.eval.no_repeat_ngram = 0  # captioning: length of n-grams that may not repeat; 0: any may
     c.eval.rerank = 32  # retrieval: candidates the fusion encoder re-ranks; 0: none
     c.eval.num_answers = 0  # QA: answers kept, the most frequent of train; 0: the set's default
 
+    # steps between two log lines; TensorBoard files; a progress line in the terminal
     c.log = ConfigDict(dict(every_steps=50, tensorboard=True, progress=True))
 
     c.faults = ConfigDict()
     c.faults.max_nonfinite = 5  # steps in a row without an update before a roll-back
-    c.faults.max_rollbacks = 3
+    c.faults.max_rollbacks = 3  # roll-backs before the run stops with exit code 1
     c.faults.stall_seconds = 1800.0  # no step for so long: dump every stack and stop
     c.faults.grace_seconds = 25.0  # to save in after SIGTERM
     return c.lock()

@@ -15,57 +15,60 @@ class ModelConfig:
     """
 
     # Video
-    image_size: int = 224
-    patch_size: int = 16
+    image_size: int = 224  # side of a frame in pixels [S]
+    patch_size: int = 16  # side of a square patch in pixels
     frames: int = 12  # [T]
     vision_width: int = 768  # [h]
-    vision_depth: int = 12
-    vision_heads: int = 12
+    vision_depth: int = 12  # blocks of the video encoder
+    vision_heads: int = 12  # attention heads of the video encoder
     # Text
     vocab_size: int = 49408  # [V]; smaller: CLIP's BPE cut after its first merges
     text_length: int = 32  # [L]
     text_positions: int = 77  # rows of CLIP's position table
     text_width: int = 512  # [d], also of the shared space and of fusion
-    text_depth: int = 12
-    text_heads: int = 8
+    text_depth: int = 12  # blocks of the text encoder
+    text_heads: int = 8  # attention heads of the text encoder
     # Objects and actions
     objects: bool = True  # compute trajectories and pass them to fusion
-    actions: bool = True
+    actions: bool = True  # action tokens are made, and reach fusion
     objects_per_frame: int = 10  # [K]
     trajectories: int = 20  # [N]
     action_tokens: int = 4  # [A]
-    trajectory_depth: int = 2
-    action_depth: int = 2
+    trajectory_depth: int = 2  # blocks of the trajectory encoder
+    action_depth: int = 2  # blocks of the action encoder
     object_block: int = 10  # blocks whose patches objects and actions use, counted from 1
-    action_block: int = 11
-    roi_size: int = 7
+    action_block: int = 11  # the block whose patches the action queries read
+    roi_size: int = 7  # bins along each side of a region
     # Fusion
     fusion_depth: int = 6
-    fusion_heads: int = 8
+    fusion_heads: int = 8  # attention heads of the fusion encoder
     num_answers: int = 0  # classes of the question-answering head; 0: no head
     # Computation
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
     # How it runs: parameters and results do not depend on these
     scan_layers: bool = True
+    # what the backward pass computes again: nothing, all but products, all
     remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Literal["xla", "cudnn"] = "xla"  # implementation in the video encoder
 
     # Differences between the presets. The defaults are `paper`; `released()` is the authors' code.
     action_patches_stop_gradient: bool = False
     joint_blocks: int = 0  # last video blocks, which attend over all frames of a clip
+    # order in an object's features
     region: Literal["pool_then_mlp", "mlp_then_pool"] = "pool_then_mlp"
-    trajectory_layers_run: int = 2
-    trajectory_choice: Literal["largest", "first_met"] = "largest"
-    action_cls: Literal["learned", "frame_mean"] = "learned"
+    trajectory_layers_run: int = 2  # of the trajectory encoder's blocks
+    trajectory_choice: Literal["largest", "first_met"] = "largest"  # which classes are trajectories
+    action_cls: Literal["learned", "frame_mean"] = "learned"  # [CLS] of an action's sequence
     fusion_positions: Literal["all", "tokens_only"] = "all"  # tokens_only: none for v_cls, t_sep
-    masked_text: Literal["learned", "zero"] = "learned"
+    masked_text: Literal["learned", "zero"] = "learned"  # a masked token: a learned vector or id 0
     fusion_position_rows: int = 0  # 0: visual_length + text_positions
-    prefix_lm: Literal["causal", "position_query"] = "causal"
-    match_head: Literal["linear", "bilinear"] = "linear"
-    head_dropout: float = 0.0
-    alignment: Literal["cosine", "dot"] = "cosine"
+    prefix_lm: Literal["causal", "position_query"] = "causal"  # what PLM predicts a token from
+    match_head: Literal["linear", "bilinear"] = "linear"  # form of the match classifier
+    head_dropout: float = 0.0  # rate on the inputs of the LM and match heads in training
+    alignment: Literal["cosine", "dot"] = "cosine"  # similarity of OTA and ASP
     fusion_stop_gradient: bool = False  # MLM, PLM, VTM do not train the towers
+    # what a question's answer is chosen from
     answer_head: Literal["classifier", "first_piece"] = "classifier"
 
     def __post_init__(self) -> None:
