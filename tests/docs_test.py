@@ -4,10 +4,8 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote
 
-import pytest
-
-pytest.importorskip("sybil")
 import documents
+import pytest
 from documents import DOCUMENTS, ROOT
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
