@@ -1,17 +1,45 @@
 """STOA-VLP in JAX: video-language pre-training that knows objects and actions."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stoa_jax.errors import UserError
+    from stoa_jax.index import Index
+    from stoa_jax.inference.loading import load
+    from stoa_jax.inference.model import Answer, Choice, Model
+    from stoa_jax.inference.videos import Clip, Detections, Failure
+
 __version__ = "0.1.0"
-__all__ = ["Index", "__version__", "load"]
+
+# Imported when asked for, so that importing the package starts no jax.
+_LAZY = {
+    "Answer": "stoa_jax.inference.model",
+    "Choice": "stoa_jax.inference.model",
+    "Clip": "stoa_jax.inference.videos",
+    "Detections": "stoa_jax.inference.videos",
+    "Failure": "stoa_jax.inference.videos",
+    "Index": "stoa_jax.index",
+    "Model": "stoa_jax.inference.model",
+    "UserError": "stoa_jax.errors",
+    "load": "stoa_jax.inference.loading",
+}
+__all__ = [
+    "Answer",
+    "Choice",
+    "Clip",
+    "Detections",
+    "Failure",
+    "Index",
+    "Model",
+    "UserError",
+    "__version__",
+    "load",
+]
 
 
-def __getattr__(name: str):
-    # Imported when asked for: most uses of the package need no jax to be started.
-    if name == "load":
-        from stoa_jax.inference.loading import load
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
 
-        return load
-    if name == "Index":
-        from stoa_jax.index import Index
-
-        return Index
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from clip_tiny import FOLDER
 import stoa_jax
 from stoa_jax import weights
 from stoa_jax.errors import UserError
-from stoa_jax.inference.model import resize_and_crop
+from stoa_jax.inference.videos import resize_and_crop
 from stoa_jax.weights import released
 from stoa_jax.weights.files import save_safetensors
 from stoa_jax.weights.tables import write_table
@@ -27,11 +27,10 @@ def _clips(*lengths, size=(20, 28), seed=0):
 
 def test_vectors_of_unit_length(clip):
     videos = clip.encode_video(_clips(1, 5, 40))
-    texts = clip.encode_text(["a dog runs", "two cats on a mat", ""])
+    texts = clip.encode_text(["a dog runs", "two cats on a mat", "?"])
     for x in (videos, texts):
         assert x.shape == (3, 24) and x.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, atol=1e-5)
-    assert clip.encode_video([]).shape == (0, 24) and clip.encode_text([]).shape == (0, 24)
 
 
 def test_a_clip_does_not_depend_on_those_beside_it(clip):
@@ -59,7 +58,7 @@ def test_frames_are_cropped_to_the_middle():
     "shape, kind", [((2, 8, 8, 3), np.float32), ((8, 8, 3), np.uint8), ((0, 8, 8, 3), np.uint8)]
 )
 def test_what_is_no_clip(clip, shape, kind):
-    with pytest.raises(UserError, match="clip 0 is"):
+    with pytest.raises(UserError, match="video 0: the video is"):
         clip.encode_video([np.zeros(shape, kind)])
 
 

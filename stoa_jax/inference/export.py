@@ -22,14 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stoa_jax.errors import UserError
-from stoa_jax.inference.model import (
-    Model,
-    Towers,
-    frame_tokens,
-    text_embedding,
-    tokenizer_for,
-    video_embedding,
-)
+from stoa_jax.inference import fingerprints
+from stoa_jax.inference.model import Model
+from stoa_jax.inference.programs import Towers, frame_tokens, text_embedding, video_embedding
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
@@ -85,6 +80,7 @@ def save_export(
             "encode_video": f"params, uint8 [b, {t}, {side}, {side}, 3] -> float32 [b, d]",
             "encode_text": f"params, int32 [b, {length}] CLIP ids -> float32 [b, d]",
             "model": dataclasses.asdict(c),
+            "weights_hash": fingerprints.of_weights(model),
         }
         (folder / "export.json").write_text(json.dumps(note, indent=1))
         folder.chmod(0o755)
@@ -107,11 +103,14 @@ def is_export(path: str | Path) -> bool:
     return note.is_file() and _NOTE in note.read_text(errors="replace")
 
 
-def load_export(path: str | Path) -> Model:
-    """An export as `stoa_jax.load` gives it; its programs run, our modules do not."""
+def load_export(path: str | Path, *, frames: int | None = None, truncate: bool = False) -> Model:
+    """Open an export as a model; its programs run, our modules do not."""
+    from stoa_jax.inference.loading import tokenizer_for
+
     path = Path(path)
     try:
-        c = ModelConfig(**json.loads((path / "export.json").read_text())["model"])
+        note = json.loads((path / "export.json").read_text())
+        c = ModelConfig(**note["model"])
         with np.load(path / "weights.npz", allow_pickle=False) as archive:
             params = {name: jnp.asarray(archive[name]) for name in archive.files}
         programs = {
@@ -126,7 +125,10 @@ def load_export(path: str | Path) -> Model:
         c,
         "export",
         tokenizer_for(path, c),
-        frames=c.frames,
+        frames=frames or c.frames,
+        truncate=truncate,
+        source=path,
+        weights_hash=note.get("weights_hash") or fingerprints.of_arrays(params),
         encode_frames=lambda x: calls["encode_frames"](params, x),
         encode_tokens=lambda x: calls["encode_text"](params, x),
     )

@@ -1,151 +1,601 @@
-"""Clips and texts to vectors, whatever weights `stoa_jax.load` opened."""
+"""The model that `stoa_jax.load` returns: vectors, matches, captions, answers and explanations.
 
+Shapes: n videos, m texts, T frames, L text positions, d shared width.
+"""
+
+import dataclasses
+import threading
+import warnings
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from flax import nnx
-from jax import Array
 
-from stoa_jax.errors import UserError
-from stoa_jax.models.clip import TextTower, VisionTower, text_ends
+from stoa_jax.errors import InputError, MissingHead, NotCalibrated, UserError
+from stoa_jax.inference import batching, fingerprints, programs
+from stoa_jax.inference.sidecars import Calibration
+from stoa_jax.inference.videos import Clip, Failure, Prepared, Preprocessing, Video, prepare
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.layers import unit
-from stoa_jax.models.stoa import Stoa, at_position
-from stoa_jax.weights import Report
 
-CHUNK = 16  # frames, or texts, that run at once; a last chunk is padded to a power of two
+if TYPE_CHECKING:
+    from stoa_jax.inference.explain import Explanation
+    from stoa_jax.models.stoa import Stoa
+    from stoa_jax.text import Tokenizer
+    from stoa_jax.weights import Report
+
+TEXTS_AT_ONCE = 256
+PAIRS_PER_VIDEO = 8  # pairs fused at once, per video of a batch: text is short
+OnError = Literal["raise", "skip"]
+
+_TRAIN = {
+    "match": "fine-tune it with --config=configs/retrieval.py, or load a STOA-VLP checkpoint",
+    "caption": "fine-tune it with --config=configs/captioning.py, or load a STOA-VLP checkpoint",
+    "answer": "fine-tune it with --config=configs/qa.py, or load a checkpoint that was",
+    "trajectories": "train one with --config.model.objects=true",
+    "actions": "train one with --config.model.actions=true",
+}
+_HEADS = {
+    "match": "match head",
+    "caption": "language-model head",
+    "answer": "answer head",
+    "trajectories": "trajectory encoder",
+    "actions": "action encoder",
+}
 
 
-class Towers(nnx.Module):
-    """The two towers alone: all that retrieval by cosine needs."""
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answer to a question, and its probability among all answers."""
 
-    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
-        self.visual = VisionTower(c, rngs=rngs)
-        self.text = TextTower(c, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.zeros(()))
-
-
-def frame_tokens(model: Towers | Stoa, pixels: Array) -> Array:
-    """uint8 [B, T, S, S, 3] -> frame tokens [B, T, d]."""
-    b, t = pixels.shape[:2]
-    frames, _ = model.visual(pixels.reshape(b * t, *pixels.shape[2:]), frames=t)
-    return frames.reshape(b, t, -1)
+    text: str
+    probability: float
 
 
-def video_embedding(model: Towers | Stoa, pixels: Array) -> Array:
-    """uint8 [B, T, S, S, 3] -> float32 [B, d] of unit length: the mean of the unit frame tokens."""
-    return unit(unit(frame_tokens(model, pixels)).mean(1))
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The candidate that fits best, and the probability of each candidate."""
 
-
-def text_embedding(model: Towers | Stoa, tokens: Array) -> Array:
-    """Ids [B, L] -> float32 [B, d] of unit length, at the end token."""
-    end, _ = text_ends(tokens, model.text.config.vocab_size)
-    return unit(at_position(model.text(tokens), end))
+    index: int
+    probabilities: np.ndarray  # [candidates], sums to 1
 
 
 class Model:
-    """What `load` returns. `config` has the sizes, `kind` says what was opened."""
+    """A model ready for use. `stoa_jax.load` makes one.
+
+    `config` has the sizes, `kind` says what was opened, `has` what the model can do, `source`
+    where it came from.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         kind: str,
-        tokenizer,
+        tokenizer: "Tokenizer",
         *,
         frames: int,
-        encode_frames: Callable[[np.ndarray], np.ndarray],
-        encode_tokens: Callable[[np.ndarray], np.ndarray],
-        network: Stoa | None = None,
-        report: Report | None = None,
+        network: "programs.Towers | Stoa | None" = None,
+        encode_frames: Callable[[np.ndarray], Any] | None = None,
+        encode_tokens: Callable[[np.ndarray], Any] | None = None,
+        truncate: bool = False,
+        answers: Sequence[str] = (),
+        calibration: Calibration | None = None,
+        untrained: Sequence[str] = (),
+        report: "Report | None" = None,
+        source: str | Path = "",
+        weights_hash: str = "",
     ):
         self.config, self.kind, self.tokenizer, self.frames = config, kind, tokenizer, frames
-        self.network, self.report = network, report
-        self._encode_frames, self._encode_tokens = encode_frames, encode_tokens
+        self.network, self.report, self.source = network, report, str(source)
+        self.truncate, self.answers, self.calibration = truncate, tuple(answers), calibration
+        self.untrained = frozenset(untrained)
+        self._weights_hash = weights_hash
+        self._encode_frames = encode_frames or self._network_frames
+        self._encode_tokens = encode_tokens or self._network_tokens
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
 
-    def encode_video(self, clips: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Clips, each uint8 [T, H, W, 3] with any T, H and W -> float32 [n, d] of unit length.
+    def __repr__(self) -> str:
+        can = ", ".join(sorted(self.has))
+        return f"<stoa_jax model {self.source or self.kind!r}: {can}; {self.fingerprint}>"
 
-        A clip of more than `frames` frames is sampled evenly. A shorter one is taken as it is,
-        or, where the frames of a clip attend to each other, brought to `frames` by repetition.
-        Frames are resized and cropped to the middle as CLIP does.
-        """
-        ready = [self._prepare(i, clip) for i, clip in enumerate(clips)]
-        if not ready:
-            return np.zeros((0, self.config.text_width), np.float32)
-        if self.config.joint_blocks:
-            per = max(1, CHUNK // self.frames)
-            tokens = _in_chunks(self._encode_frames, np.stack(ready), per)  # [n, T, d]
-        else:
-            # One frame is as good as another here, so clips of any length share a chunk.
-            tokens = _in_chunks(self._encode_frames, np.concatenate(ready)[:, None], CHUNK)[:, 0]
-            ends = np.cumsum([len(frames) for frames in ready])[:-1]
-            tokens = np.split(tokens, ends)
-        return np.stack([_unit(_unit(frames).mean(0)) for frames in tokens])
+    # What it is
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> float32 [n, d] of unit length; what does not fit `text_length` is cut."""
-        if isinstance(texts, str):
-            raise UserError("encode_text takes a list of texts; put the one text in a list")
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"encode_text: text {i} is a {type(text).__name__}, not a str")
-        if not len(texts):
-            return np.zeros((0, self.config.text_width), np.float32)
-        length = self.config.text_length
-        tokens = np.stack([self.tokenizer.encode(text, length) for text in texts])
-        return _in_chunks(self._encode_tokens, tokens.astype(np.int32), CHUNK)
+    @property
+    def whole(self) -> "Stoa | None":
+        """The whole STOA-VLP; None for a CLIP or an export, which have two towers only."""
+        from stoa_jax.models.stoa import Stoa
 
-    def _prepare(self, i: int, clip: np.ndarray) -> np.ndarray:
-        clip = np.asarray(clip)
-        if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
-            raise UserError(
-                f"encode_video: clip {i} is {clip.dtype} {list(clip.shape)}; a clip is uint8 "
-                "[T, H, W, 3] with at least one frame, RGB from 0 to 255"
+        return self.network if isinstance(self.network, Stoa) else None
+
+    @property
+    def has(self) -> set[str]:
+        """What the model can do: embed, match, caption, answer, trajectories, actions."""
+        can = {"embed"}
+        if self.whole is None:
+            return can
+        can |= {"match", "caption"}
+        if self.answers or self.config.answer_head == "first_piece":
+            can.add("answer")
+        if self.config.objects:
+            can.add("trajectories")
+        if self.config.actions:
+            can.add("actions")
+        return can - self.untrained
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify weights, tokenizer and preprocessing: equal fingerprints give equal vectors."""
+        return fingerprints.of_model(self.weights_hash, self.tokenizer, self.preprocessing())
+
+    @property
+    def weights_hash(self) -> str:
+        """A hash of all parameters by name."""
+        if not self._weights_hash:
+            self._weights_hash = fingerprints.of_weights(self.network)
+        return self._weights_hash
+
+    @property
+    def threshold(self) -> float:
+        """The calibrated threshold: `match` at or above it is a match."""
+        if self.calibration is None or self.calibration.threshold is None:
+            raise NotCalibrated(
+                f"{self.source}: this model was not calibrated, so it has no threshold; calibrate "
+                f"it on a validation split: python -m stoa_jax.main --mode=calibrate "
+                f"--config=configs/retrieval.py --workdir={self.source}"
             )
-        if len(clip) > self.frames or (self.config.joint_blocks and len(clip) != self.frames):
-            # The middle of each of `frames` equal parts.
-            at = (np.arange(self.frames) + 0.5) * len(clip) / self.frames
-            clip = clip[at.astype(int)]
-        return np.stack([resize_and_crop(frame, self.config.image_size) for frame in clip])
+        return self.calibration.threshold
 
+    def preprocessing(self, *, fused: bool = False) -> Preprocessing:
+        """Return how a video becomes input: for vectors, or for the fusion encoder."""
+        c = self.config
+        clip = self.kind in ("hugging_face", "openai", "open_clip") or self.whole is None
+        return Preprocessing(
+            frames=c.frames if fused else self.frames,
+            size=c.image_size,
+            objects=c.objects_per_frame if fused and c.objects else 0,
+            exact=fused or bool(c.joint_blocks),
+            resize="clip" if clip else "crop_first",
+        )
 
-def tokenizer_for(path: Path, c: ModelConfig):
-    """The directory's own tokenizer, or CLIP's cut to the model's vocabulary."""
-    from stoa_jax.text import Tokenizer
+    # Vectors
 
-    if path.is_dir() and any(
-        (path / name).is_file() for name in ("tokenizer.json", "vocab.json", "merges.txt")
+    @overload
+    def encode_video(
+        self,
+        videos: Sequence[Video | Clip],
+        *,
+        batch_size: int = ...,
+        progress: bool = ...,
+        on_error: Literal["raise"] = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode_video(
+        self,
+        videos: Sequence[Video | Clip],
+        *,
+        batch_size: int = ...,
+        progress: bool = ...,
+        on_error: Literal["skip"],
+    ) -> tuple[np.ndarray, list[Failure]]: ...
+
+    def encode_video(
+        self,
+        videos: Sequence[Video | Clip],
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
+        on_error: OnError = "raise",
+    ) -> Any:
+        """Return unit vectors of videos, float32 [n, d]: the mean of their unit frame vectors.
+
+        `frames` frames are sampled from a file. A shorter array is used as it is, unless the
+        model's frames attend to each other.
+        """
+        call = "encode_video"
+        videos = _listed(videos, call, "videos")
+        how, failed, out = self.preprocessing(), [], []
+        for batch in batching.prepared(
+            videos,
+            lambda i, video: prepare(video, how).pixels,
+            batch_size=batch_size,
+            call=call,
+            on_error=on_error,
+            failed=failed,
+            progress=progress,
+        ):
+            out.append(self._frame_vectors(batch, batch_size))
+            if len(out) > 1:
+                out[-2] = out[-2]()
+        if out:
+            out[-1] = out[-1]()
+        found = np.concatenate([np.zeros((0, self.config.text_width), np.float32), *out])
+        return (found, failed) if on_error == "skip" else found
+
+    def encode_text(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = TEXTS_AT_ONCE,
+        truncate: bool | None = None,
+    ) -> np.ndarray:
+        """Return unit vectors of texts, float32 [n, d].
+
+        A text of more than `config.text_length` pieces raises, unless `truncate` (by default the
+        model's) lets it be cut.
+        """
+        batching.check_batch_size(batch_size, "encode_text")
+        tokens = self._tokens(texts, "encode_text", truncate)
+        return batching.in_batches(self._encode_tokens, batch_size, tokens).astype(np.float32)
+
+    # Calls of the fusion encoder
+
+    def match(
+        self,
+        videos: Sequence[Video | Clip],
+        texts: Sequence[str],
+        *,
+        pairs: bool = False,
+        batch_size: int = 16,
+        progress: bool = False,
+        truncate: bool | None = None,
+        on_error: OnError = "raise",
+    ) -> Any:
+        """Return the probability that each text belongs to each video, float32 [n, m].
+
+        With `pairs`, text i is compared with video i only: [n]. Probabilities are calibrated if
+        the model is; `threshold` says from which on a pair is a match.
+        """
+        network = self._needs("match", "match")
+        if self.calibration is None:
+            self._say_once(
+                "calibration",
+                "match: this model was not calibrated; its probabilities are the raw output of the "
+                "match head",
+            )
+        logits, failed = self._match_logits(
+            network, "match", videos, texts, pairs, batch_size, progress, truncate, on_error
+        )
+        probability = self._probability(logits)
+        return (probability, failed) if on_error == "skip" else probability
+
+    def caption(
+        self,
+        videos: Sequence[Video | Clip],
+        *,
+        beam: int = 5,
+        max_pieces: int = 30,
+        batch_size: int = 16,
+        progress: bool = False,
+        on_error: OnError = "raise",
+    ) -> Any:
+        """Return a caption of each video: the best of `beam` beams, greedy with `beam=1`.
+
+        A caption has at most `max_pieces` pieces, and never more than the model's text length.
+        """
+        network = self._needs("caption", "caption")
+        for name, value in (("beam", beam), ("max_pieces", max_pieces)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(
+                    f"caption: {name} is {value!r}; it must be an integer of 1 or more"
+                )
+        pieces = min(max_pieces, self.config.text_length - 2)
+        failed: list[Failure] = []
+        out: list[str] = []
+        for _, features in self._features(
+            network, "caption", videos, batch_size, progress, on_error, failed
+        ):
+            tokens = batching.in_batches(
+                lambda x: programs.caption_tokens(network, x, beams=beam, max_pieces=pieces),
+                batch_size,
+                features,
+            )
+            out += [self.tokenizer.decode(row).strip() for row in tokens]
+        return (out, failed) if on_error == "skip" else out
+
+    def answer(
+        self,
+        videos: Sequence[Video | Clip],
+        questions: Sequence[str],
+        *,
+        top: int = 1,
+        batch_size: int = 16,
+        progress: bool = False,
+        truncate: bool | None = None,
+        on_error: OnError = "raise",
+    ) -> Any:
+        """Return the `top` likeliest answers to one question for each video, best first."""
+        network = self._needs("answer", "answer")
+        if not isinstance(top, int) or top < 1:
+            raise InputError(f"answer: top is {top!r}; it must be an integer of 1 or more")
+        videos = _listed(videos, "answer", "videos")
+        tokens = self._tokens(questions, "answer", truncate, what="question")
+        if len(videos) != len(tokens):
+            raise InputError(
+                f"answer: {len(videos)} videos and {len(tokens)} questions; give one question for "
+                "each video"
+            )
+        failed: list[Failure] = []
+        out: list[list[Answer]] = []
+        for which, features in self._features(
+            network, "answer", videos, batch_size, progress, on_error, failed
+        ):
+            logits = batching.in_batches(
+                lambda x, t: programs.answer_logits(network, x, programs.text_features(network, t)),
+                batch_size,
+                features,
+                tokens[which],
+            )
+            out += [self._best_answers(row, top) for row in logits]
+        return (out, failed) if on_error == "skip" else out
+
+    def choose(
+        self, video: Video | Clip, candidates: Sequence[str], *, truncate: bool | None = None
+    ) -> Choice:
+        """Return which candidate text fits a video best, by the match head."""
+        network = self._needs("match", "choose")
+        logits, _ = self._match_logits(
+            network, "choose", [video], candidates, False, 1, False, truncate, "raise"
+        )
+        margin = np.asarray(logits[0, :, 1] - logits[0, :, 0], np.float64) / self._temperature
+        weights = np.exp(margin - margin.max())
+        return Choice(int(margin.argmax()), (weights / weights.sum()).astype(np.float32))
+
+    def explain(self, video: Video | Clip, text: str) -> "Explanation":
+        """Return which trajectories and actions the model matches to which words of a text."""
+        from stoa_jax.inference.explain import explain
+
+        return explain(self, video, text)
+
+    # Keeping and sharing
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write the model to a new directory that `stoa_jax.load` opens to the same numbers."""
+        from stoa_jax.inference.saving import save
+
+        save(self, Path(directory))
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Upload the model to the Hugging Face Hub as `name`, and return the address.
+
+        `options` are those of `huggingface_hub.ModelHubMixin.push_to_hub`: private, token, branch.
+        """
+        from stoa_jax.inference.hub import push
+
+        return push(self, name, **options)
+
+    # Inside
+
+    def _needs(self, head: str, call: str) -> "Stoa":
+        network = self.whole
+        if head in self.has and network is not None:
+            return network
+        where = self.source or self.kind
+        if head == "answer" and network is not None and self.config.num_answers:
+            raise MissingHead(
+                f"{call}: {where} has an answer head but no list of answers; put answers.json, a "
+                "JSON list in the order of the classes, beside the weights"
+            )
+        raise MissingHead(f"{call}: {where} has no {_HEADS[head]}; {_TRAIN[head]}")
+
+    def _say_once(self, key: str, message: str) -> None:
+        with self._lock:
+            if key in self._said:
+                return
+            self._said.add(key)
+        warnings.warn(message, stacklevel=3)
+
+    def _tokens(
+        self, texts: Sequence[str], call: str, truncate: bool | None, what: str = "text"
+    ) -> np.ndarray:
+        """Return ids int32 [n, L] of checked texts."""
+        truncate = self.truncate if truncate is None else truncate
+        rows = [
+            self._encoded(text, f"{call}: {what} {i}", truncate)
+            for i, text in enumerate(_listed(texts, call, f"{what}s"))
+        ]
+        return np.stack(rows)
+
+    def _encoded(self, text: str, where: str, truncate: bool) -> np.ndarray:
+        if not isinstance(text, str):
+            raise InputError(f"{where} is a {type(text).__name__}, not a str")
+        pieces = self.tokenizer.pieces(text)
+        count, room = sum(len(piece.ids) for piece in pieces), self.config.text_length - 2
+        if not count:
+            raise InputError(f"{where} is {text!r}, which has no words")
+        if count > room and not truncate:
+            shown = text if len(text) <= 60 else text[:57] + "..."
+            raise InputError(
+                f"{where} has {count} pieces and the model reads {room} ({shown!r}); shorten it, "
+                "or pass truncate=True to cut it"
+            )
+        return self.tokenizer.pack(pieces, self.config.text_length)
+
+    def _frame_vectors(
+        self, clips: Sequence[np.ndarray], batch_size: int
+    ) -> Callable[[], np.ndarray]:
+        """Start the video tower on a batch; the result waits for the vectors [b, d]."""
+        b, lengths = len(clips), [len(clip) for clip in clips]
+        if self.config.joint_blocks:
+            tokens = batching.run_padded(self._encode_frames, np.stack(clips))
+            return lambda: _mean_vectors(np.asarray(tokens, np.float32)[:b])
+        # Frames do not attend to each other, so clips of any length share a batch.
+        flat = np.concatenate(clips)[:, None]
+        count, unit = len(flat), self.frames
+        if count < unit:
+            rows = min(unit, batching.power_of_two(count))
+        else:
+            rows = unit * batching.power_of_two(-(-count // unit))
+        tokens = self._encode_frames(batching.padded(flat, rows))
+
+        def wait() -> np.ndarray:
+            frames = np.asarray(tokens, np.float32)[:count, 0]
+            parts = np.split(frames, np.cumsum(lengths)[:-1])
+            return np.concatenate([_mean_vectors(part[None]) for part in parts])
+
+        return wait
+
+    def _network_frames(self, pixels: np.ndarray) -> jax.Array:
+        return programs.run_frame_tokens(self.network, pixels)
+
+    def _network_tokens(self, tokens: np.ndarray) -> jax.Array:
+        return programs.run_text_embedding(self.network, tokens)
+
+    def _features(
+        self,
+        network: "Stoa",
+        call: str,
+        videos: Sequence[Video | Clip],
+        batch_size: int,
+        progress: bool,
+        on_error: str,
+        failed: list[Failure],
     ):
-        return Tokenizer.from_directory(path, c.vocab_size)
-    return Tokenizer(c.vocab_size)
+        """Yield (indices, features) of batches of videos, on the host, in order."""
+        videos = _listed(videos, call, "videos")
+        how = self.preprocessing(fused=True)
+
+        def ready(i: int, video: Video | Clip) -> tuple[int, Prepared]:
+            return i, prepare(video, how)
+
+        waiting = None
+        for batch in batching.prepared(
+            videos,
+            ready,
+            batch_size=batch_size,
+            call=call,
+            on_error=on_error,
+            failed=failed,
+            progress=progress,
+        ):
+            which = np.array([i for i, _ in batch])
+            clips = [clip for _, clip in batch]
+            if how.objects and not all(clip.detected for clip in clips):
+                self._say_once(
+                    "detections",
+                    f"{call}: videos without detections: the model was trained with objects and "
+                    "now sees padding in their place; pass stoa_jax.Clip(video, detections=...)",
+                )
+            started = batching.run_padded(
+                lambda *x: programs.video_features(network, *x), *features_input(clips)
+            )
+            if waiting is not None:
+                yield waiting[0], batching.on_host(waiting[1], len(waiting[0]))
+            waiting = which, started
+        if waiting is not None:
+            yield waiting[0], batching.on_host(waiting[1], len(waiting[0]))
+
+    def _match_logits(
+        self,
+        network: "Stoa",
+        call: str,
+        videos: Sequence[Video | Clip],
+        texts: Sequence[str],
+        pairs: bool,
+        batch_size: int,
+        progress: bool,
+        truncate: bool | None,
+        on_error: str,
+    ) -> tuple[np.ndarray, list[Failure]]:
+        """Return logits [n, m, 2], or [n, 2] of pairs, and the videos that failed."""
+        videos = _listed(videos, call, "videos")
+        tokens = self._tokens(
+            texts, call, truncate, what="candidate" if call == "choose" else "text"
+        )
+        if pairs and len(videos) != len(tokens):
+            raise InputError(
+                f"{call}: pairs=True with {len(videos)} videos and {len(tokens)} texts; give one "
+                "text for each video"
+            )
+        batching.check_batch_size(batch_size, call)
+        size = batch_size * PAIRS_PER_VIDEO
+        text = batching.in_batches(
+            lambda x: programs.text_features(network, x), TEXTS_AT_ONCE, tokens
+        )
+        failed: list[Failure] = []
+        # The head of `released` normalises over all pairs of the call, so it runs at the end.
+        apart = self.config.match_head != "bilinear"
+        found, fused = [], []
+        for which, features in self._features(
+            network, call, videos, batch_size, progress, on_error, failed
+        ):
+            if pairs:
+                rows, columns = np.arange(len(which)), which
+            else:
+                rows = np.repeat(np.arange(len(which)), len(tokens))
+                columns = np.tile(np.arange(len(tokens)), len(which))
+            for start in range(0, len(rows), size):
+                row, column = rows[start : start + size], columns[start : start + size]
+                pair = jax.tree.map(lambda x, at=row: x[at], features)
+                words = jax.tree.map(lambda x, at=column: x[at], text)
+                out = batching.run_padded(lambda *x: programs.fuse_pairs(network, *x), pair, words)
+                if apart:
+                    found.append(np.asarray(programs.match_logits(network, *out))[: len(row)])
+                else:
+                    fused.append(batching.on_host(out, len(row)))
+        if fused:
+            cls, sep = (np.concatenate(x) for x in zip(*fused, strict=True))
+            rows = batching.power_of_two(len(cls))
+            # Padding must add nothing to the lengths over all rows: it is zero.
+            cls, sep = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in (cls, sep))
+            count = sum(len(x[0]) for x in fused)
+            found = [np.asarray(programs.match_logits(network, cls, sep))[:count]]
+        logits = np.concatenate([np.zeros((0, 2), np.float32), *found])
+        return (logits if pairs else logits.reshape(-1, len(tokens), 2)), failed
+
+    @property
+    def _temperature(self) -> float:
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    def _probability(self, logits: np.ndarray) -> np.ndarray:
+        margin = (logits[..., 1] - logits[..., 0]).astype(np.float64) / self._temperature
+        return (0.5 * (1 + np.tanh(margin / 2))).astype(np.float32)
+
+    def _best_answers(self, logits: np.ndarray, top: int) -> list[Answer]:
+        if self.config.answer_head == "first_piece":
+            names: Callable[[int], str] = lambda i: self.tokenizer.decode([i]).strip()  # noqa: E731
+        else:
+            names = self.answers.__getitem__
+        x = logits.astype(np.float64)
+        p = np.exp(x - x.max())
+        p /= p.sum()
+        if self.config.answer_head == "classifier":
+            p = p[: len(self.answers)]  # the head may have more classes than there are answers
+        order = np.argsort(-p, kind="stable")[:top]
+        return [Answer(names(int(i)), float(p[i])) for i in order]
 
 
-def resize_and_crop(frame: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> [S, S, 3]: the short side to S, bicubic, then the middle, as CLIP does."""
-    from PIL import Image
-
-    height, width = frame.shape[:2]
-    if (height, width) == (size, size):
-        return frame
-    short, long = sorted((height, width))
-    to = size, int(size * long / short)
-    width, height = to if width <= height else to[::-1]
-    frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return frame[top : top + size, left : left + size]
+def features_input(clips: Sequence[Prepared]) -> tuple[np.ndarray, ...]:
+    """Return pixels, boxes, classes and scores of clips as one batch."""
+    return tuple(np.stack([getattr(clip, name) for clip in clips]) for name in Prepared._fields[:4])
 
 
-def _in_chunks(run: Callable, x: np.ndarray, size: int) -> np.ndarray:
-    out = []
-    for start in range(0, len(x), size):
-        part = x[start : start + size]
-        rows = min(size, 1 << (len(part) - 1).bit_length())  # few shapes, so few compilations
-        pad = np.zeros((rows - len(part), *x.shape[1:]), x.dtype)
-        out.append(np.asarray(run(np.concatenate([part, pad])), np.float32)[: len(part)])
-    return np.concatenate(out)
+def _listed(items: Any, call: str, what: str) -> Sequence[Any]:
+    """Return a list of videos or texts; one that is none, or is empty, raises InputError."""
+    one = what.removesuffix("s")
+    if isinstance(items, str | bytes | PathLike | Clip):
+        raise InputError(f"{call} takes a list of {what}; put the one {one} in a list")
+    if isinstance(items, np.ndarray) and what == "videos" and items.ndim == 4:
+        raise InputError(f"{call} takes a list of videos; put the one array in a list")
+    try:
+        items = list(items)
+    except TypeError:
+        raise InputError(f"{call} takes a list of {what}, not a {type(items).__name__}") from None
+    if not items:
+        raise InputError(f"{call}: the list of {what} is empty; pass at least one {one}")
+    return items
+
+
+def _mean_vectors(frames: np.ndarray) -> np.ndarray:
+    """[b, T, d] -> [b, d]: unit frame vectors, their mean, to unit length."""
+    return _unit(_unit(frames).mean(1))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+__all__ = ["Answer", "Choice", "Model", "UserError"]

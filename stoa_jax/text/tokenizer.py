@@ -86,6 +86,11 @@ class Tokenizer:
             except ImportError:  # no wheel for this Python: the same merges, in Python
                 pass
 
+    @property
+    def merges(self) -> np.ndarray:
+        """The pairs of ids that become one id each, in rank order, [merges, 2]."""
+        return self._vocabulary.merges[: self.vocab_size - bpe.BASE - 2]
+
     def _ids(self, word: str) -> tuple[int, ...]:
         ids = self._cache.get(word)
         if ids is None:

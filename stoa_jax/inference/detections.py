@@ -1,0 +1,76 @@
+"""Detections that come with a video: arrays and detectors checked, files matched to the frames."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from stoa_jax.errors import InputError
+from stoa_jax.inference.videos import Detections
+
+
+def checked(found: Detections, frames: int, what: str) -> Detections:
+    """Return detections of `frames` frames as arrays of the right types, or raise InputError."""
+    if not isinstance(found, Detections):
+        raise InputError(f"{what} is a {type(found).__name__}; it must be stoa_jax.Detections")
+    boxes, scores = np.asarray(found.boxes, np.float32), np.asarray(found.scores, np.float32)
+    classes = np.asarray(found.classes)
+    if classes.size and not np.issubdtype(classes.dtype, np.integer):
+        raise InputError(f"{what}: classes are {classes.dtype}; they must be integers, -1 for none")
+    if classes.ndim != 2 or boxes.shape != (*classes.shape, 4) or scores.shape != classes.shape:
+        raise InputError(
+            f"{what}: boxes {list(boxes.shape)}, classes {list(classes.shape)} and scores "
+            f"{list(scores.shape)} disagree; they are [T, K, 4], [T, K] and [T, K]"
+        )
+    if len(classes) != frames:
+        raise InputError(
+            f"{what}: objects of {len(classes)} frames where the clip has {frames}; detect in the "
+            "frames that the model samples, for example by passing a detector"
+        )
+    valid, names = classes >= 0, tuple(str(name) for name in found.names)
+    if valid.any() and classes.max() >= len(names):
+        raise InputError(f"{what}: class {classes.max()} with {len(names)} names; name every class")
+    shown = boxes[valid]
+    if not np.isfinite(shown).all() or not np.isfinite(scores[valid]).all():
+        raise InputError(f"{what}: a box or score is not finite; leave such objects out (class -1)")
+    if len(shown) and (shown.min() < -0.01 or shown.max() > 1.01):
+        worst = shown.flat[np.abs(shown - 0.5).argmax()]
+        raise InputError(
+            f"{what}: a coordinate is {worst:g}; boxes are shares of the frame in [0, 1]: divide "
+            "pixels by the frame's width and height"
+        )
+    inverted = (shown[:, 2:] < shown[:, :2]).any(-1)
+    if inverted.any():
+        box = shown[inverted.argmax()].round(3).tolist()
+        raise InputError(f"{what}: the box {box} ends before it begins; boxes are x1, y1, x2, y2")
+    return Detections(np.clip(boxes, 0, 1), classes.astype(np.int32), scores, names)
+
+
+def from_file(path: Path, video: Path | None, info, objects: int) -> Detections:
+    """Return the detections that a file holds for the sampled frames of a video file."""
+    if video is None or info is None:
+        raise InputError(
+            f"{path}: a file's detections are found by the video's name, and this video has none; "
+            "pass the video as a path, or detections as stoa_jax.Detections"
+        )
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory of detections")
+    table = _open(path, path.stat().st_mtime_ns)
+    if video.stem not in table:
+        raise InputError(
+            f"{path}: no detections of video {video.stem!r} in it (it has {len(table)} video(s)); "
+            "is it the file of another video?"
+        )
+    boxes, classes, scores, problems = table.objects(video.stem, info, objects)
+    for problem in problems:
+        import warnings
+
+        warnings.warn(f"{path}: {video.stem}: {problem}", stacklevel=2)
+    return Detections(boxes, classes, scores, table.class_names)
+
+
+@functools.lru_cache(maxsize=32)
+def _open(path: Path, modified: int):
+    from stoa_jax.data.detections import open_detections
+
+    return open_detections(path)

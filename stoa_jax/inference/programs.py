@@ -1,0 +1,104 @@
+"""The functions of a model that the library compiles: pure functions of arrays.
+
+They are shared by all models of one configuration, so that a second model compiles nothing.
+Shapes: B clips or texts, T frames, S side, L text positions, R pairs, d shared width, M pieces,
+C answers, V vocabulary.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from stoa_jax import decode
+from stoa_jax.models import decoding, released
+from stoa_jax.models.clip import TextTower, VisionTower, text_ends
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.layers import unit
+from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures
+from stoa_jax.models.stoa import Stoa, at_position
+
+
+class Towers(nnx.Module):
+    """The two towers alone: all that retrieval by cosine needs."""
+
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
+        self.visual = VisionTower(c, rngs=rngs)
+        self.text = TextTower(c, rngs=rngs)
+        self.logit_scale = nnx.Param(jnp.zeros(()))
+
+
+def frame_tokens(model: Towers | Stoa, pixels: Array) -> Array:
+    """Return frame tokens [B, T, d] of uint8 pixels [B, T, S, S, 3]."""
+    b, t = pixels.shape[:2]
+    frames, _ = model.visual(pixels.reshape(b * t, *pixels.shape[2:]), frames=t)
+    return frames.reshape(b, t, -1)
+
+
+def video_embedding(model: Towers | Stoa, pixels: Array) -> Array:
+    """Return unit vectors [B, d]: the mean of the unit frame tokens."""
+    return unit(unit(frame_tokens(model, pixels)).mean(1))
+
+
+def text_embedding(model: Towers | Stoa, tokens: Array) -> Array:
+    """Return unit vectors [B, d] of ids [B, L]: the output at the end token."""
+    end, _ = text_ends(tokens, model.text.config.vocab_size)
+    return unit(at_position(model.text(tokens), end))
+
+
+run_frame_tokens = jax.jit(frame_tokens)
+run_text_embedding = jax.jit(text_embedding)
+
+
+@jax.jit
+def video_features(
+    model: Stoa, pixels: Array, boxes: Array, classes: Array, scores: Array
+) -> VideoFeatures:
+    """Return all that the fusion encoder reads of a batch of clips."""
+    return model.encode_video(pixels, boxes, classes, scores)
+
+
+@jax.jit
+def text_features(model: Stoa, tokens: Array) -> TextFeatures:
+    """Return all that the fusion encoder reads of ids [B, L]."""
+    return model.encode_text(tokens)
+
+
+@jax.jit
+def fuse_pairs(model: Stoa, video: VideoFeatures, text: TextFeatures) -> tuple[Array, Array]:
+    """Return the fused outputs [R, d] of R pairs at the clip's position and at [SEP]."""
+    fused = model.fuse(video, text.tokens, text.mask)
+    return fused.cls, at_position(fused.text, text.sep_index)
+
+
+@jax.jit
+def match_logits(model: Stoa, cls: Array, sep: Array) -> Array:
+    """Return match logits [R, 2] of `fuse_pairs`; in the preset `released` rows are not apart."""
+    return model.match_logits(Fused(cls, sep[:, None]), jnp.zeros(len(sep), jnp.int32))
+
+
+@jax.jit
+def answer_logits(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Array:
+    """Return logits [R, C] over the answers, or [R, V] over first pieces in `released`."""
+    if model.config.answer_head == "first_piece":
+        return released.answer_words(model, video, text.tokens, text.mask)
+    fused = model.fuse(video, text.tokens, text.mask)
+    return model.answer_logits(fused, text.sep_index)
+
+
+@functools.partial(jax.jit, static_argnames=("beams", "max_pieces"))
+def caption_tokens(model: Stoa, video: VideoFeatures, *, beams: int, max_pieces: int) -> Array:
+    """Return captions [B, M + 2], start and end tokens included."""
+    c, clips = model.config, video.cls.shape[0]
+    visual = decoding.visual_keys(model, video)
+    cache = decoding.empty_cache(model, clips, beams, max_pieces + 1)
+
+    def step(cache, tokens, position):
+        return decoding.next_word(model, visual, cache, tokens, position)
+
+    options = {"start": c.vocab_size - 2, "end": c.vocab_size - 1, "max_pieces": max_pieces}
+    if beams == 1:
+        return decode.greedy(step, cache, clips, **options).tokens
+    return decode.beam_search(step, cache, clips, beams=beams, **options).tokens

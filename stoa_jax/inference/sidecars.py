@@ -1,0 +1,94 @@
+"""Small files beside the weights: the answer list, the calibration, the library's settings.
+
+A work directory and a saved model keep them as `answers.json`, `calibration.json` and
+`library.json`; weights in a file NAME.safetensors as `NAME.answers.json` and so on. A checkpoint
+itself is never changed.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stoa_jax.errors import UserError
+
+ANSWERS, CALIBRATION, SETTINGS = "answers.json", "calibration.json", "library.json"
+NAMES = (ANSWERS, CALIBRATION, SETTINGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How the match head's logits become probabilities, and which of them are a match."""
+
+    temperature: float = 1.0
+    threshold: float | None = None
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the whole file
+
+
+def path_of(weights: Path, name: str) -> Path:
+    """Return where the file `name` of these weights stands."""
+    if weights.is_dir():
+        return weights / name
+    beside = weights.with_name(f"{weights.stem}.{name}")
+    if not beside.exists() and weights.name == "model.safetensors":
+        return weights.with_name(name)
+    return beside
+
+
+def read(weights: Path, name: str) -> Any:
+    """Return the JSON value of a file beside the weights; None where there is none."""
+    path = path_of(weights, name)
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable JSON ({error}); write it again") from None
+
+
+def write(weights: Path, name: str, value: Any) -> None:
+    """Write a JSON value beside the weights, whole or not at all."""
+    path = path_of(weights, name)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def copy(source: Path, out: Path) -> None:
+    """Give weights at `out` the files that stand beside those at `source`."""
+    for name in NAMES:
+        if (value := read(source, name)) is not None:
+            write(out, name, value)
+
+
+def read_answers(weights: Path) -> tuple[str, ...]:
+    """Return the answers in the order of the answer head's classes; none where there is no file."""
+    value = read(weights, ANSWERS)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
+        raise UserError(f"{path_of(weights, ANSWERS)}: it must be a JSON list of strings")
+    return tuple(value)
+
+
+def read_calibration(weights: Path) -> Calibration | None:
+    """Return the calibration of a model; None where it was not calibrated."""
+    value = read(weights, CALIBRATION)
+    if value is None:
+        return None
+    where = path_of(weights, CALIBRATION)
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: it must be a JSON object; calibrate the model again")
+    temperature, threshold = value.get("temperature", 1.0), value.get("threshold")
+    if not _is_number(temperature) or temperature <= 0:
+        raise UserError(f"{where}: temperature is {temperature!r}, not a number above 0")
+    if threshold is not None and (not _is_number(threshold) or not 0 <= threshold <= 1):
+        raise UserError(f"{where}: threshold is {threshold!r}, not a number from 0 to 1")
+    return Calibration(float(temperature), None if threshold is None else float(threshold), value)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
