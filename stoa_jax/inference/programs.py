@@ -13,11 +13,11 @@ from flax import nnx
 from jax import Array
 
 from stoa_jax import decode
-from stoa_jax.models import decoding, released
+from stoa_jax.models import decoding
 from stoa_jax.models.clip import TextTower, VisionTower, text_ends
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.layers import unit
 from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures
+from stoa_jax.models.layers import unit
 from stoa_jax.models.stoa import Stoa, at_position
 
 
@@ -83,7 +83,7 @@ def match_logits(model: Stoa, cls: Array, sep: Array) -> Array:
 def answer_logits(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Array:
     """Return logits [R, C] over the answers, or [R, V] over first pieces in `released`."""
     if model.config.answer_head == "first_piece":
-        return released.answer_words(model, video, text.tokens, text.mask)
+        return model.first_piece_logits(video, text)
     fused = model.fuse(video, text.tokens, text.mask)
     return model.answer_logits(fused, text.sep_index)
 

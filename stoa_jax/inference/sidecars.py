@@ -8,12 +8,12 @@ itself is never changed.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stoa_jax.errors import UserError
+from stoa_jax.files import write_json
 
 ANSWERS, CALIBRATION, SETTINGS = "answers.json", "calibration.json", "library.json"
 NAMES = (ANSWERS, CALIBRATION, SETTINGS)
@@ -51,10 +51,7 @@ def read(weights: Path, name: str) -> Any:
 
 def write(weights: Path, name: str, value: Any) -> None:
     """Write a JSON value beside the weights, whole or not at all."""
-    path = path_of(weights, name)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_json(path_of(weights, name), value)
 
 
 def copy(source: Path, out: Path) -> None:

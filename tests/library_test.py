@@ -1,0 +1,97 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import stoa_jax
+from stoa_jax import weights
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.parameters import named_parameters
+from stoa_jax.models.stoa import Stoa
+from stoa_jax.weights.files import save_safetensors
+
+ANSWERS = ["red", "blue", "two"]
+TEXTS = ["a dog runs", "two men wrestle", "a pan on a stove"]
+
+
+def write_model(folder, config, seed=0, answers=ANSWERS):
+    """Write a model of random weights as a directory."""
+    folder.mkdir()
+    network = Stoa(config, rngs=nnx.Rngs(seed))
+    params = {name: np.asarray(x) for name, x in named_parameters(network).items()}
+    note = {weights.METADATA: json.dumps(dataclasses.asdict(config))}
+    save_safetensors(folder / "model.safetensors", params, note)
+    if answers:
+        (folder / "answers.json").write_text(json.dumps(answers))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    config = dataclasses.replace(ModelConfig.tiny(), num_answers=4)
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", config)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return stoa_jax.load(folder)
+
+
+def clips(*lengths, size=(60, 80), seed=0):
+    rng = np.random.RandomState(seed)
+    return [rng.randint(0, 256, (n, *size, 3)).astype(np.uint8) for n in lengths]
+
+
+def detections(frames, objects=3, seed=0):
+    rng = np.random.RandomState(seed)
+    low = rng.uniform(0, 0.5, (frames, objects, 2))
+    boxes = np.concatenate([low, low + 0.4], -1).astype(np.float32)
+    classes = rng.randint(0, 2, (frames, objects))
+    return stoa_jax.Detections(boxes, classes, rng.uniform(size=classes.shape), ("dog", "man"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_call(model):
+    videos = clips(4, 9, 2)
+    assert model.has == {"embed", "match", "caption", "answer", "trajectories", "actions"}
+    assert model.match(videos, TEXTS[:2]).shape == (3, 2)
+    assert all(isinstance(text, str) for text in model.caption(videos, beam=2, max_pieces=4))
+    answers = model.answer(videos, TEXTS, top=2)
+    assert [len(best) for best in answers] == [2, 2, 2]
+    assert all(best[0].probability >= best[1].probability for best in answers)
+    choice = model.choose(videos[0], TEXTS)
+    assert choice.index == choice.probabilities.argmax()
+    np.testing.assert_allclose(choice.probabilities.sum(), 1, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pairs_are_the_diagonal(model):
+    videos = [
+        stoa_jax.Clip(v, detections=detections(4, seed=i)) for i, v in enumerate(clips(4, 4, 4))
+    ]
+    table = model.match(videos, TEXTS)
+    np.testing.assert_allclose(model.match(videos, TEXTS, pairs=True), table.diagonal(), atol=1e-6)
+
+
+def test_saving_keeps_everything(folder, tmp_path):
+    (folder / "calibration.json").write_text(
+        json.dumps({"version": 1, "temperature": 2.5, "threshold": 0.7})
+    )
+    try:
+        model = stoa_jax.load(folder)
+        model.save(tmp_path / "saved")
+        again = stoa_jax.load(tmp_path / "saved")
+        assert again.fingerprint == model.fingerprint
+        assert again.threshold == model.threshold == 0.7
+        assert again.answers == model.answers == tuple(ANSWERS)
+        video = [stoa_jax.Clip(clips(4)[0], detections=detections(4))]
+        np.testing.assert_array_equal(again.match(video, TEXTS), model.match(video, TEXTS))
+        np.testing.assert_array_equal(again.encode_text(TEXTS), model.encode_text(TEXTS))
+    finally:
+        (folder / "calibration.json").unlink()
+    with pytest.raises(stoa_jax.UserError, match="not calibrated"):
+        _ = stoa_jax.load(folder).threshold
+    jax.clear_caches()
