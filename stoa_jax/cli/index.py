@@ -1,0 +1,226 @@
+"""`stoa index …`: create, fill, search and look after a search index."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stoa_jax.errors import UserError
+
+VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
+
+
+def register(subparsers: Any) -> None:
+    """Add the command `index` and its own commands."""
+    parser = subparsers.add_parser(
+        "index", help="create, fill, search and look after a search index over videos"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    create = _command(commands, "create", _create, "create an empty index")
+    create.add_argument("--model", help="the model whose vectors it will hold")
+    create.add_argument("--dim", type=int, help="width of vectors, without a model")
+    create.add_argument(
+        "--segment", type=_segment, default=10.0, help='seconds, or "scene" (default: 10)'
+    )
+    create.add_argument("--stride", type=float, default=5.0, help="seconds (default: 5)")
+    create.add_argument("--backend", default="flat", help="flat or lance (default: flat)")
+    create.add_argument(
+        "--fusion", action="store_true", help="keep fusion features, to re-rank by probability"
+    )
+
+    add = _command(commands, "add", _add, "embed videos; what is in the index is skipped")
+    add.add_argument("videos", nargs="+", help="files, or folders that are searched for videos")
+    add.add_argument("--model", help="default: the one the index was created with")
+    add.add_argument(
+        "--shard", type=_shard, default=(0, 1), help="I/N: only every N-th video from the I-th on"
+    )
+
+    search = _command(commands, "search", _search, "find segments for a sentence or a video")
+    search.add_argument("query", help="a sentence; with --video, a file")
+    search.add_argument("--video", action="store_true", help="the query is a video file")
+    search.add_argument("-k", type=int, default=10, help="number of results (default: 10)")
+    search.add_argument("--model", help="default: the one the index was created with")
+    search.add_argument(
+        "--rerank", type=int, help="candidates that the fusion encoder reads; 0: none"
+    )
+
+    delete = _command(commands, "delete", _delete, "delete all segments of some ids")
+    delete.add_argument("ids", nargs="+")
+
+    _command(commands, "compact", _compact, "give back the space of deleted segments")
+
+    merge = _command(commands, "merge", _merge, "add the segments of other indexes in one commit")
+    merge.add_argument("parts", nargs="+", help="indexes, for example those of the shards")
+
+    calibrate = _command(
+        commands, "calibrate", _calibrate, "measure the threshold below which nothing matched"
+    )
+    calibrate.add_argument("texts", type=Path, help="a file, a sentence a line, all unanswerable")
+    calibrate.add_argument(
+        "--rate", type=float, default=0.05, help="false accepts a query (default: 0.05)"
+    )
+    calibrate.add_argument("--model", help="default: the one the index was created with")
+
+    _command(commands, "info", _info, "show the size and the settings of an index")
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], description: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=description, description=description)
+    parser.add_argument("index", help="directory of the index")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _segment(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _shard(text: str) -> tuple[int, int]:
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; give I/N, for example 0/8") from None
+    return index, count
+
+
+def _create(arguments: argparse.Namespace) -> int:
+    from stoa_jax import Index, load
+
+    model = load(arguments.model) if arguments.model else None
+    options = {n: getattr(arguments, n) for n in ("dim", "segment", "stride", "backend", "fusion")}
+    with Index.create(arguments.index, model, **options) as index:
+        _print(arguments, {"index": arguments.index, **dataclasses.asdict(index.settings)})
+    return 0
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    videos = [video for path in arguments.videos for video in _videos(path)]
+    with _opened(arguments) as index:
+        added = index.add(videos, progress=sys.stderr.isatty(), shard=arguments.shard)
+        failures = os.path.join(arguments.index, "failures.jsonl")
+        _print(arguments, dataclasses.asdict(added))
+    if added.failed:
+        print(f"{added.failed} failed; the reasons are in {failures}", file=sys.stderr)
+    return 1 if added.failed else 0
+
+
+def _videos(path: str) -> list[str]:
+    """Return a file, or the videos under a folder in the order of their names."""
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise UserError(f"{path}: no such file or directory")
+        return [path]
+    found = [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(VIDEOS) and not name.startswith(".")
+    ]
+    if not found:
+        raise UserError(f"{path}: no videos ({', '.join(VIDEOS)}) in it")
+    return sorted(found)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    query = Path(arguments.query) if arguments.video else arguments.query
+    with _opened(arguments) as index:
+        hits = index.search(query, arguments.k, rerank=arguments.rerank)
+    for hit in hits:
+        if arguments.json:
+            print(json.dumps(dataclasses.asdict(hit)))
+            continue
+        span = "" if hit.start is None else f"  {_clock(hit.start)}-{_clock(hit.end)}"
+        sure = "" if hit.probability is None else f"  {hit.probability:.3f}"
+        verdict = "  no match" if hit.matched is False else ""
+        print(f"{hit.score:.4f}{sure}  {_shown(hit.video or hit.id)}{span}{verdict}")
+    return 0
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    with _opened(arguments, model=False) as index:
+        _print(arguments, {"deleted": index.delete(arguments.ids)})
+    return 0
+
+
+def _compact(arguments: argparse.Namespace) -> int:
+    with _opened(arguments, model=False) as index:
+        index.compact()
+        _print(arguments, {"segments": len(index)})
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from stoa_jax import Index
+
+    with Index.merge(arguments.index, arguments.parts) as index:
+        _print(arguments, {"segments": len(index)})
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    try:
+        lines = arguments.texts.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{arguments.texts}: cannot be read: {error.strerror}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    with _opened(arguments) as index:
+        index.calibrate(texts, rate=arguments.rate)
+        settings = index.settings
+    _print(arguments, {"threshold": settings.threshold, "measured": settings.threshold_note})
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    with _opened(arguments, model=False) as index:
+        videos = len(index.ids())
+        _print(
+            arguments,
+            {"segments": len(index), "videos": videos, **dataclasses.asdict(index.settings)},
+        )
+    return 0
+
+
+def _opened(arguments: argparse.Namespace, *, model: bool = True) -> Any:
+    from stoa_jax import Index, load
+
+    if not model:
+        return Index.open(arguments.index)
+    source = arguments.model
+    if source is None:
+        with Index.open(arguments.index) as index:
+            source = index.settings.model
+    if source is None:
+        raise UserError(f"{arguments.index}: it names no model; pass --model=PATH")
+    return Index.open(arguments.index, load(source))
+
+
+def _print(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        if value not in (None, ""):
+            print(f"{name}: {value}")
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}:{rest:04.1f}"
+
+
+def _shown(text: str) -> str:
+    # A terminal must not be steered by a file's name.
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
