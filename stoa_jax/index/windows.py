@@ -40,14 +40,14 @@ def shots(path: Path, start: float, end: float) -> list[Window]:
         import scenedetect
     except ImportError as error:
         raise UserError(
-            "segment='scene' needs PySceneDetect: pip install 'scenedetect>=0.6.4,<0.8'"
+            "segment='scene' needs PySceneDetect: pip install 'scenedetect-headless>=0.7,<0.8'"
         ) from error
     video = scenedetect.open_video(str(path), backend="pyav")
     manager = scenedetect.SceneManager()
     manager.add_detector(scenedetect.AdaptiveDetector())
     manager.detect_scenes(video)
     found = [
-        (max(start, first.get_seconds()), min(end, last.get_seconds()))
+        (max(start, first.seconds), min(end, last.seconds))
         for first, last in manager.get_scene_list()
     ]
     found = [(first, last) for first, last in found if last - first > _SLIVER]
