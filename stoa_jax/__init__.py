@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stoa_jax.errors import UserError
-    from stoa_jax.index import Index
+    from stoa_jax.index import Added, Hit, Index
     from stoa_jax.inference.loading import load
     from stoa_jax.inference.model import Answer, Choice, Model
     from stoa_jax.inference.videos import Clip, Detections, Failure
@@ -13,22 +13,26 @@ __version__ = "0.1.0"
 
 # Imported when asked for, so that importing the package starts no jax.
 _LAZY = {
+    "Added": "stoa_jax.index",
     "Answer": "stoa_jax.inference.model",
     "Choice": "stoa_jax.inference.model",
     "Clip": "stoa_jax.inference.videos",
     "Detections": "stoa_jax.inference.videos",
     "Failure": "stoa_jax.inference.videos",
+    "Hit": "stoa_jax.index",
     "Index": "stoa_jax.index",
     "Model": "stoa_jax.inference.model",
     "UserError": "stoa_jax.errors",
     "load": "stoa_jax.inference.loading",
 }
 __all__ = [
+    "Added",
     "Answer",
     "Choice",
     "Clip",
     "Detections",
     "Failure",
+    "Hit",
     "Index",
     "Model",
     "UserError",

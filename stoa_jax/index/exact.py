@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stoa_jax.index import scan
-from stoa_jax.index.rows import decoded
+from stoa_jax.index.rows import decoded, pc
 from stoa_jax.index.segments import Segment, exponent_of
 
 _BATCH_BYTES = 1 << 28  # of scanned scores at a time

@@ -9,14 +9,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from stoa_jax.errors import UserError
 
+pc: Any = pyarrow.compute  # its functions are made at import, where type checkers see none
 _SCHEMA = pa.schema(
     [
         pa.field("id", pa.large_binary(), nullable=False),
