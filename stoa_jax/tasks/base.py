@@ -21,6 +21,7 @@ from stoa_jax.data import pipeline, records
 from stoa_jax.data.sources.counts import EXPECTED
 from stoa_jax.errors import UserError
 from stoa_jax.joint_loss import alignment_loss, joint_loss
+from stoa_jax.metrics.calibration import Calibration
 from stoa_jax.models.clip import MEAN
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.features import TextFeatures, VideoFeatures
@@ -143,6 +144,7 @@ class SplitEvaluator:
         # The model's outputs of the latest run, by row name and example.
         self.predictions: dict[str, dict[str, Any]] = {}
         self.untrained: tuple[str, ...] = ()  # heads that the weights lack
+        self.calibration = Calibration()  # of the match head
         self._jitted: dict[tuple, Callable] = {}
 
     def leave_out(self, names: Sequence[str], source: str) -> None:
@@ -267,6 +269,11 @@ def ablate(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
 
 # Separate from the evaluated function, so that it compiles once for all variants.
 _ABLATIONS = {name: jax.jit(functools.partial(ablate, variant=name)) for name in ("", *VARIANTS)}
+
+
+def percent(right: Sequence[bool] | np.ndarray) -> float:
+    """Return the share of true values in percent."""
+    return 100 * float(np.mean(np.asarray(right, bool)))
 
 
 def encode_video(model: Stoa, batch: Mapping[str, Array]) -> VideoFeatures:

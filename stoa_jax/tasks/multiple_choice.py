@@ -16,10 +16,12 @@ from jax.sharding import Mesh
 from stoa_jax import objectives
 from stoa_jax.data import pipeline
 from stoa_jax.data.records import OPTIONS
+from stoa_jax.metrics import calibration
 from stoa_jax.models.features import TextFeatures, VideoFeatures
 from stoa_jax.models.stoa import Stoa, embed_text, embed_video
-from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
-from stoa_jax.tasks.qa import percent
+from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named, percent
+
+RIGHT = "right"  # the kind of the right option
 
 
 class MultipleChoice(TaskBase):
@@ -125,14 +127,21 @@ class ChoiceEvaluator(SplitEvaluator):
         for variant in self.variants:
             name = named(self.prefix, variant)
             fusion, dual = self.run(both_scores, model, mesh, variant)
+            probabilities = calibration.softmax(fusion / self.calibration.temperature)
             self.predictions[name] = {
-                str(i): {"chosen": int(chosen), "right": int(right)}
-                for i, (chosen, right) in enumerate(zip(fusion.argmax(1), answer, strict=True))
+                str(i): {
+                    "video": self.choices[i][0],
+                    "chosen": int(fusion[i].argmax()),
+                    "right": int(answer[i]),
+                    "probabilities": probabilities[i].tolist(),
+                }
+                for i in range(n)
             }
             by = f"percent right of {OPTIONS} options, ties counted against us; by"
             if "fusion/match" not in self.untrained:
                 accuracy = percent(chosen_right(fusion, answer))
                 yield Row(named(name, "accuracy"), accuracy, n, f"{by} match score")
+                yield from self.by_kind(name, fusion)
             accuracy = percent(chosen_right(dual, answer))
             yield Row(named(name, "dual_encoder", "accuracy"), accuracy, n, f"{by} cosine")
         yield Row(named(self.prefix, "chance", "accuracy"), 100 / OPTIONS, n, "a random option")
@@ -144,13 +153,52 @@ class ChoiceEvaluator(SplitEvaluator):
             "always the position that is right most often",
         )
 
+    def by_kind(self, name: str, scores: np.ndarray) -> Iterator[Row]:
+        """Yield the accuracy against the wrong options of each kind, if the set has kinds."""
+        if self.kinds is None:
+            return
+        rows = np.arange(len(scores))
+        for kind in np.unique(self.kinds[self.kinds != RIGHT]):
+            asked = (self.kinds == kind).any(1)
+            others = np.where(self.kinds == kind, scores, -np.inf)
+            others[rows, self.answers] = scores[rows, self.answers]
+            yield Row(
+                named(name, "kind", str(kind), "accuracy"),
+                percent(chosen_right(others, self.answers)[asked]),
+                int(asked.sum()),
+                f"percent whose right option is above all wrong ones of the kind {str(kind)!r}",
+            )
+
+    @functools.cached_property
+    def kinds(self) -> np.ndarray | None:
+        """The kind of each option [n, O], `RIGHT` for the right one; None: the set has no kinds."""
+        if not self.task.eval_set.startswith("synthetic/"):
+            return None
+        from stoa_jax.data.synthetic import reading
+
+        kinds = [
+            [reading.option_kind(options[right], option) for option in options]
+            for _, options, right in self.choices
+        ]
+        found = np.array(kinds, dtype=object).astype(str)
+        found[np.arange(len(found)), self.answers] = RIGHT
+        return found
+
     @functools.cached_property
     def answers(self) -> np.ndarray:
         """The position of the right option of each example, in the loader's order."""
-        found = [
-            int(answer) for i in range(len(self.split)) for answer in self.split.metadata(i).answers
-        ]
-        return np.array(found[: self.limit or None])
+        return np.array([right for _, _, right in self.choices])
+
+    @functools.cached_property
+    def choices(self) -> list[tuple[str, tuple[str, ...], int]]:
+        """(video, options, position of the right one) of each example in the loader's order."""
+        found = []
+        for i in range(len(self.split)):
+            m = self.split.metadata(i)
+            for item, answer in enumerate(m.answers):
+                options = m.texts[item * OPTIONS : (item + 1) * OPTIONS]
+                found.append((m.video_id, options, int(answer)))
+        return found[: self.limit or None]
 
 
 def chosen_right(scores: np.ndarray, answer: np.ndarray) -> np.ndarray:

@@ -6,9 +6,10 @@ Shapes: B questions, L text positions, C answers, V vocabulary.
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -20,8 +21,11 @@ from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.features import TextFeatures, VideoFeatures
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
+from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named, percent
 from stoa_jax.text import Tokenizer
+
+TOP = 5  # answers of each question that `predictions.json` lists
+QUESTION_WORDS = ("what", "who", "how", "when", "where")  # kinds of questions on real videos
 
 
 class QuestionAnswering(TaskBase):
@@ -98,10 +102,14 @@ def answer_logits(
     return model.answer_logits(fused, text.sep_index)
 
 
-def best_answer(model: Stoa, batch: Mapping[str, Array]) -> Array:
-    """Return the likeliest class, or first piece, of each question [B]."""
+def best_answers(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return the likeliest classes, or first pieces, of each question, best first.
+
+    Both results are [B, TOP]: their probabilities and their ids.
+    """
     text = model.encode_text(batch["tokens"])
-    return answer_logits(model, encode_video(model, batch), text).argmax(-1)
+    logits = answer_logits(model, encode_video(model, batch), text).astype(jnp.float32)
+    return jax.lax.top_k(jax.nn.softmax(logits, -1), min(TOP, logits.shape[-1]))
 
 
 class QuestionEvaluator(SplitEvaluator):
@@ -130,18 +138,27 @@ class QuestionEvaluator(SplitEvaluator):
         self.predictions = {}
         for variant in self.variants:
             name = named(self.prefix, variant)
-            best = self.run(best_answer, model, mesh, variant)
-            if by_piece:
-                predicted, pieces = [tokenizer.decode([i]) for i in best], list(best)
-            else:
-                # With fewer answers than classes, a spare class is a wrong answer.
-                predicted = [answers[i] if i < len(answers) else "" for i in best]
-                pieces = [first(answer) for answer in predicted]
+            probabilities, ids = self.run(best_answers, model, mesh, variant)
+            # With fewer answers than classes, a spare class is a wrong answer.
+            spell = (
+                (lambda i: tokenizer.decode([i]))
+                if by_piece
+                else (lambda i: answers[i] if i < len(answers) else "")
+            )
+            listed = [[spell(i) for i in row] for row in ids]
+            predicted = [row[0] for row in listed]
+            pieces = list(ids[:, 0]) if by_piece else [first(answer) for answer in predicted]
             self.predictions[name] = {
-                f"{i}: {video}: {question}": {"answer": answer, "right": right}
-                for i, ((video, question, right), answer) in enumerate(
-                    zip(questions, predicted, strict=True)
-                )
+                f"{i}: {video}: {question}": {
+                    "answer": listed[i][0],
+                    "right": right,
+                    "probability": float(probabilities[i, 0]),
+                    "top": [
+                        [answer, float(p)]
+                        for answer, p in zip(listed[i], probabilities[i], strict=True)
+                    ],
+                }
+                for i, (video, question, right) in enumerate(questions)
             }
             yield Row(
                 named(name, "accuracy"),
@@ -149,6 +166,7 @@ class QuestionEvaluator(SplitEvaluator):
                 n,
                 f"percent exact, {classes}; an answer outside it counts as wrong",
             )
+            yield from self.by_kind(name, [a == b for a, b in zip(predicted, wanted, strict=True)])
             yield Row(
                 named(name, "authors", "accuracy"),
                 percent([a == first(b) for a, b in zip(pieces, wanted, strict=True)]),
@@ -168,6 +186,27 @@ class QuestionEvaluator(SplitEvaluator):
             "percent of the questions whose answer is among the training answers kept",
         )
 
+    def by_kind(self, name: str, right: Sequence[bool]) -> Iterator[Row]:
+        """Yield the accuracy of each kind of question."""
+        kinds = [self.kind_of(question) for _, question, _ in self.questions]
+        for kind in dict.fromkeys(sorted(kinds)):
+            chosen = [r for r, k in zip(right, kinds, strict=True) if k == kind]
+            yield Row(
+                named(name, "kind", kind, "accuracy"),
+                percent(chosen),
+                len(chosen),
+                f"percent exact, questions of the kind {kind!r}",
+            )
+
+    def kind_of(self, question: str) -> str:
+        """Return the kind of a question: its form in the synthetic world, else its first word."""
+        if self.task.eval_set.startswith("synthetic/"):
+            from stoa_jax.data.synthetic import reading
+
+            return reading.question_kind(question)
+        word = question.lower().split(maxsplit=1)[:1]
+        return word[0] if word and word[0] in QUESTION_WORDS else "other"
+
     @functools.cached_property
     def questions(self) -> list[tuple[str, str, str]]:
         """(video, question, answer) of each example in the loader's order."""
@@ -176,8 +215,3 @@ class QuestionEvaluator(SplitEvaluator):
             m = self.split.metadata(i)
             found += [(m.video_id, *pair) for pair in zip(m.texts, m.answers, strict=True)]
         return found[: self.limit or None]
-
-
-def percent(right) -> float:
-    """Return the share of true values in percent."""
-    return 100 * float(np.mean(np.asarray(right, bool)))
