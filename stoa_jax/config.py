@@ -83,6 +83,11 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.eval.length_penalty = 0.0  # captioning: power of the length that scores are divided by
     c.eval.no_repeat_ngram = 0  # captioning: length of n-grams that may not repeat; 0: any may
     c.eval.rerank = 32  # retrieval: candidates the fusion encoder re-ranks; 0: none
+    c.eval.mismatches = 4  # retrieval: wrong clips for each caption that calibration looks at
+    c.eval.calibration_texts = 2000  # captions that calibration looks at; 0: all
+    c.eval.calibration_set = ""  # --mode=calibrate: a set of captions; empty: the evaluated set
+    c.eval.calibration_split = "validation"  # --mode=calibrate
+    c.eval.false_accept_rate = 0.01  # --mode=calibrate: share of mismatches above the threshold
     c.eval.num_answers = 0  # QA: answers kept, the most frequent of train; 0: the set's default
 
     # steps between two log lines; TensorBoard files; a progress line in the terminal

@@ -9,7 +9,6 @@ names (zero-shot). Writes `results.json`, a list with one entry per metric, and 
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,8 @@ from ml_collections import ConfigDict
 import stoa_jax
 from stoa_jax import checkpoint, sharding
 from stoa_jax.errors import UserError
+from stoa_jax.files import write_json
+from stoa_jax.metrics.calibration import read_calibration
 from stoa_jax.models.parameters import check_same, named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks import Evaluator, Task, make_task
@@ -57,6 +58,9 @@ def run(
         model, source, untrained = load(c, workdir, task, mesh)
         for evaluator in evaluators.values():
             evaluator.leave_out(untrained, source)
+    calibration = read_calibration(workdir)
+    for evaluator in evaluators.values():
+        evaluator.calibration = calibration
     if jax.process_index() == 0:
         make_directory(workdir)
 
@@ -212,10 +216,3 @@ def make_directory(path: Path) -> None:
         raise UserError(
             f"--workdir: {path} cannot be written ({error.strerror}); name another directory"
         ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)

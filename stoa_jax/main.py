@@ -2,6 +2,7 @@
 
 python -m stoa_jax.main --config=configs/pretrain.py:synthetic --workdir=runs/demo
 python -m stoa_jax.main --config=… --workdir=… --config.train.steps=200   # any key
+python -m stoa_jax.main --config=… --workdir=… --mode=calibrate           # the match head
 python -m stoa_jax.main --config=… --mode=plan --topology=v5e:16x16
 """
 
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from stoa_jax import config_flags
 from stoa_jax.errors import UserError
 
-MODES = ("train", "eval", "plan", "profile")
+MODES = ("train", "eval", "calibrate", "plan", "profile")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "gpu:8", "cpu:8")
 PEER_LOST_SECONDS = 30  # without a sign of life of a peer, the others end
 
@@ -79,6 +80,10 @@ def dispatch(arguments: Arguments) -> None:
         from stoa_jax import evaluate
 
         evaluate.run(c, workdir)
+    elif arguments.mode == "calibrate":
+        from stoa_jax import calibrate
+
+        calibrate.run(c, workdir)
     else:
         from stoa_jax import train
 

@@ -197,6 +197,11 @@ def test_an_answer_outside_the_classes_is_wrong(data):
     assert rows["qa/covered"].value == pytest.approx(100 * (1 - outside))
     predictions = list(evaluator.predictions["qa"].values())
     assert len(predictions) == n == rows["qa/accuracy"].n
+    for p in predictions:
+        assert p["top"][0] == [p["answer"], p["probability"]]
+        chances = [chance for _, chance in p["top"]]
+        assert chances == sorted(chances, reverse=True)
+        assert sum(chances) == pytest.approx(1, abs=1e-5)
     exact = np.mean([p["answer"] == p["right"] for p in predictions])
     assert rows["qa/accuracy"].value == pytest.approx(100 * exact)
 
@@ -204,7 +209,9 @@ def test_an_answer_outside_the_classes_is_wrong(data):
 def test_the_first_piece_counts_only_in_the_authors_row(data, monkeypatch):
     task = make_task(configuration(data, "qa"))
     task.answers = ("dog", "dogs house", "red", "two")  # the first two begin alike
-    monkeypatch.setattr(qa, "best_answer", lambda model, batch: jnp.ones(8, jnp.int32))
+    monkeypatch.setattr(
+        qa, "best_answers", lambda model, batch: (jnp.ones((8, 1)), jnp.ones((8, 1), jnp.int32))
+    )
     evaluator, rows = figures(task, build(task), one_mesh(task.config))
     assert all(p["answer"] == "dogs house" for p in evaluator.predictions["qa"].values())
     dogs = np.mean([answer == "dog" for _, _, answer in evaluator.questions])
@@ -227,9 +234,33 @@ def test_multiple_choice_takes_the_best_match(ran):
     scores = np.stack([one_option(model, batch, batch["tokens"][:, i]) for i in range(5)], 1)
     right = scores.argmax(1) == batch["answer"]
     assert rows["multiple_choice/accuracy"].value == pytest.approx(100 * right.mean())
-    chosen = [p["chosen"] for p in evaluator.predictions["multiple_choice"].values()]
-    assert chosen == scores.argmax(1).tolist()
+    predictions = list(evaluator.predictions["multiple_choice"].values())
+    assert [p["chosen"] for p in predictions] == scores.argmax(1).tolist()
+    for p, row in zip(predictions, scores, strict=True):
+        assert sum(p["probabilities"]) == pytest.approx(1)
+        assert np.argsort(p["probabilities"]).tolist() == np.argsort(row).tolist()
     assert rows["multiple_choice/chance/accuracy"].value == 20
+
+
+def test_accuracy_by_kind_adds_up(data, ran, monkeypatch):
+    task, _, evaluator, rows = ran("qa")
+    kinds = [row for name, row in rows.items() if name.startswith("qa/kind/")]
+    assert sum(row.n for row in kinds) == rows["qa/accuracy"].n
+    mean = sum(row.value * row.n for row in kinds) / sum(row.n for row in kinds)
+    assert mean == pytest.approx(rows["qa/accuracy"].value)
+    task.config.unlock()
+    monkeypatch.setattr(type(task), "eval_set", "msvd/qa")
+    assert evaluator.kind_of("Who is there?") == "who" and evaluator.kind_of("is it?") == "other"
+
+
+def test_a_choice_is_right_against_a_kind_if_above_its_options():
+    task = make_task(configuration("", "multiple_choice"))
+    (evaluator,) = task.evaluators().values()
+    evaluator.kinds = np.array([["right", "motion", "things"], ["right", "motion", "motion"]])
+    evaluator.answers = np.array([0, 0])
+    rows = {r.metric: r for r in evaluator.by_kind("m", np.array([[1.0, 0, 2], [1, 0, 3]]))}
+    assert (rows["m/kind/motion/accuracy"].value, rows["m/kind/motion/accuracy"].n) == (50, 2)
+    assert (rows["m/kind/things/accuracy"].value, rows["m/kind/things/accuracy"].n) == (0, 1)
 
 
 def test_ties_in_a_choice_are_wrong():

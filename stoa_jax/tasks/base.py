@@ -201,6 +201,15 @@ class SplitEvaluator:
         """Whether less than the published split is evaluated."""
         return bool(self.missing) or 0 < self.limit < self.full
 
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Ids of the evaluated clips; clips of one video are told apart by their index."""
+        n = min(self.limit or len(self.split), len(self.split))
+        ids = [self.split.metadata(i).video_id for i in range(n)]
+        if len(set(ids)) < n:
+            ids = [f"{name}#{i}" for i, name in enumerate(ids)]
+        return ids
+
     def loader(self) -> pipeline.Loader:
         """Open a loader for one pass over the split in order."""
         c = self.config

@@ -127,15 +127,6 @@ class CaptioningEvaluator(SplitEvaluator):
             yield Row(named(name, key), value, len(texts), f"{protocol} pieces")
 
     @functools.cached_property
-    def ids(self) -> list[str]:
-        """The clips' ids, made unique by their index where a video has several clips."""
-        n = min(self.limit or len(self.split), len(self.split))
-        ids = [self.split.metadata(i).video_id for i in range(n)]
-        if len(set(ids)) < n:
-            ids = [f"{name}#{i}" for i, name in enumerate(ids)]
-        return ids
-
-    @functools.cached_property
     def references(self) -> dict[str, list[str]]:
         """All texts of each clip."""
         return {name: list(self.split.metadata(i).texts) for i, name in enumerate(self.ids)}

@@ -4,8 +4,8 @@ Shapes: B clips, R pairs, L text positions, d width.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,13 +13,16 @@ from jax import Array
 from jax.sharding import Mesh
 
 from stoa_jax import metrics, sharding
-from stoa_jax.models.features import VideoFeatures
+from stoa_jax.metrics import calibration
+from stoa_jax.models.features import TextFeatures, VideoFeatures
 from stoa_jax.models.stoa import Stoa, embed_text, embed_video
-from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
+from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named, percent
+from stoa_jax.tasks.pairs import Pairs, labelled_pairs
 
-SHOWN = 5  # retrieved videos of a query in predictions.json
+SHOWN = 5  # retrieved clips of a text in `predictions.json`
 # Texts, or re-ranked pairs, in a batch for each clip of an evaluation batch: texts are short.
 PAIRS_PER_CLIP = 8
+TEXT_BLOCK = 4096  # texts whose features are on the devices at a time
 
 
 class Retrieval(TaskBase):
@@ -48,12 +51,21 @@ def embed_texts(model: Stoa, tokens: Array) -> Array:
     return embed_text(model.encode_text(tokens))
 
 
-def match_probability(model: Stoa, tokens: Array, features: VideoFeatures, which: Array) -> Array:
-    """Return the probability [R] that each text matches its clip, `which` of the features."""
+def embed_and_encode_texts(model: Stoa, tokens: Array) -> tuple[Array, TextFeatures]:
+    """Return texts [B, L] in the shared space and their features for the fusion encoder."""
     text = model.encode_text(tokens)
-    video = jax.tree.map(lambda x: x[which], features)
-    fused = model.fuse(video, text.tokens, text.mask)
-    return jax.nn.softmax(model.match_logits(fused, text.sep_index), -1)[:, 1]
+    return embed_text(text), text
+
+
+def match_margins(
+    model: Stoa, videos: VideoFeatures, texts: TextFeatures, video: Array, text: Array
+) -> Array:
+    """Return the log-odds [R] that pairs match, `video` [R] and `text` [R] being indices."""
+    of_video = jax.tree.map(lambda x: x[video], videos)
+    of_text = jax.tree.map(lambda x: x[text], texts)
+    fused = model.fuse(of_video, of_text.tokens, of_text.mask)
+    logits = model.match_logits(fused, of_text.sep_index)
+    return logits[:, 1] - logits[:, 0]
 
 
 class RetrievalEvaluator(SplitEvaluator):
@@ -73,10 +85,8 @@ class RetrievalEvaluator(SplitEvaluator):
             rerank = min(self.config.eval.rerank, self.videos)
             if "fusion/match" in self.untrained:
                 rerank = 0
-            function = embed_and_encode if rerank else embed_clips
-            out = self.run(function, model, mesh, variant)
-            video, features = out if rerank else (out, None)
-            similarity = self.text_embeddings(model, mesh) @ video.T
+            encoded = self.encode(model, mesh, variant, for_fusion=rerank > 0)
+            similarity = encoded.text @ encoded.video.T
             owner = texts["owner"]
             name = named(self.prefix, variant)
 
@@ -97,13 +107,23 @@ class RetrievalEvaluator(SplitEvaluator):
                 "dual encoder times a softmax over all queries of the test set",
             )
             if rerank:
-                both = self.reranked(model, mesh, similarity, features, rerank)
-                self.predictions[named(name, "reranked")] = self.retrieved(both["t2v"])
+                chosen = best_pairs(similarity, rerank)
+                pairs = None if variant else self.labelled_pairs
+                probability = self.probabilities(model, mesh, encoded, chosen, pairs)
+                # A cosine is at most 1, so re-ranked pairs come before all others.
+                both = {
+                    side: np.where(chosen[side], 2 + probability, similarity) for side in chosen
+                }
+                self.predictions[named(name, "reranked")] = self.retrieved(both["t2v"], probability)
                 yield from self.table(
                     named(name, "reranked"),
                     {side: metrics.retrieval(both[side], owner)[side] for side in both},
                     f"dual encoder, the first {rerank} re-ranked by match probability",
                 )
+                if pairs is not None:
+                    yield from self.calibration_rows(
+                        named(name, "match"), probability[pairs.text, pairs.video], pairs.matches
+                    )
         yield from self.table(
             named(self.prefix, "chance"), metrics.chance(self.videos, counts), "a random order"
         )
@@ -116,21 +136,31 @@ class RetrievalEvaluator(SplitEvaluator):
             for key, value in values.items():
                 yield Row(named(name, side, key), value, n, f"{protocol}; {ties}")
 
-    def retrieved(self, similarity: np.ndarray) -> dict[str, dict[str, Any]]:
-        """Return the first videos for each text, and the rank of the right one."""
-        about = [self.split.metadata(i) for i in range(self.videos)]
-        queries = [(a.video_id, text) for a in about for text in a.texts]
+    def retrieved(
+        self, similarity: np.ndarray, probability: np.ndarray | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Return the first clips for each text, and the rank of the right one.
+
+        With match probabilities [texts, videos], also those of these pairs.
+        """
         owner = self.texts["owner"]
         own = similarity[np.arange(len(owner)), owner]
         ranks = (~(similarity < own[:, None])).sum(1)
         first = np.argsort(-similarity, 1, kind="stable")[:, :SHOWN]
-        return {
-            f"{i}: {video}: {text}": {
-                "retrieved": [about[j].video_id for j in first[i]],
+        found = {}
+        for i, text in enumerate(self.captions):
+            row: dict[str, Any] = {
+                "retrieved": [self.ids[j] for j in first[i]],
                 "rank": int(ranks[i]),
             }
-            for i, (video, text) in enumerate(queries)
-        }
+            if probability is not None:
+                row["probability"] = float(probability[i, owner[i]])
+                # A clip that was not re-ranked has no probability.
+                row["probabilities"] = [
+                    None if np.isnan(p) else float(p) for p in probability[i, first[i]]
+                ]
+            found[f"{i}: {self.ids[owner[i]]}: {text}"] = row
+        return found
 
     @functools.cached_property
     def videos(self) -> int:
@@ -147,12 +177,18 @@ class RetrievalEvaluator(SplitEvaluator):
         owner = np.repeat(np.arange(self.videos), [len(t) for t in tokens])
         return {"tokens": np.concatenate(tokens), "owner": owner}
 
-    def text_embeddings(self, model: Stoa, mesh: Mesh) -> np.ndarray:
-        """Embed all texts in the shared space [texts, d]."""
-        jitted = self.jit(_embed_batch, mesh)
-        return self.in_batches(lambda x: jitted(model, x), mesh, {"tokens": self.texts["tokens"]})
+    def encode(self, model: Stoa, mesh: Mesh, variant: str = "", *, for_fusion: bool) -> "Encoded":
+        """Encode every clip and every text once."""
+        function = embed_and_encode if for_fusion else embed_clips
+        video = self.run(function, model, mesh, variant)
+        jitted = self.jit(_encode_batch if for_fusion else _embed_batch, mesh)
+        tokens = {"tokens": self.texts["tokens"]}
+        text = self.in_batches(lambda batch: jitted(model, batch), mesh, tokens)
+        if not for_fusion:
+            return Encoded(video, text, None, None)
+        return Encoded(video[0], text[0], video[1], text[1])
 
-    def in_batches(self, function, mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    def in_batches(self, function: Callable, mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> Any:
         """Apply `function` to batches of rows, which every process holds; padding is removed."""
         size = self.config.eval.batch_size * PAIRS_PER_CLIP
         n = len(next(iter(arrays.values())))
@@ -165,39 +201,134 @@ class RetrievalEvaluator(SplitEvaluator):
             rows = np.minimum(np.arange(i, i + size), n - 1)[mine]
             batch = sharding.to_devices({k: v[rows] for k, v in arrays.items()}, mesh, size)
             results.append(function(batch))
-        return np.concatenate([np.asarray(x) for x in results])[:n]
+        return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x])[:n], *results)
 
-    def reranked(
-        self, model: Stoa, mesh: Mesh, similarity: np.ndarray, features: Any, top: int
-    ) -> dict[str, np.ndarray]:
-        """Return similarities [texts, videos] with each query's best `top` by match probability."""
-        of_text = np.argpartition(-similarity, top - 1, 1)[:, :top]  # [texts, top] videos
-        top_texts = min(top, len(similarity))
-        of_video = np.argpartition(-similarity, top_texts - 1, 0)[:top_texts]  # [top, videos]
-        chosen = {side: np.zeros(similarity.shape, bool) for side in ("t2v", "v2t")}
-        np.put_along_axis(chosen["t2v"], of_text, True, 1)
-        np.put_along_axis(chosen["v2t"], of_video, True, 0)
-        text, video = np.nonzero(chosen["t2v"] | chosen["v2t"])
-
+    def margins(
+        self, model: Stoa, mesh: Mesh, encoded: "Encoded", text: np.ndarray, video: np.ndarray
+    ) -> np.ndarray:
+        """Return the match head's log-odds of pairs of a text and a clip, given by index."""
         everywhere = sharding.replicated(mesh)
-        features = jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, everywhere, x.__getitem__), features
+
+        def place(x: np.ndarray) -> Array:
+            return jax.make_array_from_callback(x.shape, everywhere, x.__getitem__)
+
+        videos = jax.tree.map(place, encoded.video_features)
+        jitted = self.jit(_margins_batch, mesh)
+        size = min(TEXT_BLOCK, len(encoded.text))
+        found = np.zeros(len(text), np.float32)
+        for start in range(0, len(encoded.text), size):
+            here = np.flatnonzero((text >= start) & (text < start + size))
+            if not len(here):
+                continue
+            rows = np.minimum(np.arange(start, start + size), len(encoded.text) - 1)
+            texts = jax.tree.map(lambda x, rows=rows: place(x[rows]), encoded.text_features)
+            features = {"videos": videos, "texts": texts}
+            pairs = {
+                "text": (text[here] - start).astype(np.int32),
+                "video": video[here].astype(np.int32),
+            }
+            found[here] = self.in_batches(
+                lambda batch, features=features: jitted(model, {**batch, **features}), mesh, pairs
+            )
+        return found
+
+    def probabilities(
+        self,
+        model: Stoa,
+        mesh: Mesh,
+        encoded: "Encoded",
+        chosen: Mapping[str, np.ndarray],
+        pairs: Pairs | None,
+    ) -> np.ndarray:
+        """Return match probabilities [texts, videos] of the chosen pairs; NaN elsewhere.
+
+        The pairs of every text and its clip are included, and the given labelled pairs.
+        """
+        ranked = chosen["t2v"] | chosen["v2t"]
+        labelled = np.zeros_like(ranked)
+        labelled[np.arange(len(ranked)), self.texts["owner"]] = True
+        if pairs is not None:
+            labelled[pairs.text, pairs.video] = True
+        margins = np.full(ranked.shape, np.nan)
+        for wanted in (ranked, labelled & ~ranked):
+            margins[wanted] = self.margins(model, mesh, encoded, *np.nonzero(wanted))
+        return calibration.match_probability(margins, self.calibration.temperature)
+
+    @functools.cached_property
+    def captions(self) -> list[str]:
+        """All texts of the clips, in the order of `texts`."""
+        return [text for i in range(self.videos) for text in self.split.metadata(i).texts]
+
+    @functools.cached_property
+    def labelled_pairs(self) -> Pairs | None:
+        """Pairs that match and pairs that do not; None where every text fits every clip."""
+        texts_of = [self.split.metadata(i).texts for i in range(self.videos)]
+        holds = None
+        if self.task.eval_set == "synthetic/captions":
+            from stoa_jax.data.synthetic.reading import holds
+        e = self.config.eval
+        return labelled_pairs(texts_of, holds, e.mismatches, self.config.seed, e.calibration_texts)
+
+    def calibration_rows(
+        self, name: str, probability: np.ndarray, matches: np.ndarray
+    ) -> Iterator[Row]:
+        """Yield the calibration error, and what is accepted and rejected at the threshold."""
+        fitted = self.calibration.threshold is not None
+        how = f"at temperature {self.calibration.temperature:.3g}" if fitted else "not calibrated"
+        yield Row(
+            named(name, "ece"),
+            calibration.expected_calibration_error(
+                probability, matches, calibration.even_weights(matches)
+            ),
+            len(matches),
+            f"expected calibration error in 15 bins, {how}; {matches.sum()} pairs that match and "
+            f"{(~matches).sum()} that no caption of the clip covers, both of equal weight",
         )
-        jitted = self.jit(_match_batch, mesh)
-        scores = self.in_batches(
-            lambda batch: jitted(model, {**batch, "features": features}),
-            mesh,
-            {"tokens": self.texts["tokens"][text], "which": video.astype(np.int32)},
+        if self.calibration.threshold is None:
+            return
+        accepted = probability >= self.calibration.threshold
+        at = f"at the threshold {self.calibration.threshold:.4g}"
+        yield Row(
+            named(name, "accepted"),
+            percent(accepted[matches]),
+            int(matches.sum()),
+            f"percent of the pairs that match accepted {at}",
         )
-        match = np.zeros_like(similarity)
-        match[text, video] = scores
-        # A cosine is at most 1, so re-ranked pairs come before all others.
-        return {side: np.where(chosen[side], 2 + match, similarity) for side in chosen}
+        yield Row(
+            named(name, "rejected"),
+            percent(~accepted[~matches]),
+            int((~matches).sum()),
+            f"percent of the pairs that do not match rejected {at}",
+        )
+
+
+class Encoded(NamedTuple):
+    """Clips and texts of a split: in the shared space, and their features for fusion."""
+
+    video: np.ndarray  # [videos, d]
+    text: np.ndarray  # [texts, d]
+    video_features: VideoFeatures | None
+    text_features: TextFeatures | None
+
+
+def best_pairs(similarity: np.ndarray, top: int) -> dict[str, np.ndarray]:
+    """Return which pairs [texts, videos] are among the best `top` of their text, or their clip."""
+    of_text = np.argpartition(-similarity, top - 1, 1)[:, :top]  # [texts, top] videos
+    top_texts = min(top, len(similarity))
+    of_video = np.argpartition(-similarity, top_texts - 1, 0)[:top_texts]  # [top, videos]
+    chosen = {side: np.zeros(similarity.shape, bool) for side in ("t2v", "v2t")}
+    np.put_along_axis(chosen["t2v"], of_text, True, 1)
+    np.put_along_axis(chosen["v2t"], of_video, True, 0)
+    return chosen
 
 
 def _embed_batch(model: Stoa, batch: Mapping[str, Array]) -> Array:
     return embed_texts(model, batch["tokens"])
 
 
-def _match_batch(model: Stoa, batch: Mapping[str, Any]) -> Array:
-    return match_probability(model, batch["tokens"], batch["features"], batch["which"])
+def _encode_batch(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, TextFeatures]:
+    return embed_and_encode_texts(model, batch["tokens"])
+
+
+def _margins_batch(model: Stoa, batch: Mapping[str, Any]) -> Array:
+    return match_margins(model, batch["videos"], batch["texts"], batch["video"], batch["text"])

@@ -36,8 +36,8 @@ def claims(caption: str) -> frozenset[Claim]:
 def holds(caption: str, of_clip: Sequence[str]) -> bool:
     """Return whether a caption is true, or nearly, of the clip that has these captions.
 
-    It is if the clip's captions tell of every event that the caption tells of. Events that are
-    hard to tell apart, such as approaching and meeting, count as equal.
+    It is if the clip's captions tell of every event that the caption tells of, in any order in
+    time. Events that are hard to tell apart, such as approaching and meeting, count as equal.
     """
     told = claims(caption)
     known = frozenset().union(*map(claims, of_clip))
