@@ -58,7 +58,7 @@ def says(capsys, monkeypatch):
         ("--config.model.text_length=2", "text_length is 2; it must be at least 4"),
         ("--config.train.batch_size=12", "train.batch_size: 12 is not divisible by 8 device(s)"),
         ("--config.mesh.data=3", "needs 3 device(s), there are 8"),
-        ("--mode=dance", "train|eval|plan|profile"),
+        ("--mode=dance", "train|eval|calibrate|plan|profile"),
         ("--wrkdir=x", "Did you mean: workdir"),
         ("steps=4", "'steps=4' is not a flag"),
     ],
