@@ -20,9 +20,8 @@ from ml_collections import ConfigDict
 from stoa_jax import evaluate, sharding
 from stoa_jax.errors import UserError
 from stoa_jax.files import write_json
+from stoa_jax.inference import sidecars
 from stoa_jax.metrics.calibration import (
-    FILE,
-    VERSION,
     even_weights,
     expected_calibration_error,
     fit_temperature,
@@ -60,7 +59,7 @@ def run(c: ConfigDict, workdir: str | Path, *, verbose: bool = True) -> dict[str
         margins = evaluator.margins(model, mesh, encoded, pairs.text, pairs.video)
     found = fit(margins, pairs.matches, rate)
     found |= {
-        "version": VERSION,
+        "version": sidecars.CALIBRATION_VERSION,
         "split": evaluator.split_name,
         "split_hash": evaluator.split.fingerprint,
         "checkpoint": source,
@@ -68,9 +67,9 @@ def run(c: ConfigDict, workdir: str | Path, *, verbose: bool = True) -> dict[str
     }
     if jax.process_index() == 0:
         evaluate.make_directory(workdir)
-        write_json(workdir / FILE, found)
+        write_json(workdir / sidecars.CALIBRATION, found)
         if verbose:
-            print(describe(found, workdir / FILE), flush=True)
+            print(describe(found, workdir / sidecars.CALIBRATION), flush=True)
     return found
 
 

@@ -25,7 +25,7 @@ import stoa_jax
 from stoa_jax import checkpoint, sharding
 from stoa_jax.errors import UserError
 from stoa_jax.files import write_json
-from stoa_jax.metrics.calibration import read_calibration
+from stoa_jax.inference import sidecars
 from stoa_jax.models.parameters import check_same, named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks import Evaluator, Task, make_task
@@ -58,7 +58,7 @@ def run(
         model, source, untrained = load(c, workdir, task, mesh)
         for evaluator in evaluators.values():
             evaluator.leave_out(untrained, source)
-    calibration = read_calibration(workdir)
+    calibration = sidecars.read_calibration(workdir) or sidecars.Calibration()
     for evaluator in evaluators.values():
         evaluator.calibration = calibration
     if jax.process_index() == 0:

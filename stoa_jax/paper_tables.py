@@ -1,6 +1,6 @@
-"""Table 4 and Figure 3 from the runs of a sweep: Markdown, plots and a page.
+"""The paper's Table 4 and Figure 3 from the runs of a sweep: Markdown, plots and a page.
 
-A run's name is `part | row | task:set | seed=…`, as `configs/paper_tables.py` gives it.
+The name of a run is `part | row | task:set | seed=…`, as in `configs/paper_tables.py`.
 """
 
 import html
@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What the paper's tables show of each task, by the names of the evaluators' figures.
+# Metrics of each task that the paper's tables show, by the evaluators' names.
 SHOWN = {
     "captioning": ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr"),
     "qa": ("qa/accuracy",),
-    # Trajectories and actions reach the dual encoder by training alone: what they bring a pair is
-    # in the re-ranked figures.
+    # Trajectories and actions affect the dual encoder only through training; fusion reads them, so
+    # the re-ranked metrics show what they add to a pair.
     "retrieval": (
         "retrieval/t2v/R@1",
         "retrieval/reranked/t2v/R@1",
@@ -31,16 +31,16 @@ CURVES = {
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
 
 
-class Figure(NamedTuple):
-    """A mean over seeds."""
+class Value(NamedTuple):
+    """The mean of a metric over seeds, with its 95 % interval."""
 
     mean: float
-    half: float  # of the 95 % interval; NaN with one seed
+    half: float  # half the width of the interval; NaN with one seed
     values: Mapping[str, float]  # by seed
 
     @property
     def n(self) -> int:
-        """How many seeds."""
+        """Number of seeds."""
         return len(self.values)
 
     def __str__(self) -> str:
@@ -50,17 +50,17 @@ class Figure(NamedTuple):
         return f"{mean:.3g} ± {self.half:.2g}"
 
 
-def figure(values: Mapping[str, float]) -> Figure:
-    """Mean and 95 % interval of the values of several seeds, by Student's t."""
+def mean_value(values: Mapping[str, float]) -> Value:
+    """Compute the mean and 95 % interval over seeds, by Student's t."""
     n, mean = len(values), statistics.fmean(values.values())
     if n < 2:
-        return Figure(mean, math.nan, values)
+        return Value(mean, math.nan, values)
     half = STUDENT.get(n - 1, 1.96) * statistics.stdev(values.values()) / math.sqrt(n)
-    return Figure(mean, half, values)
+    return Value(mean, half, values)
 
 
-def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Figure]]]:
-    """part -> row -> `task:set metric` -> figure, of the runs that are done."""
+def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Value]]]:
+    """Group finished runs: part -> row -> `task:set metric` -> value over seeds."""
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for row in rows:
         part, name, task, seed = row["name"].split(" | ")
@@ -69,7 +69,7 @@ def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, F
             cells.setdefault(f"{task} {metric}", {})[seed] = value
     return {
         part: {
-            name: {metric: figure(values) for metric, values in cells.items()}
+            name: {metric: mean_value(values) for metric, values in cells.items()}
             for name, cells in names.items()
         }
         for part, names in found.items()
@@ -77,19 +77,19 @@ def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, F
 
 
 def chosen(task: str, result: Mapping[str, float]) -> dict[str, float]:
-    """The figures that the paper shows, of a run's last ones."""
+    """Select the metrics of a run that the paper shows."""
     values = {key.removeprefix("eval/").removeprefix("partial/"): v for key, v in result.items()}
     if task != "captioning":
         return {key.split("/", 1)[1]: values[key] for key in SHOWN[task] if key in values}
-    # Beam search where it was run, else greedy.
+    # Beam search if it was run, else greedy.
     ways = sorted({key.split("/")[1] for key in values if key.count("/") == 2})
     way = next((way for way in ways if way.startswith("beam")), "greedy")
     keys = {metric: f"captioning/{way}/{metric}" for metric in SHOWN[task]}
     return {metric: values[key] for metric, key in keys.items() if key in values}
 
 
-def markdown(found: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> str:
-    """Every part as a table."""
+def markdown(found: Mapping[str, Mapping[str, Mapping[str, Value]]]) -> str:
+    """Format every part as a table."""
     lines = ["# Tables", "", "Mean over seeds and 95 % interval (Student's t).", ""]
     for part, names in found.items():
         title = "Table 4" if part == "table4" else f"Figure 3: {CURVES[part]}"
@@ -108,8 +108,8 @@ def markdown(found: Mapping[str, Mapping[str, Mapping[str, Figure]]]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
-    """Is the full model above the base, beyond the intervals?"""
+def verdicts(names: Mapping[str, Mapping[str, Value]]) -> list[str]:
+    """Say for each metric whether the full model is above the base beyond the intervals."""
     lines = []
     order = list(names)
     base, full = names[order[0]], names[order[-1]]
@@ -118,7 +118,7 @@ def verdicts(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
             continue
         a, b = base[metric], full[metric]
         if a.n < 2 or b.n < 2:
-            said = "one seed tells nothing of an interval"
+            said = "one seed has no interval"
         elif b.mean - b.half > a.mean + a.half:
             said = "above, beyond the intervals"
         elif b.mean + b.half < a.mean - a.half:
@@ -129,29 +129,33 @@ def verdicts(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
     return lines
 
 
-def paired(names: Mapping[str, Mapping[str, Figure]]) -> list[str]:
-    """Each model less the first, the base or none of the tokens, of the same seed.
+def paired(names: Mapping[str, Mapping[str, Value]]) -> list[str]:
+    """Format each model's difference from the first one, seed by seed.
 
-    Runs of one seed start from the same weights and see the same clips, so what differs between
-    seeds and not between models falls out.
+    Runs of one seed start from the same weights and see the same clips, so the variation between
+    seeds cancels.
     """
     base, *others = names
     metrics = list(names[base])
-    lines = [f"Less {base}, seed by seed:", "", "| model | " + " | ".join(metrics) + " |"]
+    lines = [
+        f"Difference from {base}, seed by seed:",
+        "",
+        "| model | " + " | ".join(metrics) + " |",
+    ]
     lines += ["|---" * (len(metrics) + 1) + "|"]
     for name in others:
         texts = []
         for metric in metrics:
             ours = names[name][metric].values if metric in names[name] else {}
             theirs = names[base][metric].values
-            less = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
-            texts.append(str(figure(less)) if less else "")
+            differences = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+            texts.append(str(mean_value(differences)) if differences else "")
         lines.append("| " + " | ".join([name, *texts]) + " |")
     return lines
 
 
-def plot(part: str, names: Mapping[str, Mapping[str, Figure]], path: Path) -> None:
-    """One curve a metric, with intervals."""
+def plot(part: str, names: Mapping[str, Mapping[str, Value]], path: Path) -> None:
+    """Plot one curve for each metric, with intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -177,7 +181,7 @@ def plot(part: str, names: Mapping[str, Mapping[str, Figure]], path: Path) -> No
 
 
 def write(rows: Sequence[Mapping[str, Any]], workdir: str | Path) -> str:
-    """`tables.md`, a plot a curve, `index.html`; the Markdown."""
+    """Write `tables.md`, the plots and `index.html`; return the Markdown."""
     workdir = Path(workdir)
     done = [row for row in rows if row["done"]]
     found = gather(done)
@@ -196,7 +200,7 @@ def write(rows: Sequence[Mapping[str, Any]], workdir: str | Path) -> str:
 
 
 def page(text: str, pictures: Sequence[str]) -> str:
-    """The Markdown's tables and the plots as one page."""
+    """Format the Markdown's tables and the plots as an HTML page."""
     body: list[str] = []
     rows: list[list[str]] = []
 

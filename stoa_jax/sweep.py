@@ -1,4 +1,4 @@
-"""Several runs from one configuration file, and one table of what came out.
+"""Run several trainings from one configuration file and collect their metrics in one table.
 
     python -m stoa_jax.sweep --config=configs/paper_tables.py --workdir=runs/tables --parallel=2
     python -m stoa_jax.sweep --config=… --workdir=… --slurm   # writes arrays, submits nothing
@@ -12,9 +12,9 @@ The file's `sweep()` (or `sweep(argument)`, for FILE.py:argument) returns a list
         {"name": "retrieval", "config": "configs/retrieval.py:synthetic",
          "overrides": {"model.actions": False, "init.path": "{pretrain}", "seed": 1}}]}
 
-`{pretrain}` is the work directory of the stage of that name. A stage may also write what an earlier
-one trained in another format: {"name": "hf", "convert": "{pretrain}", "to": "hugging_face"}. Equal
-stages of several runs are run once. Running the command again goes on where it stopped.
+`{pretrain}` stands for the work directory of the stage of that name. A stage may also convert the
+weights of an earlier one: {"name": "hf", "convert": "{pretrain}", "to": "hugging_face"}. Stages
+that several runs share are run once. Running the command again continues where it stopped.
 """
 
 import argparse
@@ -35,23 +35,23 @@ from typing import Any
 
 from stoa_jax.errors import UserError
 
-SHOWN = r"^(eval/|loss$)"  # of a result
+SHOWN = r"^(eval/|loss$)"  # metrics of a result that the table shows
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One start of `stoa_jax.main`, or of `stoa_jax.convert`."""
+    """One command: a run of `stoa_jax.main` or of `stoa_jax.convert`."""
 
     name: str
     config: str
     overrides: tuple[tuple[str, Any], ...]
     workdir: Path
     after: Path | None  # the work directory of the stage before it
-    convert: tuple[str, str] | None = None  # (what, to which format); then there is no config
+    convert: tuple[str, str] | None = None  # (weights, format), in place of a config
 
     @property
     def command(self) -> list[str]:
-        """As a user would write it."""
+        """The command line, as a user would write it."""
         if self.convert:
             source, to = self.convert
             return [
@@ -67,23 +67,23 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Did it come to its end?"""
-        if self.convert:  # its directory appears when it is whole
+        """Whether the stage has finished."""
+        if self.convert:  # its directory appears when it is complete
             return self.workdir.exists()
         return (self.workdir / "result.json").exists()
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A row of the table."""
+    """One row of the table: stages that run one after the other."""
 
     name: str
     stages: tuple[Stage, ...]
-    settings: tuple[tuple[str, Any], ...]  # what it sets, in all stages
+    settings: tuple[tuple[str, Any], ...]  # the overrides of all stages
 
 
 def load(config: str) -> list[Mapping[str, Any]]:
-    """What the file's `sweep` returns."""
+    """Call the file's `sweep()` and return its description of the runs."""
     path, _, argument = config.partition(":")
     module = load_module(path)
     if not hasattr(module, "sweep"):
@@ -92,25 +92,27 @@ def load(config: str) -> list[Mapping[str, Any]]:
     return list(module.sweep(*([argument] if argument and wants else [])))
 
 
-def load_module(path: str) -> Any:
-    """The configuration file."""
+def load_module(path: str | Path) -> Any:
+    """Import a configuration file as a module."""
     if not Path(path).is_file():
         raise UserError(f"--config: there is no file {path}")
     spec = importlib.util.spec_from_file_location("sweep_config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def make_runs(config: str, described: Sequence[Mapping[str, Any]], root: Path) -> list[Run]:
-    """Names, commands and work directories of all runs."""
+    """Derive names, commands and work directories of all runs."""
     runs = []
     for number, one in enumerate(described):
         stages = one.get("stages", [{"overrides": one}])
         made: dict[str, Stage] = {}
         settings: dict[str, Any] = {}
-        for place, stage in enumerate(stages):
-            name = stage.get("name", f"stage{place}" if len(stages) > 1 else "run")
+        for index, stage in enumerate(stages):
+            name = stage.get("name", f"stage{index}" if len(stages) > 1 else "run")
             if name in made:
                 raise UserError(f"sweep(): run {number} has two stages named {name!r}")
             before = {n: str(s.workdir) for n, s in made.items()}
@@ -151,7 +153,7 @@ def _filled(value: Any, before: Mapping[str, str], number: int) -> Any:
 
 
 def unique_stages(runs: Sequence[Run]) -> list[Stage]:
-    """Each once, after the one it needs."""
+    """List every stage once, after the stage that it needs."""
     found: dict[Path, Stage] = {}
     for run in runs:
         for stage in run.stages:
@@ -162,7 +164,7 @@ def unique_stages(runs: Sequence[Run]) -> list[Stage]:
 def execute(
     stages: Sequence[Stage], parallel: int, say: Callable[[str], None] = print
 ) -> dict[Path, int]:
-    """Run them here, `parallel` at a time; exit codes by work directory."""
+    """Run stages on this machine, `parallel` at a time; return exit codes by work directory."""
     codes = {stage.workdir: 0 for stage in stages if stage.done}
     waiting = [stage for stage in stages if not stage.done]
     say(f"{len(codes)} of {len(stages)} stages are done")
@@ -195,21 +197,21 @@ def execute(
 
 
 def log_of(stage: Stage) -> Path:
-    """Where what it prints is kept: beside its work directory."""
+    """Return the log file of a stage, beside its work directory."""
     return stage.workdir.with_name(stage.workdir.name + ".log")
 
 
 def run_stage(stage: Stage) -> int:
-    """One process, to its end."""
+    """Run a stage in a process and return its exit code."""
     stage.workdir.parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(stage), "a") as log:
         code = subprocess.run(stage.command, stdout=log, stderr=subprocess.STDOUT).returncode
-    # A run that was told to stop exits with 0 without having come to its end.
+    # A run that was told to stop exits with 0 without having finished.
     return code or (0 if stage.done else 1)
 
 
 def write_slurm(stages: Sequence[Stage], config: str, root: Path) -> list[Path]:
-    """An array for each depth of stages, and the script that submits them in order."""
+    """Write a job array for each depth of stages, and the script that submits them in order."""
     root.mkdir(parents=True, exist_ok=True)
     depth: dict[Path | None, int] = {None: -1}
     for stage in stages:
@@ -240,7 +242,7 @@ def write_slurm(stages: Sequence[Stage], config: str, root: Path) -> list[Path]:
 
 
 def collect(runs: Sequence[Run], shown: str = SHOWN) -> list[dict[str, Any]]:
-    """A row a run: its name, settings and the figures of its last stage."""
+    """Return one row for each run: its name, settings and the metrics of its last stage."""
     rows = []
     for run in runs:
         last = run.stages[-1]
@@ -258,7 +260,7 @@ def collect(runs: Sequence[Run], shown: str = SHOWN) -> list[dict[str, Any]]:
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that differ in the seed alone, as one: means, deviations and how many."""
+    """Merge rows that differ only in the seed: means, deviations and counts."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         rest = {k: v for k, v in row["settings"].items() if k != "seed"}
@@ -285,7 +287,7 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row for each setting, mean ± deviation where there are several seeds."""
+    """Format rows as Markdown: one for each setting, mean ± deviation over seeds."""
     groups = over_seeds(rows)
     names = sorted({name for group in groups for name in group["mean"]})
     head = ["run", "n", *(name.removeprefix("eval/") for name in names)]
@@ -308,7 +310,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_table(runs: Sequence[Run], root: Path, shown: str) -> str:
-    """`sweep.md` and `sweep.json` in the root."""
+    """Write `sweep.md` and `sweep.json` into the root; return the table."""
     rows = collect(runs, shown)
     text = table(rows)
     root.mkdir(parents=True, exist_ok=True)
@@ -320,9 +322,9 @@ def write_table(runs: Sequence[Run], root: Path, shown: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
-        prog="stoa_jax.sweep", description=__doc__.splitlines()[0], allow_abbrev=False
+        prog="stoa_jax.sweep", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--config", required=True, help="a file that defines sweep()")
     parser.add_argument("--workdir", required=True, help="all runs' directories go under it")
@@ -330,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slurm", action="store_true", help="write arrays instead of running")
     parser.add_argument("--stage", type=int, help="run this one stage only (for the arrays)")
     parser.add_argument("--table", action="store_true", help="only collect the table")
-    parser.add_argument("--metrics", default=SHOWN, help="regex of the figures in the table")
+    parser.add_argument("--metrics", default=SHOWN, help="regex of the metrics in the table")
     args = parser.parse_args(argv)
     root = Path(args.workdir).absolute()
     try:
@@ -347,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         codes = {} if args.table else execute(stages, args.parallel)
         text = write_table(runs, root, args.metrics)
-        # A file may bring a report of its own: `report(rows, workdir)` writes it.
+        # A file may define its own `report(rows, workdir)`.
         if report := getattr(load_module(args.config.partition(":")[0]), "report", None):
             text = report(collect(runs, args.metrics), root)
         print(text)

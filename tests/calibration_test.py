@@ -10,6 +10,7 @@ import toy_tasks
 
 from stoa_jax import calibrate, checkpoint, evaluate, sharding
 from stoa_jax.errors import UserError
+from stoa_jax.inference import sidecars
 from stoa_jax.metrics import calibration
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.tasks import make_task, retrieval
@@ -210,14 +211,14 @@ def test_a_run_is_calibrated_and_evaluated_at_its_threshold(run, capsys):
 
 
 def test_a_calibration_that_cannot_be_read_is_one_line(tmp_path):
-    assert calibration.read_calibration(tmp_path) == calibration.Calibration()
+    assert sidecars.read_calibration(tmp_path) is None
     path = tmp_path / "calibration.json"
     path.write_text('{"version": 2, "temperature": 1}')
-    with pytest.raises(UserError, match="format version 2; this release reads 1"):
-        calibration.read_calibration(tmp_path)
+    with pytest.raises(UserError, match="format version 2, and this release reads 1"):
+        sidecars.read_calibration(tmp_path)
     path.write_text('{"version": 1, "temperature": "hot", "threshold": 0.5}')
-    with pytest.raises(UserError, match=r"calibration\.json: not readable"):
-        calibration.read_calibration(tmp_path)
+    with pytest.raises(UserError, match=r"calibration\.json: temperature is 'hot'"):
+        sidecars.read_calibration(tmp_path)
 
 
 def test_calibration_needs_captions_and_a_rate(data, tmp_path):

@@ -30,10 +30,10 @@ def rows():
 
 
 def test_mean_and_interval_are_students():
-    found = paper_tables.figure({"a": 1.0, "b": 2.0, "c": 3.0})
+    found = paper_tables.mean_value({"a": 1.0, "b": 2.0, "c": 3.0})
     assert found.mean == 2 and found.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
-    assert math.isnan(paper_tables.figure({"a": 1.0}).half) and "one seed" in str(
-        paper_tables.figure({"a": 1.0})
+    assert math.isnan(paper_tables.mean_value({"a": 1.0}).half) and "one seed" in str(
+        paper_tables.mean_value({"a": 1.0})
     )
 
 
@@ -50,8 +50,8 @@ def test_seeds_are_compared_one_by_one(tmp_path):
     """Noise that is a seed's own falls out; a seed without a base is left out."""
     made = [*rows(), run("table4", "+ ASP (full)", "qa:synthetic", 3, **{"qa/accuracy": 99.0})]
     text = paper_tables.write(made, tmp_path)
-    _, _, differences = text.partition("Less base, seed by seed:")
-    differences, _, curve = differences.partition("Less 0, seed by seed:")
+    _, _, differences = text.partition("Difference from base, seed by seed:")
+    differences, _, curve = differences.partition("Difference from 0, seed by seed:")
     (full,) = [line for line in differences.splitlines() if line.startswith("| + ASP (full) |")]
     bleu, cider, accuracy = [cell.strip() for cell in full.split("|")[2:5]]
     means = [float(cell.split(" ± ")[0]) for cell in (bleu, cider, accuracy)]
@@ -73,4 +73,6 @@ def test_curves_become_plots_on_the_page(tmp_path):
 
 
 def test_what_cancels_reads_as_nothing():
-    assert str(paper_tables.figure({"a": 0.1 + 0.2 - 0.3, "b": 0.3 - 0.1 - 0.2})).startswith("0 ±")
+    assert str(paper_tables.mean_value({"a": 0.1 + 0.2 - 0.3, "b": 0.3 - 0.1 - 0.2})).startswith(
+        "0 ±"
+    )

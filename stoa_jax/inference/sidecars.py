@@ -16,6 +16,7 @@ from stoa_jax.errors import UserError
 from stoa_jax.files import write_json
 
 ANSWERS, CALIBRATION, SETTINGS = "answers.json", "calibration.json", "library.json"
+CALIBRATION_VERSION = 1  # of the format of calibration.json
 NAMES = (ANSWERS, CALIBRATION, SETTINGS)
 
 
@@ -79,6 +80,11 @@ def read_calibration(weights: Path) -> Calibration | None:
     where = path_of(weights, CALIBRATION)
     if not isinstance(value, dict):
         raise UserError(f"{where}: it must be a JSON object; calibrate the model again")
+    if (version := value.get("version", CALIBRATION_VERSION)) != CALIBRATION_VERSION:
+        raise UserError(
+            f"{where}: format version {version!r}, and this release reads {CALIBRATION_VERSION}; "
+            "calibrate the model again"
+        )
     temperature, threshold = value.get("temperature", 1.0), value.get("threshold")
     if not _is_number(temperature) or temperature <= 0:
         raise UserError(f"{where}: temperature is {temperature!r}, not a number above 0")

@@ -1,4 +1,4 @@
-"""The metrics of the four tasks, by the standard tools or equal to them."""
+"""Metrics of the four tasks, computed by the standard tools or equal to them."""
 
 from stoa_jax.metrics.captions import authors_caption_scores, caption_scores
 from stoa_jax.metrics.ranking import (

@@ -4,43 +4,12 @@ A pair's margin is its log-odds of a match: the match head's second logit less i
 calibrated probability is `sigmoid(margin / temperature)`.
 """
 
-import dataclasses
-import json
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from stoa_jax.errors import UserError
 
-FILE = "calibration.json"  # in the directory of the weights
-VERSION = 1  # of the file's format
 COLDEST, HOTTEST = 0.01, 100.0  # bounds of the temperature
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """How margins become probabilities, and which probabilities count as a match."""
-
-    temperature: float = 1.0
-    threshold: float | None = None  # None: not calibrated
-
-
-def read_calibration(directory: str | Path) -> Calibration:
-    """Return the calibration that a directory holds; temperature 1 and no threshold without one."""
-    path = Path(directory) / FILE
-    if not path.is_file():
-        return Calibration()
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        version = found["version"]
-        if version != VERSION:
-            raise UserError(
-                f"{path}: format version {version}; this release reads {VERSION}; calibrate again"
-            )
-        return Calibration(float(found["temperature"]), float(found["threshold"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({error!r}); calibrate again") from error
 
 
 def match_probability(margins: ArrayLike, temperature: float = 1.0) -> np.ndarray:

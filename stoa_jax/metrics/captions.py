@@ -1,4 +1,4 @@
-"""BLEU-4, METEOR, ROUGE-L and CIDEr of captions, on `pycocoevalcap`'s scale and equal to it."""
+"""BLEU-4, METEOR, ROUGE-L and CIDEr of captions, equal to `pycocoevalcap`'s."""
 
 import math
 from collections import Counter
@@ -20,17 +20,17 @@ def caption_scores(
     references: Mapping[str, Sequence[str]],
     tokenizer: Literal["auto", "java", "python", "none"] = "auto",
 ) -> dict[str, float | str]:
-    """BLEU-4, METEOR, ROUGE-L and CIDEr, as fractions (papers print them times 100).
+    """Compute BLEU-4, METEOR, ROUGE-L and CIDEr on pycocoevalcap's scale (papers print it x 100).
 
-    `auto` tokenises with the Java program where it is, otherwise with our own; `none` takes the
-    texts as they are, blank-separated. METEOR is a number only where Java is; else it says so.
+    `auto` tokenises with the Java program if it is installed, otherwise with our own tokeniser;
+    `none` splits texts at blanks. Without Java, METEOR's value is the text "needs Java".
     """
     ids = _checked(hypotheses, references)
     wanted = [list(references[i]) for i in ids]
     made = [hypotheses[i] for i in ids]
     if tokenizer != "none":
         java = tokenizer == "java" or (tokenizer == "auto" and coco.package() is not None)
-        # All references, then all hypotheses, each in order: the tokeniser looks one caption ahead.
+        # References and hypotheses each in order, since the tokeniser looks one caption ahead.
         flat = iter(_words([text for texts in wanted for text in texts], java))
         wanted = [[next(flat) for _ in texts] for texts in wanted]
         made = _words(made, java)
@@ -68,7 +68,7 @@ def _checked(hypotheses: Mapping, references: Mapping) -> list:
 
 
 def _ngrams(text: str) -> tuple[int, Counter]:
-    """The number of words, and how often each n-gram of one to four words occurs."""
+    """Count the words, and the occurrences of each n-gram of one to four words."""
     words = text.split()
     counts = Counter(
         tuple(words[i : i + n]) for n in range(1, ORDER + 1) for i in range(len(words) - n + 1)
@@ -77,7 +77,7 @@ def _ngrams(text: str) -> tuple[int, Counter]:
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU-4; a caption's reference length is the closest one, of equal ones the shorter."""
+    """Compute corpus BLEU-4; the reference length is the closest one, the shorter of two."""
     correct, guessed = [0] * ORDER, [0] * ORDER
     length = reference_length = 0
     for hypothesis, wanted in zip(hypotheses, references, strict=True):
@@ -94,7 +94,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
             guessed[n] += max(0, size - n)
         for ngram, count in counts.items():
             correct[len(ngram) - 1] += min(count, most[ngram])
-    # The two small numbers are pycocoevalcap's: they keep an empty corpus at zero.
+    # The two small numbers are pycocoevalcap's; they give an empty corpus zero.
     product = 1.0
     for right, made in zip(correct, guessed, strict=True):
         product *= (right + 1e-15) / (made + 1e-9)
@@ -103,7 +103,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
 
 
 def rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean F-measure of the longest common subsequence, precision and recall each at its best."""
+    """Compute the mean F-measure of the longest common subsequence with the best reference."""
     scores = []
     for hypothesis, wanted in zip(hypotheses, references, strict=True):
         words = hypothesis.split(" ")
@@ -120,10 +120,10 @@ def rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
 
 def _common(a: list[str], b: list[str]) -> int:
-    """The length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
     for word in a:
-        before = 0  # the row above, one place to the left
+        before = 0  # the row above, one column to the left
         for j, other in enumerate(b, 1):
             above = row[j]
             row[j] = before + 1 if word == other else max(above, row[j - 1])
@@ -132,9 +132,9 @@ def _common(a: list[str], b: list[str]) -> int:
 
 
 def cider(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """CIDEr as pycocoevalcap's `Cider` computes it: clipped counts, a penalty on length, times 10.
+    """Compute CIDEr as pycocoevalcap's `Cider` does: clipped counts, a length penalty, times 10.
 
-    (That is CIDEr-D but for the length, which is the number of bigrams.)
+    This is CIDEr-D, except that a caption's length is its number of bigrams.
     """
     counted = [[_ngrams(text)[1] for text in texts] for texts in references]
     documents: Counter = Counter()
@@ -175,10 +175,10 @@ def cider(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 def authors_caption_scores(
     hypotheses: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float | str]:
-    """The scores as STOA-VLP's authors take them: no PTB tokenising.
+    """Compute the scores as STOA-VLP's authors do, without PTB tokenising.
 
-    The texts are the tokenizer's decoded pieces, references cut at 32 of them by the caller. The
-    authors leave a blank behind every text, which ROUGE-L counts as one more common word.
+    The texts are the tokenizer's decoded pieces; the caller cuts references at 32 of them. The
+    authors leave a blank after every text, which ROUGE-L counts as one more common word.
     """
     return caption_scores(
         {i: f"{text.strip()} " for i, text in hypotheses.items()},

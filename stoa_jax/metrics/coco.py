@@ -1,4 +1,4 @@
-"""What `pycocoevalcap` computes with Java: its PTB tokeniser and METEOR, run from its jars."""
+"""The Java parts of `pycocoevalcap`, its PTB tokeniser and METEOR, run from its jars."""
 
 import importlib.util
 import pathlib
@@ -13,7 +13,7 @@ NEEDS_JAVA = "needs Java"
 
 
 def package() -> pathlib.Path | None:
-    """Where `pycocoevalcap` is installed; None if it is not, or if there is no Java."""
+    """Return the directory of `pycocoevalcap`; None if it or Java is not installed."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations or shutil.which("java") is None:
         return None
@@ -31,8 +31,8 @@ def _required() -> pathlib.Path:
 
 
 def java_tokenize(captions: Sequence[str]) -> list[list[str]]:
-    """The lower-cased tokens of each caption by the Stanford tokeniser that pycocoevalcap ships."""
-    # One caption a line, so whatever the lexer takes for a line end must not be in one.
+    """Split captions into lower-case tokens by the Stanford tokeniser that pycocoevalcap ships."""
+    # The tokeniser reads one caption a line, so a caption must not contain a line end.
     lines = [" ".join(caption.splitlines()).replace("\x85", " ") for caption in captions]
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "captions.txt"
@@ -49,7 +49,7 @@ def java_tokenize(captions: Sequence[str]) -> list[list[str]]:
 
 
 def meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """METEOR 1.5 of tokenised captions, by the jar that pycocoevalcap ships."""
+    """Compute METEOR 1.5 of tokenised captions by the jar that pycocoevalcap ships."""
     jar = _required() / "meteor" / "meteor-1.5.jar"
     command = ["java", "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", jar.name]
     with (
@@ -62,11 +62,13 @@ def meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> fl
             stderr=errors,
         ) as process,
     ):
+        to_java, from_java = process.stdin, process.stdout
+        assert to_java is not None and from_java is not None
 
         def ask(line: str) -> str:
-            process.stdin.write(f"{line}\n".encode())
-            process.stdin.flush()
-            answer = process.stdout.readline()
+            to_java.write(f"{line}\n".encode())
+            to_java.flush()
+            answer = from_java.readline()
             if not answer:
                 errors.seek(0)
                 raise UserError(f"metrics: METEOR stopped: {_last_line(errors.read())}")
@@ -79,8 +81,8 @@ def meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> fl
                 statistics.append(ask(f"SCORE ||| {' ||| '.join(wanted)} ||| {text}"))
             ask(f"EVAL ||| {' ||| '.join(statistics)}")  # the first caption's own score
             for _ in statistics[1:]:
-                process.stdout.readline()
-            return float(process.stdout.readline())
+                from_java.readline()
+            return float(from_java.readline())
         finally:
             process.kill()
 

@@ -1,9 +1,9 @@
 """Penn Treebank tokenisation of captions, as the caption metrics expect it, without Java.
 
-`pycocoevalcap` cuts captions with a Java tokeniser before it scores them. This is a tokeniser of
-our own, written from that program's observed output: at each place of the text every rule is
-tried, the longest match wins, and of equal ones the first. `docs/evaluation.md` says how closely
-the two agree.
+`pycocoevalcap` tokenises captions with a Java program before it scores them. This tokeniser of our
+own was written from that program's observed output. At each position of the text every rule is
+tried; the longest match wins, and of equally long ones the first. `docs/evaluation.md` says how
+closely the two agree.
 """
 
 import functools
@@ -11,16 +11,17 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-# What the caption metrics leave out after tokenising.
+# Tokens that the caption metrics drop.
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split(" "))
 
-Action = Callable[[str], tuple[list[str], int]]  # to tokens, and how much of the match is used
+# From a match to its tokens, and to the number of characters that they use up.
+Action = Callable[[str], tuple[list[str], int]]
 
 
 def tokenize(captions: Iterable[str]) -> list[list[str]]:
-    """The lower-cased tokens of each caption.
+    """Split each caption into lower-case tokens.
 
-    Whether an abbreviation ends a sentence also hangs on how the next caption begins, as in the
+    Whether an abbreviation ends a sentence also depends on how the next caption begins, as in the
     Java program, which reads one caption a line.
     """
     lines = [_LINE_BREAKS.sub(" ", caption) for caption in captions]
@@ -29,7 +30,7 @@ def tokenize(captions: Iterable[str]) -> list[list[str]]:
 
 
 def caption_words(captions: Sequence[str]) -> list[str]:
-    """Each caption as the metrics compare it: its tokens but punctuation, joined by blanks."""
+    """Join each caption's tokens, without punctuation, by blanks, as the metrics compare it."""
     return [
         " ".join(token for token in tokens if token not in PUNCTUATION)
         for tokens in tokenize(captions)
@@ -41,34 +42,34 @@ def _tokens(line: str, after: str | None) -> list[str]:
         return line.split()
     rules = _rules()
     text = line if after is None else f"{line}\n{after}"
-    tokens, place, end = [], 0, len(line)
-    while place < end:
+    tokens, position, end = [], 0, len(line)
+    while position < end:
         best, chosen, found = 0, None, None
         for patterns, action in rules:
             for pattern in patterns:
-                match = pattern.match(text, place)
-                # A look-ahead (group "ahead") counts in the contest, and is then handed back.
-                if match is not None and match.end() - place > best:
-                    best, chosen, found = match.end() - place, action, match
-        if chosen is None:  # a character that the tokeniser does not know is dropped
-            place += 1
+                match = pattern.match(text, position)
+                # A look-ahead (group "ahead") counts toward the length but is not used up.
+                if match is not None and match.end() - position > best:
+                    best, chosen, found = match.end() - position, action, match
+        if chosen is None or found is None:  # drop a character that no rule matches
+            position += 1
             continue
         ahead = found.groupdict().get("ahead")
         token = found.group()[: best - len(ahead)] if ahead else found.group()
         new, used = chosen(token)
         tokens += new
-        place += used
+        position += used
     return [token.lower() for token in tokens]
 
 
 _LINE_BREAKS = re.compile("\r\n|[\r\n\x0b\x0c\x85\u2028\u2029]")
 _PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*")
 
-# Words that are two tokens: the length of the first.
+# Words that make two tokens, and the length of the first.
 _SPLITS = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3}
 _SPLIT_WORDS = frozenset(_SPLITS)
 
-# Abbreviations by how they treat what follows. Small letters stand for any case.
+# Abbreviations by how they treat what follows. Lower case matches any case.
 _ALWAYS = (  # never end a sentence: titles and the like
     "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr "
     "drs elec ens ft gen gov govs hon invt jos lieut lt m maj messrs mfg mlle mme mr mrs ms msgr "
@@ -83,7 +84,7 @@ _MAY_END = (  # before a capital or the end, a full stop is added
 ).split()
 _MAY_END_CAPITAL = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash".split()  # words otherwise
 _BEFORE_NUMBER = "art ca fig figs no nos op pp prop".split()
-# Words after an acronym that say that the sentence ended with it.
+# Words that, after an acronym, show that the sentence ended with it.
 _STARTERS = (
     "A About According Additionally After An As At But Earlier He Her Here However If In It Last "
     "Many More Now Once One Other Our She Since So Some Such That The Their Then There These They "
@@ -119,7 +120,7 @@ def _as(value: str) -> Action:
 
 
 def _first(count: int) -> Action:
-    """Only the first characters; the rest is read again."""
+    """Use up only the first characters; the rest is tokenised again."""
     return lambda token: ([token[:count]], count)
 
 
@@ -128,7 +129,7 @@ def _all_but(count: int) -> Action:
 
 
 def _also_stop(token: str):
-    """The abbreviation with its full stop, which is read again as the end of the sentence."""
+    """Keep the full stop in the abbreviation and tokenise it again as the end of the sentence."""
     return [token], len(token) - 1
 
 
@@ -184,8 +185,8 @@ def _currency(token: str):
 
 @functools.cache
 def _letters(kind: str = "") -> str:
-    """The letters of the basic plane, or those of a Unicode category, inside of a class."""
-    # Marks of many scripts, and a few symbols, that the Java program takes for letters.
+    """Return the letters of the basic plane, or of a Unicode category, for a character class."""
+    # Marks of many scripts, and a few symbols, that the Java program treats as letters.
     marks = (
         "2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-36f 375 378-379 384-385 3f6 483-487 55a-55f 591-5bd 5bf "
         "5c1-5c2 5c4-5c5 5c7 615-61a 64b-65e 670 6d6-6e4 6e7-6ed 6fd-6fe 70f 711 730-74c 7a6-7b0 "
@@ -218,7 +219,7 @@ def _digits() -> str:
 
 
 def _words(words: Iterable[str]) -> str:
-    """An alternation of the words, longest first, whatever their case; a capital stays one."""
+    """Return an alternation of the words, longest first, in any case; capitals stay capitals."""
     ordered = sorted(words, key=len, reverse=True)
     return "|".join(
         f"[{word[0]}](?i:{re.escape(word[1:])})" if word[0].isupper() else f"(?i:{re.escape(word)})"

@@ -13,12 +13,12 @@ RECALLS = (1, 5, 10)
 def retrieval(
     similarity: np.ndarray, video_of_text: Sequence[int] | np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
-    """R@1, R@5, R@10 (percent), MedR and MeanR (the best rank is 1), `t2v` and `v2t`.
+    """Compute R@1, R@5, R@10 (percent), MedR and MeanR (the best rank is 1), `t2v` and `v2t`.
 
     similarity: [texts, videos]; video_of_text: [texts], the identity if not given. With several
     captions a video, every caption is a query of `t2v`; in `v2t` a video has the rank of its best
-    caption among all captions. Equal similarities count as ranked before the right one. So do
-    NaNs, and a right one that is NaN comes last.
+    caption among all captions. Equal similarities rank before the right one. So do NaNs, and a
+    right one that is NaN ranks last.
     """
     similarity = np.asarray(similarity)
     if similarity.ndim != 2:
@@ -26,7 +26,8 @@ def retrieval(
     texts, videos = similarity.shape
     if video_of_text is None and texts != videos:
         raise UserError(
-            f"metrics: {texts} texts and {videos} videos; say with video_of_text whose each is"
+            f"metrics: {texts} texts and {videos} videos; "
+            "give the video of each text as video_of_text"
         )
     return retrieval_in_blocks(lambda rows: similarity[rows], videos, texts, video_of_text)
 
@@ -38,9 +39,9 @@ def retrieval_in_blocks(
     video_of_text: Sequence[int] | np.ndarray | None = None,
     block_size: int = 4096,
 ) -> dict[str, dict[str, float]]:
-    """`retrieval` where `block(rows)` gives the similarity of those texts, [rows, videos].
+    """Compute `retrieval` from blocks: `block(rows)` returns similarities [rows, videos].
 
-    Every block is asked for twice, and the whole matrix is never held.
+    Every block is requested twice, and the whole matrix is never held in memory.
     """
     owner = _owners(texts, videos, video_of_text)
     slices = [slice(i, min(i + block_size, texts)) for i in range(0, texts, block_size)]
@@ -64,7 +65,7 @@ def retrieval_in_blocks(
 def grouped_video_to_text(
     similarity: np.ndarray, video_of_text: Sequence[int] | np.ndarray
 ) -> dict[str, float]:
-    """`v2t` as CLIP4Clip takes it: a video's captions count as one, with its best similarity."""
+    """Compute `v2t` as CLIP4Clip does: a video's captions count as one, the most similar."""
     similarity = np.asarray(similarity)
     texts, videos = similarity.shape
     owner = _owners(texts, videos, video_of_text)
@@ -78,9 +79,9 @@ def grouped_video_to_text(
 
 
 def dual_softmax(similarity: np.ndarray, temperature: float = 100.0) -> dict[str, np.ndarray]:
-    """Each direction's similarity times its prior over the queries, [texts, videos].
+    """Multiply each direction's similarity by a softmax over the queries, [texts, videos].
 
-    It looks at all queries of the test set at once, so its figures stand in a row of their own.
+    This uses all queries of the test set at once, so its metrics are reported separately.
     """
     logits = temperature * np.asarray(similarity, np.float64)
     return {
@@ -90,7 +91,7 @@ def dual_softmax(similarity: np.ndarray, temperature: float = 100.0) -> dict[str
 
 
 def chance(videos: int, captions_of_video: Sequence[int] | np.ndarray) -> dict[str, dict]:
-    """What a random order is expected to give."""
+    """Return the expected metrics of a random order."""
     counts = np.asarray(captions_of_video)
     texts = int(counts.sum())
 
@@ -135,7 +136,7 @@ def _own(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
 
 
 def _not_below(similarity: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """What counts as ranked before `own`, or as itself; every comparison with NaN is lost."""
+    """Mark what ranks before `own` or is it; NaN counts as before."""
     return ~(similarity < own)
 
 

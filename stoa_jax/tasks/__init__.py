@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from stoa_jax.data.pipeline import BatchSpec, Split
 from stoa_jax.errors import UserError
-from stoa_jax.metrics.calibration import Calibration
+from stoa_jax.inference.sidecars import Calibration
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks.base import Row

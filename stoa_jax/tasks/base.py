@@ -20,8 +20,8 @@ from stoa_jax import sharding
 from stoa_jax.data import pipeline, records
 from stoa_jax.data.sources.counts import EXPECTED
 from stoa_jax.errors import UserError
+from stoa_jax.inference.sidecars import Calibration
 from stoa_jax.joint_loss import alignment_loss, joint_loss
-from stoa_jax.metrics.calibration import Calibration
 from stoa_jax.models.clip import MEAN
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.features import TextFeatures, VideoFeatures
