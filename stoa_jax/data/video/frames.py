@@ -183,7 +183,7 @@ class _Reader:
 
     def _picture(self, frame: av.VideoFrame, stream) -> np.ndarray:
         width, height = frame.width, frame.height
-        matrix = _matrix(frame)
+        matrix = display_matrix(frame)
         if self._size is None:
             aspect = frame_aspect(stream, width, height)
             self._size = fit((max(1, round(width * aspect)), height), self.short_side)
@@ -215,7 +215,8 @@ def fit(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
     return width, height
 
 
-def _matrix(frame: av.VideoFrame) -> np.ndarray | None:
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """Return the matrix [3, 3] by which a frame is turned or mirrored; None for an upright one."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None

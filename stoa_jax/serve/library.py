@@ -1,0 +1,124 @@
+"""The videos that the page may show: rows of the index, resolved into files inside the library.
+
+A request names a row, a number. No text of a request becomes a path.
+"""
+
+import dataclasses
+import io
+import os
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from stoa_jax.errors import UserError
+
+
+class GoneError(UserError):
+    """A video of the index that cannot be shown: deleted, moved, or outside the library."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenFile:
+    """A regular file inside the library, opened for reading."""
+
+    file: io.FileIO
+    path: Path  # without links
+    size: int
+    modified_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, file: io.FileIO, path: Path) -> "OpenFile":
+        """Describe a file that is open."""
+        status = os.fstat(file.fileno())
+        return cls(file, path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """What changes whenever the content does."""
+        return str(self.path), self.size, self.modified_ns, self.inode
+
+
+class Library:
+    """Numbered videos below one or more directories.
+
+    `resolve` tells the file of an id as the index holds it; None where it holds none.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        resolve: Callable[[str], str | None],
+        roots: Iterable[str | os.PathLike[str]],
+    ):
+        self._ids = list(ids)
+        self._rows = {identity: row for row, identity in enumerate(self._ids)}
+        self._resolve = resolve
+        self.roots = tuple(os.path.realpath(root) for root in roots)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def row(self, identity: str) -> int | None:
+        """Return the number of an id; None for an id that was not there at the start."""
+        return self._rows.get(identity)
+
+    def identity(self, row: int) -> str:
+        """Return the id of a row."""
+        if not 0 <= row < len(self._ids):
+            raise GoneError(f"there is no video {row}; the library has {len(self)}")
+        return self._ids[row]
+
+    def open(self, row: int) -> OpenFile:
+        """Open the file of a row, or say in one line why it cannot be shown."""
+        identity = self.identity(row)
+        stored = self._resolve(identity)
+        if stored is None:
+            raise GoneError(f"{identity}: the index holds no file for it")
+        name = os.path.basename(stored) or identity
+        try:
+            path = os.path.realpath(stored, strict=True)
+        except (OSError, ValueError):
+            raise GoneError(
+                f"{name}: the video was moved or deleted since it was indexed; put it back, or "
+                "delete its id from the index"
+            ) from None
+        if not any(_inside(path, root) for root in self.roots):
+            raise GoneError(
+                f"{name}: it lies outside the library, or is a link that leads out of it; allow "
+                "its directory with --library=DIR"
+            )
+        # All links are resolved by now: one that took the file's place meanwhile is refused.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            file = io.FileIO(path, opener=lambda name, _: os.open(name, flags))
+        except OSError as error:  # a directory among others
+            raise GoneError(f"{name}: cannot be opened ({error.strerror})") from None
+        opened = OpenFile.of(file, Path(path))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or not opened.size:
+            file.close()
+            raise GoneError(f"{name}: not a video file any more; index it again")
+        return opened
+
+    def check(self, row: int) -> None:
+        """Raise `GoneError` unless the row can be shown."""
+        self.open(row).file.close()
+
+
+def common_root(videos: Iterable[str]) -> str:
+    """Return the directory below which all videos lie, as their paths are written."""
+    # Between the first and the last in order, all share what these two share.
+    folders = [os.path.join(os.path.dirname(os.path.abspath(video)), "") for video in videos]
+    if not folders:
+        raise UserError("the index holds no video files; add some with `stoa index add`")
+    root = os.path.commonpath([min(folders), max(folders)])
+    if root == os.path.dirname(root):
+        raise UserError(
+            "the indexed videos have no directory in common but the root; name the directories "
+            "that may be served with --library=DIR"
+        )
+    return root
+
+
+def _inside(path: str, root: str) -> bool:
+    return os.path.commonpath([path, root]) == root and path != root
