@@ -159,6 +159,10 @@ class Index:
         """Return each id once, in the order in which they were added."""
         return self._opened.ids()
 
+    def videos(self) -> dict[str, str | None]:
+        """Return the file of each id; None where the index was not given one."""
+        return self._opened.videos_of(self.ids())
+
     def close(self) -> None:
         """Let go of the files; what was written is committed already."""
         self._store = None

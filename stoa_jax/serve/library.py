@@ -7,7 +7,7 @@ import dataclasses
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from stoa_jax.errors import UserError
@@ -40,21 +40,16 @@ class OpenFile:
 
 
 class Library:
-    """Numbered videos below one or more directories.
-
-    `resolve` tells the file of an id as the index holds it; None where it holds none.
-    """
+    """Numbered videos below one or more directories; `videos` has the file of each id, or None."""
 
     def __init__(
-        self,
-        ids: Sequence[str],
-        resolve: Callable[[str], str | None],
-        roots: Iterable[str | os.PathLike[str]],
+        self, videos: Mapping[str, str | None], roots: Iterable[str | os.PathLike[str]] = ()
     ):
-        self._ids = list(ids)
+        self._videos = dict(videos)
+        self._ids = list(self._videos)
         self._rows = {identity: row for row, identity in enumerate(self._ids)}
-        self._resolve = resolve
-        self.roots = tuple(os.path.realpath(root) for root in roots)
+        files = [video for video in self._videos.values() if video is not None]
+        self.roots = tuple(os.path.realpath(root) for root in list(roots) or [common_root(files)])
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -72,10 +67,10 @@ class Library:
     def open(self, row: int) -> OpenFile:
         """Open the file of a row, or say in one line why it cannot be shown."""
         identity = self.identity(row)
-        stored = self._resolve(identity)
+        stored = self._videos[identity]
         if stored is None:
-            raise GoneError(f"{identity}: the index holds no file for it")
-        name = os.path.basename(stored) or identity
+            raise GoneError(f"{printable(identity)}: the index holds no file for it")
+        name = printable(os.path.basename(stored) or identity)
         try:
             path = os.path.realpath(stored, strict=True)
         except (OSError, ValueError):
@@ -118,6 +113,11 @@ def common_root(videos: Iterable[str]) -> str:
             "that may be served with --library=DIR"
         )
     return root
+
+
+def printable(name: str) -> str:
+    """A name as UTF-8 can carry it: file names may hold bytes that are no text."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _inside(path: str, root: str) -> bool:

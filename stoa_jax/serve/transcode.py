@@ -141,6 +141,7 @@ class _Writer:
             self.resampler = av.AudioResampler("fltp", "stereo", SOUND_RATE)
         self.shown = -1  # of the last picture, in ticks
         self.heard = 0  # samples so far
+        self.early: list[av.AudioFrame] = []  # the first picture tells the size, so sound waits
 
     def write(self, frame: av.VideoFrame | av.AudioFrame) -> None:
         seconds = None if frame.time is None else frame.time - self.start
@@ -179,7 +180,14 @@ class _Writer:
             self.heard = max(self.heard, at)
         part.pts, part.time_base = self.heard, Fraction(1, SOUND_RATE)
         self.heard += part.samples
-        self.sink.mux(self.audio.encode(part))
+        self.early.append(part)
+        if self.shown >= 0:
+            self._flush_sound()
+
+    def _flush_sound(self) -> None:
+        for part in self.early:
+            self.sink.mux(self.audio.encode(part))
+        self.early.clear()
 
     def finish(self) -> None:
         if self.shown < 0:
@@ -188,4 +196,5 @@ class _Writer:
         if self.sounds:
             for part in self.resampler.resample(None):
                 self._sound(part)
+            self._flush_sound()
             self.sink.mux(self.audio.encode())
