@@ -36,6 +36,7 @@ def test_vectors_come_back_in_order_of_score(index):
 def test_hits_say_where_in_which_video(index):
     vectors = unit_vectors(3)
     index.add_vectors(vectors, ["a", "a", "b"], [0, 5, 0], [10, 15, None])
+    assert index.videos() == {"a": None, "b": None}
     first = index.search(vectors[1], k=1)[0]
     assert (first.id, first.video, first.start, first.end) == ("a", None, 5.0, 15.0)
     assert first.probability is None and first.matched is None
