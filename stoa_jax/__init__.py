@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stoa_jax.errors import UserError
     from stoa_jax.index import Added, Hit, Index
+    from stoa_jax.inference.explain import Action, Explanation, Trajectory
     from stoa_jax.inference.loading import load
     from stoa_jax.inference.model import Answer, Choice, Model
     from stoa_jax.inference.videos import Clip, Detections, Failure
@@ -13,28 +14,34 @@ __version__ = "0.1.0"
 
 # Imported when asked for, so that importing the package starts no jax.
 _LAZY = {
+    "Action": "stoa_jax.inference.explain",
     "Added": "stoa_jax.index",
     "Answer": "stoa_jax.inference.model",
     "Choice": "stoa_jax.inference.model",
     "Clip": "stoa_jax.inference.videos",
     "Detections": "stoa_jax.inference.videos",
+    "Explanation": "stoa_jax.inference.explain",
     "Failure": "stoa_jax.inference.videos",
     "Hit": "stoa_jax.index",
     "Index": "stoa_jax.index",
     "Model": "stoa_jax.inference.model",
+    "Trajectory": "stoa_jax.inference.explain",
     "UserError": "stoa_jax.errors",
     "load": "stoa_jax.inference.loading",
 }
 __all__ = [
+    "Action",
     "Added",
     "Answer",
     "Choice",
     "Clip",
     "Detections",
+    "Explanation",
     "Failure",
     "Hit",
     "Index",
     "Model",
+    "Trajectory",
     "UserError",
     "__version__",
     "load",

@@ -95,3 +95,26 @@ def test_saving_keeps_everything(folder, tmp_path):
     with pytest.raises(stoa_jax.UserError, match="not calibrated"):
         _ = stoa_jax.load(folder).threshold
     jax.clear_caches()
+
+
+def test_an_explanation_says_who_was_matched_to_what(model, tmp_path):
+    clip = stoa_jax.Clip(clips(4)[0], detections=detections(4))
+    found = model.explain(clip, "a dog runs to a man")
+    c = model.config
+    assert {t.name for t in found.trajectories} <= {"dog", "man"}
+    for t in found.trajectories:
+        assert t.boxes.shape == (4, 4) and t.shown.shape == (4,)
+        assert t.word in (None, "dog", "man") and 0 < t.word_score <= 1
+    for a in found.actions:
+        assert a.attention.shape == (4, c.grid, c.grid)
+        assert a.word in (None, "runs")
+        assert (a.attention.sum((1, 2)) < 1 + 1e-5).all()  # objects have the rest
+    assert len(found.actions) == c.action_tokens
+    probability = model.match([clip], ["a dog runs to a man"])[0, 0]
+    np.testing.assert_allclose(found.probability, probability, atol=1e-6)
+    assert json.loads(json.dumps(found.to_dict()))["actions"][0]["attention"]
+    for suffix in ("png", "webp", "mp4"):
+        found.draw(tmp_path / f"film.{suffix}")
+        assert (tmp_path / f"film.{suffix}").stat().st_size > 1000
+    with pytest.raises(stoa_jax.UserError, match="gif"):
+        found.draw(tmp_path / "film.gif")

@@ -112,6 +112,14 @@ def prepared(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def prepare_one(prepare: Callable[[], Y], call: str) -> Y:
+    """Return `prepare()`; an error says which call it was in."""
+    try:
+        return prepare()
+    except UserError as error:
+        raise type(error)(f"{call}: {error}") from None
+
+
 def _ahead(
     pool: concurrent.futures.Executor,
     prepare: Callable[[int, X], Y],

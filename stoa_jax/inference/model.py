@@ -228,7 +228,7 @@ class Model:
         model's) lets it be cut.
         """
         batching.check_batch_size(batch_size, "encode_text")
-        tokens = self._tokens(texts, "encode_text", truncate)
+        tokens = self.tokens(texts, "encode_text", truncate)
         return batching.in_batches(self._encode_tokens, batch_size, tokens).astype(np.float32)
 
     # Calls of the fusion encoder
@@ -249,7 +249,7 @@ class Model:
         With `pairs`, text i is compared with video i only: [n]. Probabilities are calibrated if
         the model is; `threshold` says from which on a pair is a match.
         """
-        network = self._needs("match", "match")
+        network = self.needs("match", "match")
         if self.calibration is None:
             self._say_once(
                 "calibration",
@@ -259,7 +259,7 @@ class Model:
         logits, failed = self._match_logits(
             network, "match", videos, texts, pairs, batch_size, progress, truncate, on_error
         )
-        probability = self._probability(logits)
+        probability = self.probability(logits)
         return (probability, failed) if on_error == "skip" else probability
 
     def caption(
@@ -276,7 +276,7 @@ class Model:
 
         A caption has at most `max_pieces` pieces, and never more than the model's text length.
         """
-        network = self._needs("caption", "caption")
+        network = self.needs("caption", "caption")
         for name, value in (("beam", beam), ("max_pieces", max_pieces)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(
@@ -308,11 +308,11 @@ class Model:
         on_error: OnError = "raise",
     ) -> Any:
         """Return the `top` likeliest answers to one question for each video, best first."""
-        network = self._needs("answer", "answer")
+        network = self.needs("answer", "answer")
         if not isinstance(top, int) or top < 1:
             raise InputError(f"answer: top is {top!r}; it must be an integer of 1 or more")
         videos = _listed(videos, "answer", "videos")
-        tokens = self._tokens(questions, "answer", truncate, what="question")
+        tokens = self.tokens(questions, "answer", truncate, what="question")
         if len(videos) != len(tokens):
             raise InputError(
                 f"answer: {len(videos)} videos and {len(tokens)} questions; give one question for "
@@ -336,7 +336,7 @@ class Model:
         self, video: Video | Clip, candidates: Sequence[str], *, truncate: bool | None = None
     ) -> Choice:
         """Return which candidate text fits a video best, by the match head."""
-        network = self._needs("match", "choose")
+        network = self.needs("match", "choose")
         logits, _ = self._match_logits(
             network, "choose", [video], candidates, False, 1, False, truncate, "raise"
         )
@@ -369,7 +369,8 @@ class Model:
 
     # Inside
 
-    def _needs(self, head: str, call: str) -> "Stoa":
+    def needs(self, head: str, call: str) -> "Stoa":
+        """Return the network, or raise MissingHead if it lacks what a call needs."""
         network = self.whole
         if head in self.has and network is not None:
             return network
@@ -381,6 +382,15 @@ class Model:
             )
         raise MissingHead(f"{call}: {where} has no {_HEADS[head]}; {_TRAIN[head]}")
 
+    def note_missing_detections(self, call: str, clips: Sequence[Prepared]) -> None:
+        """Warn once if clips without detections meet a model that was trained with objects."""
+        if self.config.objects and not all(clip.detected for clip in clips):
+            self._say_once(
+                "detections",
+                f"{call}: videos without detections: the model was trained with objects and now "
+                "sees padding in their place; pass stoa_jax.Clip(video, detections=...)",
+            )
+
     def _say_once(self, key: str, message: str) -> None:
         with self._lock:
             if key in self._said:
@@ -388,7 +398,7 @@ class Model:
             self._said.add(key)
         warnings.warn(message, stacklevel=3)
 
-    def _tokens(
+    def tokens(
         self, texts: Sequence[str], call: str, truncate: bool | None, what: str = "text"
     ) -> np.ndarray:
         """Return ids int32 [n, L] of checked texts."""
@@ -473,12 +483,7 @@ class Model:
         ):
             which = np.array([i for i, _ in batch])
             clips = [clip for _, clip in batch]
-            if how.objects and not all(clip.detected for clip in clips):
-                self._say_once(
-                    "detections",
-                    f"{call}: videos without detections: the model was trained with objects and "
-                    "now sees padding in their place; pass stoa_jax.Clip(video, detections=...)",
-                )
+            self.note_missing_detections(call, clips)
             started = batching.run_padded(
                 lambda *x: programs.video_features(network, *x), *features_input(clips)
             )
@@ -502,7 +507,7 @@ class Model:
     ) -> tuple[np.ndarray, list[Failure]]:
         """Return logits [n, m, 2], or [n, 2] of pairs, and the videos that failed."""
         videos = _listed(videos, call, "videos")
-        tokens = self._tokens(
+        tokens = self.tokens(
             texts, call, truncate, what="candidate" if call == "choose" else "text"
         )
         if pairs and len(videos) != len(tokens):
@@ -550,7 +555,8 @@ class Model:
     def _temperature(self) -> float:
         return 1.0 if self.calibration is None else self.calibration.temperature
 
-    def _probability(self, logits: np.ndarray) -> np.ndarray:
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """Return calibrated match probabilities [...] of logits [..., 2]."""
         margin = (logits[..., 1] - logits[..., 0]).astype(np.float64) / self._temperature
         return (0.5 * (1 + np.tanh(margin / 2))).astype(np.float32)
 

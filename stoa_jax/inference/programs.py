@@ -6,13 +6,14 @@ C answers, V vocabulary.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from stoa_jax import decode
+from stoa_jax import decode, objectives
 from stoa_jax.models import decoding
 from stoa_jax.models.clip import TextTower, VisionTower, text_ends
 from stoa_jax.models.config import ModelConfig
@@ -86,6 +87,65 @@ def answer_logits(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Arra
         return model.first_piece_logits(video, text)
     fused = model.fuse(video, text.tokens, text.mask)
     return model.answer_logits(fused, text.sep_index)
+
+
+class Alignments(NamedTuple):
+    """Words that the tokens of a batch are matched to; a text position, -1 for none."""
+
+    trajectories: Array  # [B, N]
+    trajectory_scores: Array  # [B, N, L]
+    actions: Array  # [B, A]
+    action_scores: Array  # [B, A, L]
+
+
+@jax.jit
+def align_words(
+    model: Stoa, video: VideoFeatures, text: TextFeatures, nouns: Array, verbs: Array
+) -> Alignments:
+    """Match trajectories to nouns [B, L] and actions to verbs [B, L], as OTA and ASP do."""
+    c = model.config
+    b, length = nouns.shape
+    valid = jnp.ones(b, bool)
+    nothing = jnp.zeros((b, 0), jnp.int32), jnp.zeros((b, 0, length))
+    found = {"objects": nothing, "actions": nothing}
+    if c.objects:
+        of = objectives.ota(
+            video.objects,
+            video.object_mask,
+            text.tokens,
+            nouns,
+            text.sep_index,
+            valid,
+            similarity=c.alignment,
+        )
+        found["objects"] = of.columns, of.scores
+    if c.actions and c.alignment == "cosine":
+        of = objectives.asp(video.actions, text.tokens, verbs, text.sep_index, valid)
+        found["actions"] = of.columns, of.scores
+    elif c.actions:  # the authors use Ø once, as for objects
+        every = jnp.ones(video.actions.shape[:2], bool)
+        of = objectives.ota(
+            video.actions, every, text.tokens, verbs, text.sep_index, valid, similarity=c.alignment
+        )
+        found["actions"] = of.columns, of.scores
+    return Alignments(*found["objects"], *found["actions"])
+
+
+@jax.jit
+def action_attention(model: Stoa, pixels: Array, boxes: Array, classes: Array) -> Array:
+    """Return how much each action query looks at each patch [B, A, T, H, W]."""
+    c = model.config
+    b, t = pixels.shape[:2]
+    blocks = sorted({c.action_block, *([c.object_block] if c.objects else [])})
+    _, tapped = model.visual(pixels.reshape(b * t, *pixels.shape[2:]), blocks, frames=t)
+    patches = {block: x[:, 1:].reshape(b, t, -1, x.shape[-1]) for block, x in tapped.items()}
+    objects = valid = None
+    if model.regions is not None:
+        valid = classes >= 0
+        objects = model.regions(patches[c.object_block], jnp.where(valid[..., None], boxes, 0))
+    weights, _ = model.action.attention(patches[c.action_block], objects, valid)
+    weights = weights[..., : c.grid**2].astype(jnp.float32)
+    return weights.reshape(b, -1, t, c.grid, c.grid)
 
 
 @functools.partial(jax.jit, static_argnames=("beams", "max_pieces"))

@@ -26,7 +26,7 @@ def encode(model: "Model", clips: Sequence[Prepared]) -> np.ndarray:
     """Return the fusion features of clips prepared with `preprocessing(fused=True)`, float16."""
     from stoa_jax.inference.model import features_input
 
-    network = model._needs("match", "Index.add")
+    network = model.needs("match", "Index.add")
     features = batching.in_batches(
         lambda *x: programs.video_features(network, *x),
         16,
@@ -38,8 +38,8 @@ def encode(model: "Model", clips: Sequence[Prepared]) -> np.ndarray:
 
 def match(model: "Model", stored: np.ndarray, text: str) -> np.ndarray:
     """Return the calibrated probability that a text matches each clip, float32 [n]."""
-    network = model._needs("match", "Index.search")
-    words = programs.text_features(network, model._tokens([text], "search", None, what="query"))
+    network = model.needs("match", "Index.search")
+    words = programs.text_features(network, model.tokens([text], "search", None, what="query"))
     shapes = _shapes(model, network)
     fused = []
     for first in range(0, len(stored), PAIRS_AT_ONCE):
@@ -52,7 +52,7 @@ def match(model: "Model", stored: np.ndarray, text: str) -> np.ndarray:
     # All pairs at once and padding of zero: the head of `released` normalises over the rows.
     rows = batching.power_of_two(len(cls))
     padded = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in (cls, sep))
-    return model._probability(np.asarray(programs.match_logits(network, *padded))[: len(cls)])
+    return model.probability(np.asarray(programs.match_logits(network, *padded))[: len(cls)])
 
 
 def _shapes(model: "Model", network: "Stoa") -> "VideoFeatures":

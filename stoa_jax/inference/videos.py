@@ -62,6 +62,8 @@ class Prepared(NamedTuple):
     times: np.ndarray  # [T] seconds; frame numbers where the video is an array
     names: tuple[str, ...]  # of the classes
     detected: bool  # whether detections were given
+    frames: Sequence[np.ndarray]  # T of uint8 [H, W, 3], before resizing; empty unless kept
+    crop: np.ndarray  # [4], xyxy: the part of a frame that the model sees, as shares of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Preprocessing:
         return max(256, -(-self.size * 8 // 7))
 
 
-def prepare(video: Video | Clip, how: Preprocessing) -> Prepared:
+def prepare(video: Video | Clip, how: Preprocessing, *, keep_frames: bool = False) -> Prepared:
     """Decode, sample, crop and resize one video, and bring its boxes along."""
     clip = video if isinstance(video, Clip) else Clip(video)
     frames, times, found = _read(clip, how)
@@ -91,6 +93,7 @@ def prepare(video: Video | Clip, how: Preprocessing) -> Prepared:
     classes = np.full((t, k), -1, np.int32)
     scores = np.zeros((t, k), np.float32)
     names: tuple[str, ...] = ()
+    left, top, side = _crop(height, width)
     if k and found is not None:
         from stoa_jax.data import augment
 
@@ -100,7 +103,17 @@ def prepare(video: Video | Clip, how: Preprocessing) -> Prepared:
         best = augment.best_objects(*moved, found.scores, k)
         kept = best[0].shape[1]
         boxes[:, :kept], classes[:, :kept], scores[:, :kept] = best
-    return Prepared(pixels, boxes, classes, scores, times, names, found is not None)
+    crop = np.array([left, top, left + side, top + side]) / [width, height, width, height]
+    kept_frames = frames if keep_frames else ()
+    return Prepared(
+        pixels, boxes, classes, scores, times, names, found is not None, kept_frames, crop
+    )
+
+
+def _crop(height: int, width: int) -> tuple[int, int, int]:
+    """Return left, top and side of the square in the middle."""
+    side = min(height, width)
+    return (width - side) // 2, (height - side) // 2, side
 
 
 def _read(

@@ -34,6 +34,16 @@ class ActionEncoder(nnx.Module):
 
         `valid` [B, T, K] is False for padded objects.
         """
+        weights, features = self.attention(patches, objects, valid)
+        return jnp.einsum("batf,btfh->bath", weights, features)
+
+    def attention(
+        self, patches: Array, objects: Array | None, valid: Array | None
+    ) -> tuple[Array, Array]:
+        """Return the weights [B, A, T, P + K] of every query, and what they weigh [B, T, P + K, h].
+
+        Takes what `pool` takes; without objects K is 0.
+        """
         features, mask = patches, None
         if objects is not None and valid is not None:
             features = jnp.concatenate([patches, objects], 2)  # [B, T, P + K, h]
@@ -42,8 +52,7 @@ class ActionEncoder(nnx.Module):
         logits = jnp.einsum("ah,btfh->batf", queries, features, preferred_element_type=jnp.float32)
         if mask is not None:
             logits = jnp.where(mask[:, None], logits, -jnp.inf)  # patches are never masked
-        weights = nnx.softmax(logits, -1).astype(features.dtype)
-        return jnp.einsum("batf,btfh->bath", weights, features)
+        return nnx.softmax(logits, -1).astype(features.dtype), features
 
     def __call__(
         self, patches: Array, objects: Array | None, valid: Array | None, frame_cls: Array

@@ -1,0 +1,201 @@
+"""Why a video matches a text: which object was followed, and which word it was matched to.
+
+Shapes: T frames, H and W patches of a frame, N trajectories, A actions, L text positions.
+"""
+
+import dataclasses
+import functools
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stoa_jax.errors import MissingHead
+from stoa_jax.inference import batching, programs
+from stoa_jax.inference.videos import Clip, Prepared, Video, prepare
+
+if TYPE_CHECKING:
+    from stoa_jax.inference.model import Model
+    from stoa_jax.models.stoa import Stoa
+    from stoa_jax.text import Tagger
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The objects of one class over time, and the noun they were matched to."""
+
+    name: str  # of the class
+    boxes: np.ndarray  # [T, 4] xyxy as shares of the frame: the surest object of the class
+    shown: np.ndarray  # [T] bool, whether the class has an object in the frame
+    score: float  # the detector's mean confidence where it is shown
+    word: str | None  # None: the no-match token Ø
+    word_score: float  # softmax over the nouns and Ø
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Action:
+    """One action query, the verb it was matched to, and where it looked."""
+
+    word: str | None  # None: the no-match token Ø
+    word_score: float  # softmax over the verbs and Ø
+    attention: np.ndarray  # [T, H, W], weights of the patches; with objects' they sum to 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explanation:
+    """What the model made of a video and a text."""
+
+    text: str
+    times: np.ndarray  # [T] seconds; frame numbers where the video is an array
+    trajectories: list[Trajectory]
+    actions: list[Action]
+    probability: float  # that the text belongs to the video
+    frames: list[np.ndarray]  # T of uint8 [H, W, 3], as decoded
+    crop: np.ndarray  # [4] xyxy, the part of a frame that the model sees, as shares of it
+
+    def draw(self, path: str | PathLike[str]) -> None:
+        """Draw frames, boxes, words and attention: PNG, animated WebP, or MP4, by the suffix."""
+        from stoa_jax.inference.drawing import draw
+
+        draw(self, Path(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the frames as JSON can hold it."""
+        return {
+            "text": self.text,
+            "times": self.times.tolist(),
+            "probability": self.probability,
+            "trajectories": [
+                {
+                    "name": t.name,
+                    "boxes": t.boxes.round(5).tolist(),
+                    "shown": t.shown.tolist(),
+                    "score": t.score,
+                    "word": t.word,
+                    "word_score": t.word_score,
+                }
+                for t in self.trajectories
+            ],
+            "actions": [
+                {
+                    "word": a.word,
+                    "word_score": a.word_score,
+                    "attention": a.attention.astype(float).round(6).tolist(),
+                }
+                for a in self.actions
+            ],
+            "crop": self.crop.tolist(),
+        }
+
+
+def explain(model: "Model", video: Video | Clip, text: str) -> Explanation:
+    """Return the matches and the match probability of one video and one text."""
+    network = model.needs("match", "explain")
+    if not model.has & {"trajectories", "actions"}:
+        raise MissingHead(
+            f"explain: {model.source} has neither trajectories nor actions; train a model with "
+            "--config.model.objects=true or --config.model.actions=true"
+        )
+    [words] = model.tokens([text], "explain", None)
+    clip = batching.prepare_one(
+        lambda: prepare(video, model.preprocessing(fused=True), keep_frames=True), "explain"
+    )
+    model.note_missing_detections("explain", [clip])
+    inputs = [getattr(clip, name)[None] for name in ("pixels", "boxes", "classes", "scores")]
+    video_features = programs.video_features(network, *inputs)
+    text_features = programs.text_features(network, words[None])
+    nouns, verbs = _tagged(model, text)
+    found = batching.on_host(
+        programs.align_words(network, video_features, text_features, nouns[None], verbs[None]), 1
+    )
+    logits = programs.match_logits(
+        network, *programs.fuse_pairs(network, video_features, text_features)
+    )
+    end = int(np.asarray(text_features.sep_index)[0])
+    spelled = functools.partial(_word_at, model, text, end)
+    chosen = np.asarray(video_features.object_classes)[0]
+    trajectories = [
+        _trajectory(clip, kind, spelled(column), _score(scores, column))
+        for kind, column, scores in zip(
+            chosen.tolist(),
+            found.trajectories[0].tolist(),
+            found.trajectory_scores[0],
+            strict=True,
+        )
+        if kind >= 0
+    ]
+    return Explanation(
+        text,
+        clip.times,
+        trajectories,
+        _actions(network, found, inputs, spelled),
+        float(model.probability(np.asarray(logits))[0]),
+        list(clip.frames),
+        clip.crop,
+    )
+
+
+def _actions(
+    network: "Stoa", found: programs.Alignments, inputs: list[np.ndarray], spelled: Any
+) -> list[Action]:
+    if not found.actions.shape[1]:
+        return []
+    attention = np.asarray(programs.action_attention(network, *inputs[:3]))[0]
+    return [
+        Action(spelled(column), _score(scores, column), weights)
+        for column, scores, weights in zip(
+            found.actions[0].tolist(), found.action_scores[0], attention, strict=True
+        )
+    ]
+
+
+def _trajectory(clip: Prepared, kind: int, word: str | None, word_score: float) -> Trajectory:
+    """Follow the surest object of a class through the frames, in the frame's own shares."""
+    mine = np.where(clip.classes == kind, clip.scores, -np.inf)  # [T, K]
+    best = mine.argmax(1)
+    shown = (clip.classes == kind).any(1)
+    rows = np.arange(len(best))
+    low, extent = clip.crop[:2], clip.crop[2:] - clip.crop[:2]
+    boxes = clip.boxes[rows, best] * np.tile(extent, 2) + np.tile(low, 2)
+    return Trajectory(
+        clip.names[kind] if kind < len(clip.names) else str(kind),
+        np.where(shown[:, None], boxes, 0).astype(np.float32),
+        shown,
+        float(clip.scores[rows, best][shown].mean()),
+        word,
+        word_score,
+    )
+
+
+def _score(scores: np.ndarray, column: int) -> float:
+    return float(scores[column]) if column >= 0 else 0.0
+
+
+def _word_at(model: "Model", text: str, end: int, column: int) -> str | None:
+    """Return the word whose last piece stands at a text position; None for Ø."""
+    if column < 0 or column == end:
+        return None
+    from stoa_jax.text import clean
+
+    position = 0
+    for piece in model.tokenizer.pieces(text):
+        position += len(piece.ids)
+        if position >= column:
+            return clean(text).lower()[piece.start : piece.end]
+    return None
+
+
+def _tagged(model: "Model", text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return where nouns and verbs of a text end, bool [L] each."""
+    from stoa_jax.text import NOUN, VERB, parse
+
+    parsed = parse(text, model.tokenizer, _tagger(), model.config.text_length)
+    return parsed.tags == NOUN, parsed.tags == VERB
+
+
+@functools.cache
+def _tagger() -> "Tagger":
+    from stoa_jax.text import Tagger
+
+    return Tagger()
