@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from stoa_jax.index import scan
-from stoa_jax.index.rows import decoded, pc
+from stoa_jax.index.rows import decoded, ordered
 from stoa_jax.index.segments import Segment, exponent_of
 
 _BATCH_BYTES = 1 << 28  # of scanned scores at a time
@@ -132,9 +132,7 @@ def _best(
     for index in np.unique(where):  # ascending, as `where` is
         tables.append(segments[index].rows.table.take(positions[where == index]))
     rows = pa.concat_tables(tables)
-    keys = {"score": scores, "id": rows["id"], "start": pc.fill_null(rows["start"], -np.inf)}
-    ordered = [("score", "descending"), ("id", "ascending"), ("start", "ascending")]
-    order = pc.sort_indices(pa.table(keys), sort_keys=ordered).to_numpy()[:k]
+    order = ordered(rows, scores)[:k]
     return Found(where[order], positions[order], scores[order], rows.take(order))
 
 

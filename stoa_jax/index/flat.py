@@ -20,6 +20,7 @@ from stoa_jax.index.lock import Locked, writer_lock
 from stoa_jax.index.manifest import Manifest, SegmentEntry, Settings
 from stoa_jax.index.rows import Rows, decoded, encoded
 from stoa_jax.index.segments import Segment
+from stoa_jax.index.store import Block, Store
 
 FAILURES = "failures.jsonl"
 _OURS = {manifest.NAME, f"{manifest.NAME}.tmp", "lock", segments.DIRECTORY, FAILURES}
@@ -111,6 +112,15 @@ class FlatStore:
         """Return the best rows for each query [q, d] in float64."""
         return list(exact.search(self.snapshot.segments, queries, k))
 
+    def blocks(self) -> Iterator[Block]:
+        """Yield the live rows with their vectors and features, some thousands at a time."""
+        for segment in self.snapshot.segments:
+            positions = segment.alive_positions()
+            for first in range(0, len(positions), segments.BLOCK_ROWS):
+                taken = positions[first : first + segments.BLOCK_ROWS]
+                features = None if segment.features is None else segment.features[taken]
+                yield Rows(segment.rows.table.take(taken)), segment.vectors[taken], features
+
     def features(self, found: exact.Found) -> np.ndarray:
         """Return the fusion features of found rows, in their order: float16 [k, f]."""
         taken = []
@@ -160,15 +170,7 @@ class FlatStore:
         """Add rows in one commit; an id with a start that is there already is an error."""
         with self._changing("add"):
             state = self.snapshot.manifest
-            settings = state.settings
-            if settings.fingerprint is None and fingerprint is not None:
-                if len(state):
-                    raise UserError(
-                        f"{self.directory}: it holds vectors of a model that was not named, so "
-                        f"vectors of model {fingerprint} cannot join them; build the index again "
-                        "with fingerprint="
-                    )
-                settings = dataclasses.replace(settings, fingerprint=fingerprint)
+            settings = checked_fingerprint(self.place, state.settings, len(state), fingerprint)
             if not len(rows):
                 return
             row = rows.repeated()
@@ -238,15 +240,18 @@ class FlatStore:
             )
             self._commit(state.following(segments=(entry,) if entry else ()))
 
-    def merge(self, parts: Sequence["FlatStore"]) -> None:
-        """Add the rows of other stores in one commit."""
+    def merge(self, parts: Sequence[Store]) -> None:
+        """Add the rows of other flat stores in one commit."""
+        flat = [part for part in parts if isinstance(part, FlatStore)]
+        if len(flat) < len(parts):
+            raise UserError(f"{self.directory}: only flat indexes merge into a flat index")
         with self._changing("merge"):
             state = self.snapshot.manifest
             settings = state.settings
             for part in parts:
-                settings = joined_settings(settings, part.settings, len(part), part.directory)
+                settings = joined_settings(settings, part.settings, len(part), part.place)
             row = Rows.joined(
-                [rows for store in (self, *parts) for rows in _live_rows(store.snapshot.segments)]
+                [rows for store in (self, *flat) for rows in _live_rows(store.snapshot.segments)]
                 or [Rows.of([])]
             ).repeated()
             if row is not None:
@@ -255,7 +260,7 @@ class FlatStore:
                     f"({row.start}); delete it from all but one"
                 )
             entries = []
-            for part in parts:
+            for part in flat:
                 entry = segments.rewrite(
                     self.directory, state.generation + 1, part.snapshot.segments, settings.dim
                 )
@@ -274,7 +279,21 @@ class FlatStore:
         _sweep(self.directory, state)
 
 
-def joined_settings(ours: Settings, theirs: Settings, rows: int, place: Path) -> Settings:
+def checked_fingerprint(
+    place: str, settings: Settings, rows: int, fingerprint: str | None
+) -> Settings:
+    """Return the settings with vectors of a model added; an empty index takes the first model."""
+    if fingerprint is None or settings.fingerprint is not None:
+        return settings
+    if rows:
+        raise UserError(
+            f"{place}: it holds vectors of a model that was not named, so vectors of model "
+            f"{fingerprint} cannot join them; build the index again with fingerprint="
+        )
+    return dataclasses.replace(settings, fingerprint=fingerprint)
+
+
+def joined_settings(ours: Settings, theirs: Settings, rows: int, place: str) -> Settings:
     """Check that rows of another index may join; returns the settings of both."""
     for name in ("dim", "segment", "stride", "fusion"):
         mine, other = getattr(ours, name), getattr(theirs, name)

@@ -103,30 +103,38 @@ class Index:
 
     @staticmethod
     def merge(
-        directory: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]]
+        directory: str | os.PathLike[str],
+        parts: Sequence[str | os.PathLike[str]],
+        *,
+        backend: str | None = None,
     ) -> "Index":
-        """Add the rows of other indexes to one, new or there already, in one commit."""
+        """Add the rows of other indexes to one, new or there already, in one commit.
+
+        A new one has the backend of the first part unless told otherwise; flat indexes merge into
+        one of any backend.
+        """
         if isinstance(parts, str | os.PathLike):
             raise UserError("Index.merge takes a list of indexes; put the one in a list")
         if not parts:
             raise UserError("Index.merge: the list of indexes is empty")
-        target = os.path.realpath(directory)
-        real = [os.path.realpath(part) for part in parts]
+        target, *real = (
+            place if isinstance(place, str) else os.path.realpath(place)
+            for place in map(_place, (directory, *parts))
+        )
         for position, part in enumerate(real):
             if part == target:
                 raise UserError(f"Index.merge: {parts[position]} is the index to merge into")
             if part in real[:position]:
                 raise UserError(f"Index.merge: {parts[position]} is listed twice")
         stores = [_open(part) for part in parts]
-        kind = type(stores[0])
-        for part, store in zip(parts, stores, strict=True):
-            if type(store) is not kind:
-                raise UserError(f"{part}: another backend than {parts[0]}")
-        if kind.exists(_place(directory)):
-            store = kind(_place(directory))
+        place = _place(directory)
+        kind = _kind(place)
+        if kind.exists(place):
+            store = kind(place)
         else:
+            kind = _backend(backend) if backend else type(stores[0])
             settings = dataclasses.replace(stores[0].settings, threshold=None, threshold_note="")
-            store = kind.create(_place(directory), settings)
+            store = kind.create(place, settings)
         store.merge(stores)
         return Index(store)
 
@@ -379,11 +387,22 @@ def _backend(name: str) -> Any:
         from stoa_jax.index.flat import FlatStore
 
         return FlatStore
+    if name == "lance":
+        from stoa_jax.index.lance import LanceStore
+
+        return LanceStore
     raise UserError(f"backend: {name!r}; there is {' and '.join(map(repr, BACKENDS))}")
 
 
+def _kind(place: Any) -> Any:
+    """Return the kind of store that is at a place; flat where there is none."""
+    lance = isinstance(place, str) or (place / "settings.lance").exists()
+    return _backend("lance" if lance else "flat")
+
+
 def _open(directory: str | os.PathLike[str]) -> Any:
-    return _backend("flat")(_place(directory))
+    place = _place(directory)
+    return _kind(place)(place)
 
 
 __all__ = ["Added", "Found", "Hit", "Index"]

@@ -156,6 +156,13 @@ class Rows:
         return sink.getvalue()
 
 
+def ordered(table: pa.Table, scores: np.ndarray) -> np.ndarray:
+    """Return the order of rows by score, the best first; equal scores by id, then start."""
+    keys = {"score": scores, "id": table["id"], "start": pc.fill_null(table["start"], -np.inf)}
+    sort = [("score", "descending"), ("id", "ascending"), ("start", "ascending")]
+    return pc.sort_indices(pa.table(keys), sort_keys=sort).to_numpy()
+
+
 def read_parquet(path: Path) -> Rows:
     """Read all rows of a segment."""
     try:

@@ -1,15 +1,17 @@
 """What the index asks of the store beneath it: rows in, rows out, all or nothing."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
 from stoa_jax.index.exact import Found
 from stoa_jax.index.manifest import Settings
 from stoa_jax.index.rows import Rows
+
+Block = tuple[Rows, np.ndarray, np.ndarray | None]  # rows, vectors, fusion features
 
 
 class Store(Protocol):
@@ -48,6 +50,10 @@ class Store(Protocol):
         """Return the fusion features of found rows, in their order: float16 [k, f]."""
         ...
 
+    def blocks(self) -> Iterator[Block]:
+        """Yield the rows with their vectors and features, some thousands at a time."""
+        ...
+
     def writing(self, action: str) -> contextlib.AbstractContextManager[None]:
         """Hold the writer's lock, on the newest state; may be nested by one thread."""
         ...
@@ -70,7 +76,7 @@ class Store(Protocol):
         """Give back the space of deleted rows and of many small adds."""
         ...
 
-    def merge(self, parts: Sequence[Self]) -> None:
+    def merge(self, parts: Sequence["Store"]) -> None:
         """Add the rows of other stores in one commit."""
         ...
 
