@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stoa_jax.cli.shared import find_videos
 from stoa_jax.errors import UserError
-
-VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
 
 
 def register(subparsers: Any) -> None:
@@ -56,6 +55,7 @@ def register(subparsers: Any) -> None:
 
     merge = _command(commands, "merge", _merge, "add the segments of other indexes in one commit")
     merge.add_argument("parts", nargs="+", help="indexes, for example those of the shards")
+    merge.add_argument("--backend", help="of a new index: flat or lance (default: as the parts)")
 
     calibrate = _command(
         commands, "calibrate", _calibrate, "measure the threshold below which nothing matched"
@@ -105,31 +105,14 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _add(arguments: argparse.Namespace) -> int:
-    videos = [video for path in arguments.videos for video in _videos(path)]
+    videos = find_videos(arguments.videos)
     with _opened(arguments) as index:
         added = index.add(videos, progress=sys.stderr.isatty(), shard=arguments.shard)
-        failures = os.path.join(arguments.index, "failures.jsonl")
         _print(arguments, dataclasses.asdict(added))
     if added.failed:
-        print(f"{added.failed} failed; the reasons are in {failures}", file=sys.stderr)
+        record = os.path.join(arguments.index, "failures.jsonl")
+        print(f"{added.failed} failed; the reasons are in {record}", file=sys.stderr)
     return 1 if added.failed else 0
-
-
-def _videos(path: str) -> list[str]:
-    """Return a file, or the videos under a folder in the order of their names."""
-    if not os.path.isdir(path):
-        if not os.path.exists(path):
-            raise UserError(f"{path}: no such file or directory")
-        return [path]
-    found = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.lower().endswith(VIDEOS) and not name.startswith(".")
-    ]
-    if not found:
-        raise UserError(f"{path}: no videos ({', '.join(VIDEOS)}) in it")
-    return sorted(found)
 
 
 def _search(arguments: argparse.Namespace) -> int:
@@ -163,7 +146,7 @@ def _compact(arguments: argparse.Namespace) -> int:
 def _merge(arguments: argparse.Namespace) -> int:
     from stoa_jax import Index
 
-    with Index.merge(arguments.index, arguments.parts) as index:
+    with Index.merge(arguments.index, arguments.parts, backend=arguments.backend) as index:
         _print(arguments, {"segments": len(index)})
     return 0
 
