@@ -8,8 +8,8 @@ from clip_tiny import FOLDER
 
 import stoa_jax
 from stoa_jax import weights
+from stoa_jax.data.resize import resize_and_crop
 from stoa_jax.errors import UserError
-from stoa_jax.inference.videos import resize_and_crop
 from stoa_jax.weights import released
 from stoa_jax.weights.files import save_safetensors
 from stoa_jax.weights.tables import write_table

@@ -1,27 +1,23 @@
-"""Crops and flips of frames, and of the boxes on them. Pure functions of arrays and a generator.
+"""Crop and flip frames and the boxes on them: pure functions of arrays and a random generator.
 
-T frames, K objects. A crop is (left, top, width, height) in whole pixels of the stored frame, the
-same for all frames of a clip, so that motion stays motion.
+T frames, K objects. All frames of a clip are cropped alike, so that motion is preserved.
 """
 
-import cv2
+from collections.abc import Sequence
+
 import numpy as np
 
-Crop = tuple[int, int, int, int]
+from stoa_jax.data import resize
+
+Window = tuple[int, int, int, int]  # left, top, width, height in whole pixels
 
 MIN_AREA_LEFT = 0.1  # share of a box that a crop must leave, or the box goes
 CROP_AREA = (0.6, 1.0)  # share of the largest square that a random crop takes
 CROP_ASPECT = (0.8, 1.25)
 
 
-def center_crop(height: int, width: int) -> Crop:
-    """The largest square in the middle."""
-    side = min(height, width)
-    return (width - side) // 2, (height - side) // 2, side, side
-
-
-def random_crop(rng: np.random.Generator, height: int, width: int) -> Crop:
-    """A moderate part of the frame, near square, anywhere."""
+def random_crop(rng: np.random.Generator, height: int, width: int) -> Window:
+    """Sample a large, nearly square part of the frame."""
     side = min(height, width)
     area = rng.uniform(*CROP_AREA) * side * side
     aspect = np.exp(rng.uniform(*np.log(CROP_ASPECT)))
@@ -32,22 +28,26 @@ def random_crop(rng: np.random.Generator, height: int, width: int) -> Crop:
     return left, top, crop_width, crop_height
 
 
-def crop_frames(frames: np.ndarray, crop: Crop, size: int, flip: bool, out: np.ndarray) -> None:
-    """Cuts [T, H, W, 3] by `crop`, resizes to `size`, mirrors; writes to `out` [T, S, S, 3]."""
-    left, top, width, height = crop
-    # As CLIP was trained, bicubic; below half the size OpenCV's would alias, and area averages.
-    method = cv2.INTER_AREA if min(width, height) >= 2 * size else cv2.INTER_CUBIC
+def crop_frames(
+    frames: Sequence[np.ndarray], crop: Window | None, size: int, flip: bool, out: np.ndarray
+) -> None:
+    """Crop and resize [T, H, W, 3] into `out` [T, S, S, 3]; mirror it if `flip`.
+
+    Without a `crop`, take the middle as CLIP does.
+    """
     for t, frame in enumerate(frames):
-        part = frame[top : top + height, left : left + width]
-        if (width, height) != (size, size):
-            part = cv2.resize(part, (size, size), interpolation=method)
+        if crop is None:
+            part = resize.resize_and_crop(frame, size)
+        else:
+            left, top, width, height = crop
+            part = resize.resample(frame[top : top + height, left : left + width], size, size)
         out[t] = part[:, ::-1] if flip else part
 
 
 def crop_boxes(
-    boxes: np.ndarray, classes: np.ndarray, height: int, width: int, crop: Crop, flip: bool
+    boxes: np.ndarray, classes: np.ndarray, height: int, width: int, crop: resize.Crop, flip: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [..., 4] of the frame as boxes of the crop; class -1 where too little is left."""
+    """Map boxes [..., 4] of the frame to boxes of the crop; class -1 where too little is left."""
     left, top, crop_width, crop_height = crop
     origin = np.array([left, top, left, top], np.float32)
     extent = np.array([crop_width, crop_height] * 2, np.float32)
@@ -63,7 +63,7 @@ def crop_boxes(
 def best_objects(
     boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, objects: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `objects` surest of each frame, best first, padding last; [T, K, ...] -> [T, k, ...]."""
+    """Keep the `objects` most confident of each frame, best first: [T, K, ...] -> [T, k, ...]."""
     scores = np.where(classes >= 0, scores, np.float32(0))
     order = np.argsort(np.where(classes >= 0, -scores, np.inf), 1, kind="stable")[:, :objects]
     return (
@@ -74,7 +74,7 @@ def best_objects(
 
 
 def frame_indices(stored: int, frames: int) -> np.ndarray:
-    """`frames` of `stored` indices, uniformly spaced: the middles of equal stretches."""
+    """Return `frames` uniformly spaced indices below `stored`: the middles of equal parts."""
     return np.floor((np.arange(frames) + 0.5) * stored / frames).astype(np.int64)
 
 

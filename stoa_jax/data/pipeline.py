@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from stoa_jax.data import augment, records
+from stoa_jax.data import augment, records, resize
 from stoa_jax.data.order import Examples, Order, Place
 from stoa_jax.data.split import Split, fit_tokens, one_line, open_split
 from stoa_jax.errors import UserError
@@ -246,13 +246,12 @@ class _Batches:
 
         frames = clip["frames"]
         height, width = frames[0].shape[:2]
-        if self.order.train and spec.crop == "random":
-            crop = augment.random_crop(rng, height, width)
-        else:
-            crop = augment.center_crop(height, width)
+        random = self.order.train and spec.crop == "random"
+        window = augment.random_crop(rng, height, width) if random else None
         flip = bool(self.order.train and spec.flip and rng.random() < 0.5)
         flip = flip and not np.any(clip["sided"][texts])
-        augment.crop_frames(frames, crop, spec.image_size, flip, batch["pixels"][row])
+        augment.crop_frames(frames, window, spec.image_size, flip, batch["pixels"][row])
+        crop = window or resize.center_crop(height, width, spec.image_size)
         boxes, classes = augment.crop_boxes(
             clip["boxes"], clip["classes"], height, width, crop, flip
         )

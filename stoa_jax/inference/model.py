@@ -151,13 +151,11 @@ class Model:
     def preprocessing(self, *, fused: bool = False) -> Preprocessing:
         """Return how a video becomes input: for vectors, or for the fusion encoder."""
         c = self.config
-        clip = self.kind in ("hugging_face", "openai", "open_clip") or self.whole is None
         return Preprocessing(
             frames=c.frames if fused else self.frames,
             size=c.image_size,
             objects=c.objects_per_frame if fused and c.objects else 0,
             exact=fused or bool(c.joint_blocks),
-            resize="clip" if clip else "crop_first",
         )
 
     # Vectors

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stoa_jax.data.resize import center_crop, resize_and_crop
 from stoa_jax.errors import InputError, UserError
 
 
@@ -74,7 +75,6 @@ class Preprocessing:
     size: int  # S
     objects: int  # K; 0: detections are not read
     exact: bool  # repeat the frames of a shorter array up to T
-    resize: str  # "clip": short side to S, then crop; "crop_first": crop a square, then resize
 
     @property
     def decode_side(self) -> int:
@@ -87,33 +87,26 @@ def prepare(video: Video | Clip, how: Preprocessing, *, keep_frames: bool = Fals
     clip = video if isinstance(video, Clip) else Clip(video)
     frames, times, found = _read(clip, how)
     height, width = frames[0].shape[:2]
-    pixels = np.stack([resize_and_crop(f, how.size, how.resize) for f in frames])
+    pixels = np.stack([resize_and_crop(f, how.size) for f in frames])
     t, k = len(frames), how.objects
     boxes = np.zeros((t, k, 4), np.float32)
     classes = np.full((t, k), -1, np.int32)
     scores = np.zeros((t, k), np.float32)
     names: tuple[str, ...] = ()
-    left, top, side = _crop(height, width)
+    left, top, across, down = crop = center_crop(height, width, how.size)
     if k and found is not None:
         from stoa_jax.data import augment
 
         names = tuple(found.names)
-        crop = augment.center_crop(height, width)
         moved = augment.crop_boxes(found.boxes, found.classes, height, width, crop, False)
         best = augment.best_objects(*moved, found.scores, k)
         kept = best[0].shape[1]
         boxes[:, :kept], classes[:, :kept], scores[:, :kept] = best
-    crop = np.array([left, top, left + side, top + side]) / [width, height, width, height]
+    seen = np.array([left, top, left + across, top + down]) / [width, height, width, height]
     kept_frames = frames if keep_frames else ()
     return Prepared(
-        pixels, boxes, classes, scores, times, names, found is not None, kept_frames, crop
+        pixels, boxes, classes, scores, times, names, found is not None, kept_frames, seen
     )
-
-
-def _crop(height: int, width: int) -> tuple[int, int, int]:
-    """Return left, top and side of the square in the middle."""
-    side = min(height, width)
-    return (width - side) // 2, (height - side) // 2, side
 
 
 def _read(
@@ -226,24 +219,3 @@ def _detections(
             found.boxes[indices], found.classes[indices], found.scores[indices], found.names
         )
     return found
-
-
-def resize_and_crop(frame: np.ndarray, size: int, how: str = "clip") -> np.ndarray:
-    """uint8 [H, W, 3] -> [S, S, 3]: the middle of the frame, at the model's size."""
-    height, width = frame.shape[:2]
-    if (height, width) == (size, size):
-        return frame
-    if how == "crop_first":
-        from stoa_jax.data import augment
-
-        out = np.empty((1, size, size, 3), np.uint8)
-        augment.crop_frames(frame[None], augment.center_crop(height, width), size, False, out)
-        return out[0]
-    from PIL import Image
-
-    short, long = sorted((height, width))
-    to = size, int(size * long / short)
-    width, height = to if width <= height else to[::-1]
-    frame = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return frame[top : top + size, left : left + size]
