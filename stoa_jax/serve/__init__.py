@@ -1,0 +1,1 @@
+"""The page: search a library of videos, and see what was found and why."""
