@@ -121,9 +121,10 @@ def _index(model: Any, directory: Path) -> None:
 
 
 def example_queries(directory: Path, count: int = 4) -> list[str]:
-    """Return short captions of some clips, spread over the library."""
+    """Return the shortest captions of clips that look different."""
     try:
         found = json.loads((directory / "examples.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    return found[:: max(1, len(found) // count)][:count]
+    # Neighbours look the same and differ in what happens: one of each pair is enough.
+    return sorted(found[::2], key=len)[:count]

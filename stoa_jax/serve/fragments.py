@@ -19,7 +19,8 @@ STYLE = """
 .page h2 { font-size: 1.2rem; font-weight: 650; margin: .25rem 0; }
 .page h3 { font-size: 1rem; font-weight: 600; margin: .75rem 0 .25rem; }
 .page p { margin: .25rem 0; }
-.soft { color: var(--body-text-color-subdued); }
+.page { --soft: #59636e; } .dark .page { --soft: #a5aeb8; }
+.soft { color: var(--soft); }
 .message { padding: .5rem .75rem; border-left: 4px solid var(--color-accent);
   background: var(--background-fill-secondary); border-radius: .25rem; }
 .message.error { border-left-color: #cf222e; }
@@ -28,7 +29,10 @@ STYLE = """
 #results > * { min-width: 0 !important; }
 video { width: 100%; max-height: 60vh; background: #000; border-radius: .375rem; display: block; }
 #results video { aspect-ratio: 4 / 3; }
-.film { overflow-x: auto; } .film img { max-width: none; display: block; border-radius: .25rem; }
+#results > * { gap: .5rem; }
+#search { align-self: center; min-height: 3rem; }
+#player video { max-height: 24rem; }
+.film { overflow-x: auto; width: 0; min-width: 100%; } .film img { max-width: none; display: block; border-radius: .25rem; }
 ul.matches { list-style: none; padding: 0; margin: .5rem 0; display: grid; gap: .35rem; }
 ul.matches li { border-left: .6rem solid var(--border-color-primary); padding-left: .6rem; }
 .when { display: inline-flex; gap: 2px; vertical-align: middle; margin-left: .5rem; }
@@ -179,11 +183,18 @@ def summary(moments: Sequence[Moment], query: str) -> str:
     return message(said)
 
 
-def closer(moment: Moment) -> str:
-    """The heading and the player of the moment that is looked at."""
-    when = f", {span(moment)}" if span(moment) else ""
-    label = f"{moment.name}{when}"
-    return f'<div class="page"><h2>{text(label)}</h2>{video(moment, label)}</div>'
+def title(moment: Moment) -> str:
+    """The heading over the moment that is looked at."""
+    return f'<div class="page"><h2>{text(_label(moment))}</h2></div>'
+
+
+def player(moment: Moment) -> str:
+    """The player of the moment that is looked at."""
+    return f'<div class="page">{video(moment, _label(moment))}</div>'
+
+
+def _label(moment: Moment) -> str:
+    return f"{moment.name}, {span(moment)}" if span(moment) else moment.name
 
 
 def caption(said: str) -> str:

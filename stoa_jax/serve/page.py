@@ -64,31 +64,37 @@ def blocks(finder: Finder, examples: Sequence[str] = ()) -> gr.Blocks:
         status = gr.HTML("", elem_id="status")
         results = _Results()
         with gr.Column(visible=False, elem_id="closer") as closer:
-            player = gr.HTML("", elem_id="player")
-            caption = gr.HTML("", elem_id="caption")
-            said = gr.Textbox(
-                label="A sentence to match with the clip",
-                elem_id="sentence",
-                max_lines=1,
-                visible=finder.explains,
-            )
-            explain = gr.Button("Show what matches", elem_id="explain", visible=finder.explains)
-            problem = gr.HTML("", elem_id="problem")
-            film = gr.HTML("", elem_id="film")
-            question = gr.Textbox(
-                label="A question about the clip",
-                elem_id="question",
-                max_lines=1,
-                visible="answer" in finder.has,
-            )
-            ask = gr.Button("Ask", elem_id="ask", visible="answer" in finder.has)
-            answer = gr.HTML("", elem_id="answer")
+            title = gr.HTML("", elem_id="title")
+            with gr.Row():
+                with gr.Column(min_width=300, scale=2):
+                    player = gr.HTML("", elem_id="player")
+                    caption = gr.HTML("", elem_id="caption")
+                    question = gr.Textbox(
+                        label="A question about the clip",
+                        elem_id="question",
+                        max_lines=1,
+                        visible="answer" in finder.has,
+                    )
+                    ask = gr.Button("Ask", elem_id="ask", visible="answer" in finder.has)
+                    answer = gr.HTML("", elem_id="answer")
+                with gr.Column(min_width=300, scale=3):
+                    said = gr.Textbox(
+                        label="A sentence to match with the clip",
+                        elem_id="sentence",
+                        max_lines=1,
+                        visible=finder.explains,
+                    )
+                    explain = gr.Button(
+                        "Show what matches", elem_id="explain", visible=finder.explains
+                    )
+                    problem = gr.HTML("", elem_id="problem")
+                    film = gr.HTML("", elem_id="film")
         found = gr.State([])  # the moments of the last search
         chosen = gr.State(None)  # the one that is looked at
         token, upload_error = gr.Textbox(visible=False), gr.Textbox(visible=False)
 
         shown = [status, found, closer, *results.outputs]
-        detail = [closer, player, caption, said, problem, film, answer, chosen]
+        detail = [closer, title, player, caption, said, problem, film, answer, chosen]
 
         by_text = {"inputs": [query], "outputs": shown, **_MODEL}
         text_search = _guarded(functools.partial(_search, finder), shown, status)
@@ -198,7 +204,7 @@ def _look(finder: Finder, i: int, moments: list[Moment], query: str) -> Iterator
     """The player at once, then the caption, then the matches of the query or the caption."""
     moment = moments[i]
     text = (query or "").strip()
-    seen = [gr.Column(visible=True), fragments.closer(moment)]
+    seen = [gr.Column(visible=True), fragments.title(moment), fragments.player(moment)]
     yield [*seen, "", text, "", "", "", moment]
     caption = finder.caption(moment) if "caption" in finder.has else ""
     text = text or caption
