@@ -24,7 +24,9 @@ def register(subparsers: Any) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the page."""
     parser.add_argument("--index", type=Path, help="an index that `stoa index` made")
-    parser.add_argument("--model", help="the model that filled the index (default: synthetic)")
+    parser.add_argument(
+        "--model", help="default: the one that the index was created with, or the one that ships"
+    )
     parser.add_argument(
         "--library",
         type=Path,
@@ -86,7 +88,7 @@ def open_app(arguments: argparse.Namespace, login: tuple[str, str] | None) -> tu
     cache = arguments.cache or example_library.cache_directory()
     if arguments.index is None and arguments.library:
         raise UserError("--library: name the index of these videos too, with --index=DIR")
-    model = stoa_jax.load(arguments.model or "synthetic")
+    model = stoa_jax.load(_model_name(arguments))
     examples: list[str] = []
     detections, place = arguments.detections, arguments.index
     if place is None:
@@ -96,8 +98,6 @@ def open_app(arguments: argparse.Namespace, login: tuple[str, str] | None) -> tu
         library = example_library.open_library(model, cache)
         place, detections = library / "index", library / example_library.DETECTIONS
         examples = example_library.example_queries(library)
-    elif arguments.model is None:
-        raise UserError(f"--model: name the model that filled {place}, for example --model=runs/r")
     index = stoa_jax.Index.open(place, model)
     hosts = ()
     if access.is_loopback(arguments.host):
@@ -118,3 +118,18 @@ def open_app(arguments: argparse.Namespace, login: tuple[str, str] | None) -> tu
         ),
     )
     return made, f"{len(index)} moments of {len(index.ids())} videos"
+
+
+def _model_name(arguments: argparse.Namespace) -> str:
+    """Return the model to load: the one named, else the index's own, else the shipped one."""
+    import stoa_jax
+
+    if arguments.model:
+        return arguments.model
+    if arguments.index is None:
+        return "synthetic"
+    with stoa_jax.Index.open(arguments.index) as index:
+        name = index.settings.model
+    if not name:
+        raise UserError(f"{arguments.index}: it names no model; pass --model=PATH")
+    return name

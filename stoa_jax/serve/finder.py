@@ -61,7 +61,7 @@ class Finder:
         """Return the moments that look most like an uploaded clip, which is then deleted."""
         with self.uploads.taken(token) as path:
             try:
-                hits = self.index.search(str(path), RESULTS)
+                hits = self.index.search(path, RESULTS)  # a Path: a string would be a text
             except UserError as error:
                 raise UserError(str(error).replace(str(path), "the uploaded clip")) from None
         return [self._moment(hit) for hit in hits]

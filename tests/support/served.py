@@ -1,0 +1,83 @@
+"""A served page for tests: a small model of random weights, an index of real files, a real port."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import threading
+
+import numpy as np
+import videos
+from flax import nnx
+
+import stoa_jax
+from stoa_jax import weights
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.parameters import named_parameters
+from stoa_jax.models.stoa import Stoa
+from stoa_jax.serve import app, example_library, server
+from stoa_jax.weights.files import save_safetensors
+
+ANSWERS = ["red", "blue", "two"]
+CLIPS = 6
+
+
+def write_model(folder, answers=ANSWERS, **changes):
+    """Write a model of random weights, small enough to compile in seconds."""
+    config = dataclasses.replace(ModelConfig.tiny(), num_answers=4, **changes)
+    folder.mkdir()
+    params = named_parameters(Stoa(config, rngs=nnx.Rngs(0)))
+    save_safetensors(
+        folder / "model.safetensors",
+        {name: np.asarray(x) for name, x in params.items()},
+        {weights.METADATA: json.dumps(dataclasses.asdict(config))},
+    )
+    if answers:
+        (folder / "answers.json").write_text(json.dumps(answers))
+    return folder
+
+
+def write_library(folder, model):
+    """Write the example library, small, with an .avi in it and a video that vanishes."""
+    library = example_library.open_library(model, folder, CLIPS)
+    first = sorted((library / "videos").iterdir())[0]
+    old = videos.write(library / "videos" / "old.avi", codec="mpeg4", size=(160, 120))
+    gone = library / "videos" / "vanished.mp4"
+    shutil.copy(first, gone)
+    with stoa_jax.Index.open(library / "index", model) as index:
+        assert not index.add([str(old), str(gone)]).failed
+    gone.unlink()
+    return library
+
+
+def open_page(model, library, **options):
+    """The application over a library of `write_library`."""
+    index = stoa_jax.Index.open(library / "index", model)
+    return app.create_app(
+        index,
+        model,
+        **{
+            "cache": library.parent / "transcoded",
+            "roots": [library / "videos"],
+            "detections": library / example_library.DETECTIONS,
+            "examples": ["a red ball grows"],
+            **options,
+        },
+    )
+
+
+@contextlib.contextmanager
+def running(application):
+    """Serve an application on a free port; yields its address."""
+    import uvicorn
+
+    with server.listen("127.0.0.1", 0) as socket:
+        config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
+        instance = uvicorn.Server(config)
+        thread = threading.Thread(target=instance.run, kwargs={"sockets": [socket]}, daemon=True)
+        thread.start()
+        while not instance.started:
+            threading.Event().wait(0.05)
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        instance.should_exit = True
+        thread.join(20)
