@@ -32,7 +32,8 @@ video { width: 100%; max-height: 60vh; background: #000; border-radius: .375rem;
 #results > * { gap: .5rem; }
 #search { align-self: center; min-height: 3rem; }
 #player video { max-height: 24rem; }
-.film { overflow-x: auto; width: 0; min-width: 100%; } .film img { max-width: none; display: block; border-radius: .25rem; }
+.film { overflow-x: auto; width: 0; min-width: 100%; }
+.film img { max-width: none; display: block; border-radius: .25rem; }
 ul.matches { list-style: none; padding: 0; margin: .5rem 0; display: grid; gap: .35rem; }
 ul.matches li { border-left: .6rem solid var(--border-color-primary); padding-left: .6rem; }
 .when { display: inline-flex; gap: 2px; vertical-align: middle; margin-left: .5rem; }
