@@ -140,8 +140,8 @@ def test_an_interrupted_add_goes_on_where_it_ended(model, files, tmp_path):
     stoa_jax.Index.create(tmp_path / "index", model).close()
     code = """
 import sys, stoa_jax
-from stoa_jax.index import adding
-adding.COMMIT_ROWS, adding.ENCODE_WINDOWS = 1, 1
+from stoa_jax.index import adding, session
+session.COMMIT_ROWS, adding.ENCODE_WINDOWS = 1, 1
 index = stoa_jax.Index.open(sys.argv[1], stoa_jax.load(sys.argv[2]))
 print("begin", flush=True)
 index.add(sys.argv[3:])

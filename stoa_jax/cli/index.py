@@ -38,6 +38,9 @@ def register(subparsers: Any) -> None:
     add.add_argument(
         "--shard", type=_shard, default=(0, 1), help="I/N: only every N-th video from the I-th on"
     )
+    add.add_argument(
+        "--ray", type=int, metavar="WORKERS", help="embed with so many workers of Ray Data"
+    )
 
     search = _command(commands, "search", _search, "find segments for a sentence or a video")
     search.add_argument("query", help="a sentence; with --video, a file")
@@ -107,7 +110,17 @@ def _create(arguments: argparse.Namespace) -> int:
 def _add(arguments: argparse.Namespace) -> int:
     videos = find_videos(arguments.videos)
     with _opened(arguments) as index:
-        added = index.add(videos, progress=sys.stderr.isatty(), shard=arguments.shard)
+        progress = sys.stderr.isatty()
+        if arguments.ray:
+            from stoa_jax.index import ray_job
+
+            first, count = arguments.shard
+            source = arguments.model or index.settings.model
+            added = ray_job.add(
+                index, source, videos[first::count], workers=arguments.ray, progress=progress
+            )
+        else:
+            added = index.add(videos, progress=progress, shard=arguments.shard)
         _print(arguments, dataclasses.asdict(added))
     if added.failed:
         record = os.path.join(arguments.index, "failures.jsonl")

@@ -1,8 +1,4 @@
-"""Embed videos into a store: resumable, in parallel, committed as it goes.
-
-Decoders read windows ahead while the model encodes. A video's rows are committed together, so a
-video that is in the index is there whole, and adding the same list again goes on where it ended.
-"""
+"""Embed videos on this machine: decoders read windows ahead while the model encodes."""
 
 import collections
 import concurrent.futures
@@ -10,52 +6,23 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
 
 from stoa_jax.errors import UserError
 from stoa_jax.index.decoding import Decoders, Processes, Threads
 from stoa_jax.index.encoder import Encoder
-from stoa_jax.index.failures import Failures
 from stoa_jax.index.reading import Source, plan, read
-from stoa_jax.index.rows import Rows
-from stoa_jax.index.segments import checked
+from stoa_jax.index.session import Added, Job, session
 from stoa_jax.index.store import Store
-from stoa_jax.index.windows import Window
 
 if TYPE_CHECKING:
     from stoa_jax.index.fusion import Fusion
 
-COMMIT_SECONDS = 30.0
-COMMIT_ROWS = 8192
 ENCODE_WINDOWS = 32  # decoded windows that wait for the model
 _FEW = 4  # videos that are not worth starting processes for
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Added:
-    """What became of the videos of one `add`."""
-
-    added: int
-    skipped: int  # in the index already
-    failed: int  # named, with the reason, in failures.jsonl
-
-
-@dataclasses.dataclass
-class _Job:
-    """A video on its way: its windows arrive one by one."""
-
-    source: Source
-    expected: int = -1  # windows; -1 before they are known
-    windows: list[Window | None] = dataclasses.field(default_factory=list)
-    vectors: list[np.ndarray] = dataclasses.field(default_factory=list)
-    features: list[np.ndarray] = dataclasses.field(default_factory=list)
-    error: str = ""
 
 
 def add(
@@ -68,32 +35,11 @@ def add(
     shard: tuple[int, int] = (0, 1),
 ) -> Added:
     """Add the videos of one shard, those that are in the store already left out."""
-    sources = sources[slice(*checked_shard(shard))]
-    with store.writing("add"):
-        known = store.videos_of([source.id for source in sources])
-        for source in sources:
-            held = known.get(source.id)
-            if held is not None and source.path is not None and held != source.path:
-                raise UserError(
-                    f"{source.id!r}: the index holds this id for {held}, not for {source.path}; "
-                    "give ids= of your own"
-                )
-        new = [source for source in sources if source.id not in known]
-        failures = Failures(store.failures)
-        failed = 0
-        writer = _Writer(store, encoder.fingerprint, fusion is not None)
-        with _decoders(new) as decoders, _bar(len(new), progress) as bar:
-            for job in _encoded(_read(store, encoder, fusion, new, decoders), encoder, fusion):
-                if job.error:
-                    failed += 1
-                    failures.record(job.source.id, job.source.path, job.error)
-                    bar.set_postfix(failed=failed)
-                else:
-                    writer.take(job)
-                bar.update()
-            writer.flush()
-        failures.finish({source.id for source in new})
-        return Added(len(new) - failed, len(sources) - len(new), failed)
+    with session(store, encoder, sources[slice(*checked_shard(shard))], progress) as one:
+        with _decoders(one.new) as decoders:
+            for job in _encoded(_read(store, encoder, fusion, one.new, decoders), encoder, fusion):
+                one.take(job)
+        return one.finish()
 
 
 def checked_shard(shard: tuple[int, int]) -> tuple[int, None, int]:
@@ -107,61 +53,21 @@ def checked_shard(shard: tuple[int, int]) -> tuple[int, None, int]:
     raise UserError(f"shard: {shard!r}; give (I, N) with I from 0 to N - 1")
 
 
-class _Writer:
-    """Collects finished videos and commits them now and then."""
-
-    def __init__(self, store: Store, fingerprint: str, with_features: bool):
-        self._store, self._fingerprint = store, fingerprint
-        self._with_features = with_features
-        self._jobs: list[_Job] = []
-        self._rows = 0
-        self._since = time.monotonic()
-
-    def take(self, job: _Job) -> None:
-        self._jobs.append(job)
-        self._rows += len(job.windows)
-        if self._rows >= COMMIT_ROWS or time.monotonic() - self._since >= COMMIT_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit all that was taken."""
-        self._since = time.monotonic()
-        if not self._jobs:
-            return
-        ids, videos, starts, ends = [], [], [], []
-        for job in self._jobs:
-            for window in job.windows:
-                ids.append(job.source.id)
-                videos.append(job.source.path)
-                start, end = window or (None, None)
-                starts.append(start)
-                ends.append(end)
-        vectors = np.stack([v for job in self._jobs for v in job.vectors])
-        features = [f for job in self._jobs for f in job.features]
-        self._store.append(
-            Rows.of(ids, videos, starts, ends),
-            checked(vectors, self._store.settings.dim, ids),
-            np.stack(features) if self._with_features else None,
-            fingerprint=self._fingerprint,
-        )
-        self._jobs, self._rows = [], 0
-
-
 def _read(
     store: Store,
     encoder: Encoder,
     fusion: "Fusion | None",
     sources: Sequence[Source],
     decoders: Decoders,
-) -> Iterator[tuple[_Job, Any]]:
+) -> Iterator[tuple[Job, Any]]:
     """Yield (job, prepared window) in order; None once for a job that failed before a window."""
     how = (encoder.preprocessing(),) + ((fusion.preprocessing,) if fusion else ())
     settings = store.settings
     depth = 2 * _cores()
     with contextlib.ExitStack() as files:
 
-        def planned(source: Source) -> tuple[_Job, str, concurrent.futures.Future]:
-            job = _Job(source)
+        def planned(source: Source) -> tuple[Job, str, concurrent.futures.Future]:
+            job = Job(source)
             if not source.has_clock:
                 return job, "", _done([None])
             path = source.video
@@ -173,7 +79,7 @@ def _read(
             task = plan, path, dataclasses.replace(source, video="", detections=None)
             return job, path, decoders.submit(*task, settings.segment, settings.stride)
 
-        def reading() -> Iterator[tuple[_Job, concurrent.futures.Future | None]]:
+        def reading() -> Iterator[tuple[Job, concurrent.futures.Future | None]]:
             for job, path, future in _ahead(map(planned, sources), depth):
                 try:
                     windows = future.result()
@@ -215,12 +121,12 @@ def _read(
 
 
 def _encoded(
-    windows: Iterable[tuple[_Job, Any]], encoder: Encoder, fusion: "Fusion | None"
-) -> Iterator[_Job]:
+    windows: Iterable[tuple[Job, Any]], encoder: Encoder, fusion: "Fusion | None"
+) -> Iterator[Job]:
     """Yield jobs that are encoded to the end, and those that failed."""
-    waiting: list[tuple[_Job, Any]] = []
+    waiting: list[tuple[Job, Any]] = []
 
-    def encode() -> Iterator[_Job]:
+    def encode() -> Iterator[Job]:
         ready = [(job, prepared) for job, prepared in waiting if not job.error]
         waiting.clear()
         if not ready:
@@ -274,9 +180,3 @@ def _decoders(sources: Sequence[Source]) -> Iterator[Decoders]:
         yield decoders
     finally:
         decoders.close()
-
-
-def _bar(total: int, show: bool):
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="add", unit="video", disable=not show, dynamic_ncols=True)

@@ -1,28 +1,26 @@
 """The search index over segments of videos: what `stoa_jax.Index` is."""
 
+import contextlib
 import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from stoa_jax.errors import UserError
-from stoa_jax.index import adding, encoder, reading, segments, windows
-from stoa_jax.index.adding import Added
+from stoa_jax.index import adding, backends, encoder, reading, segments, windows
 from stoa_jax.index.encoder import Encoder
-from stoa_jax.index.exact import Found
 from stoa_jax.index.manifest import Settings
 from stoa_jax.index.rows import Row, Rows
+from stoa_jax.index.session import Added, Session, session
 from stoa_jax.index.store import Store
 
 if TYPE_CHECKING:
     from stoa_jax.index.fusion import Fusion
 
 RERANKED = 50  # candidates of a text that the fusion encoder reads, unless told otherwise
-BACKENDS = ("flat", "lance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +92,12 @@ class Index:
             None if model is None else model.fingerprint,
             getattr(model, "source", None) or None,
         )
-        return cls(_backend(backend).create(_place(directory), settings), model)
+        return cls(backends.backend(backend).create(backends.place(directory), settings), model)
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], model: Encoder | None = None) -> Self:
         """Open an index as its last commit left it; without a model, for vectors only."""
-        return cls(_open(directory), model)
+        return cls(backends.open_store(directory), model)
 
     @staticmethod
     def merge(
@@ -119,20 +117,20 @@ class Index:
             raise UserError("Index.merge: the list of indexes is empty")
         target, *real = (
             place if isinstance(place, str) else os.path.realpath(place)
-            for place in map(_place, (directory, *parts))
+            for place in map(backends.place, (directory, *parts))
         )
         for position, part in enumerate(real):
             if part == target:
                 raise UserError(f"Index.merge: {parts[position]} is the index to merge into")
             if part in real[:position]:
                 raise UserError(f"Index.merge: {parts[position]} is listed twice")
-        stores = [_open(part) for part in parts]
-        place = _place(directory)
-        kind = _kind(place)
+        stores = [backends.open_store(part) for part in parts]
+        place = backends.place(directory)
+        kind = backends.kind(place)
         if kind.exists(place):
             store = kind(place)
         else:
-            kind = _backend(backend) if backend else type(stores[0])
+            kind = backends.backend(backend) if backend else type(stores[0])
             settings = dataclasses.replace(stores[0].settings, threshold=None, threshold_note="")
             store = kind.create(place, settings)
         store.merge(stores)
@@ -192,6 +190,12 @@ class Index:
         model = self._needs_model("add")
         found = reading.sources(videos, ids)
         return adding.add(self._opened, model, self._fusion, found, progress=progress, shard=shard)
+
+    def session(
+        self, sources: Sequence[reading.Source], progress: bool = False
+    ) -> contextlib.AbstractContextManager[Session]:
+        """Hold the writer's lock and take videos that were encoded elsewhere."""
+        return session(self._opened, self._needs_model("add"), sources, progress)
 
     def add_vectors(
         self,
@@ -375,34 +379,3 @@ def _fusion(model: Any) -> "Fusion":
 def _check_k(k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise UserError(f"k: {k!r}; give a number of results of 1 or more")
-
-
-def _place(directory: str | os.PathLike[str]) -> Any:
-    text = os.fspath(directory)
-    return text if isinstance(text, str) and "://" in text else Path(text)
-
-
-def _backend(name: str) -> Any:
-    if name == "flat":
-        from stoa_jax.index.flat import FlatStore
-
-        return FlatStore
-    if name == "lance":
-        from stoa_jax.index.lance import LanceStore
-
-        return LanceStore
-    raise UserError(f"backend: {name!r}; there is {' and '.join(map(repr, BACKENDS))}")
-
-
-def _kind(place: Any) -> Any:
-    """Return the kind of store that is at a place; flat where there is none."""
-    lance = isinstance(place, str) or (place / "settings.lance").exists()
-    return _backend("lance" if lance else "flat")
-
-
-def _open(directory: str | os.PathLike[str]) -> Any:
-    place = _place(directory)
-    return _kind(place)(place)
-
-
-__all__ = ["Added", "Found", "Hit", "Index"]

@@ -50,7 +50,7 @@ class LanceStore:
         if cls.exists(place):
             raise UserError(f"{place}: there is an index already; open it, or remove it first")
         database = _connect(place)
-        database.create_table(TABLE, schema=_schema(settings.dim, None), mode="overwrite")
+        _replace_table(database, TABLE, schema=_schema(settings.dim, None))
         _write_settings(database, settings)
         return cls(place)
 
@@ -236,7 +236,7 @@ class LanceStore:
         schema = _schema(self._settings.dim, width)
         if width is not None and "features" not in self._table.schema.names:
             # Known only now; the table is still empty.
-            self._table = self._database.create_table(TABLE, schema=schema, mode="overwrite")
+            self._table = _replace_table(self._database, TABLE, schema=schema)
 
         def batches() -> Iterator[pa.RecordBatch]:
             for block in _chain(first, blocks):
@@ -267,7 +267,12 @@ def _connect(place: Path | str) -> Any:
 
 def _write_settings(database: Any, settings: Settings) -> None:
     row = pa.table({"json": [json.dumps(dataclasses.asdict(settings))]})
-    database.create_table(SETTINGS, data=row, mode="overwrite")
+    _replace_table(database, SETTINGS, data=row)
+
+
+def _replace_table(database: Any, name: str, **content: Any) -> Any:
+    mode = "overwrite" if name in database.list_tables().tables else "create"
+    return database.create_table(name, mode=mode, **content)
 
 
 def _schema(dim: int, features: int | None) -> pa.Schema:
