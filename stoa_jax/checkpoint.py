@@ -1,14 +1,14 @@
-"""Checkpoints of a run: Orbax, asynchronous, atomic, restored on any number of devices.
+"""Checkpoints of a run: written by Orbax in the background, atomic, restored on any device count.
 
-`WORKDIR/checkpoints/STEP/` holds three items: `params` and `optimizer`, nested as the parameters'
-names are, and `meta`, JSON: the place in the data, counters, checksums of every array, and the
-configuration of the model.
+`WORKDIR/checkpoints/STEP/` holds three items. `params` and `optimizer` are trees nested by the
+parts of the parameters' names. `meta` is JSON: the position in the data, counters, a checksum of
+every array, and the model's configuration.
 """
 
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,23 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from stoa_jax import migrations
 from stoa_jax.errors import UserError
 
 FOLDER = "checkpoints"
-_FULL = ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "Disk quota", "EDQUOT", "File too large")
+_OPTIMIZER = "optimizer:"  # precedes the optimizer's names among the checksums
+_DISK_FULL = (
+    "No space left",
+    "ENOSPC",
+    "RESOURCE_EXHAUSTED",
+    "Disk quota",
+    "EDQUOT",
+    "File too large",
+)
 
 
 class Checkpoints:
-    """The checkpoints of one work directory. Every process calls every method."""
+    """The checkpoints of one work directory. Every process must call every method."""
 
     def __init__(self, workdir: str | Path, c: ConfigDict):
         self.folder = Path(workdir).absolute() / FOLDER
@@ -58,11 +67,11 @@ class Checkpoints:
 
     @property
     def saving(self) -> bool:
-        """Is one being written?"""
+        """Whether a checkpoint is being written."""
         return self._manager.is_saving_in_progress()
 
     def steps(self) -> list[int]:
-        """The steps there are complete checkpoints of."""
+        """Return the steps that have a complete checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
     def save(
@@ -73,87 +82,100 @@ class Checkpoints:
         meta: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Copy the arrays off the devices and write them behind the run's back."""
+        """Copy the arrays to the host, and write them to disk in the background."""
         if step in self._manager.all_steps():
             return
-        sums = {**checksums(params), **checksums(optimizer, "optimizer:")}
+        sums = {**checksums(params), **checksums(optimizer, _OPTIMIZER)}
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(_nest(params)),
             optimizer=ocp.args.StandardSave(_nest(optimizer)),
             meta=ocp.args.JsonSave({**meta, "step": step, "checksums": sums}),
         )
-        self.wait()  # for the one before, so that an error is put down to the right step
+        self.wait()  # for the previous save, so that its error is not blamed on this step
         self._writing = step
         self._guard(
             lambda: self._manager.save(step, args=args, metrics=dict(metrics or {}) or None)
         )
 
     def wait(self) -> None:
-        """Until what was begun is on the disk."""
+        """Wait until the save in progress is on disk."""
         self._guard(self._manager.wait_until_finished)
 
     def check(self) -> None:
-        """Raise what went wrong in the background, if anything did."""
+        """Raise the error of a failed background save, if there was one."""
         self._guard(self._manager.check_for_errors)
 
     def close(self) -> None:
-        """Wait, and let go."""
+        """Wait for the save in progress, and release the directory."""
         self.wait()
         self._manager.close()
 
     def restore(
         self, params: Mapping[str, Any], optimizer: Mapping[str, Any]
     ) -> tuple[int, dict[str, jax.Array], dict[str, jax.Array], dict[str, Any]] | None:
-        """The newest good checkpoint, laid out as the abstract arrays say; None: there is none.
+        """Restore the newest intact checkpoint as (step, params, optimizer, meta), or return None.
 
-        One that cannot be read or whose checksums differ is named, set aside, and the one before
-        it is used.
+        The abstract arrays say which names to expect, and how to shard them. A checkpoint that
+        cannot be read, or whose checksums differ, is logged and renamed, and the one before it is
+        tried.
         """
         while steps := self.steps():
             step = steps[-1]
             try:
-                found = self._restore(step, params, optimizer)
+                restored = self._restore(step, params, optimizer)
                 problem = ""
             except UserError:
                 raise
             except Exception as error:
-                # Orbax, TensorStore and zstd have a zoo of errors for damaged files.
+                # Orbax, TensorStore and zstd raise many types of error for damaged files.
+                restored = None
                 problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            problem = _any_process(problem)
+            problem = _first_problem(problem)
             if not problem:
-                return found
-            aside = self._set_aside(step)
+                return restored
+            moved = self._set_aside(step)
             logging.error(
-                "checkpoint %d is damaged (%s); set aside as %s, using the one before it",
+                "checkpoint %d is damaged (%s); moved to %s, using the one before it",
                 step,
                 problem,
-                aside,
+                moved,
             )
         return None
 
-    def _restore(self, step: int, params: Mapping[str, Any], optimizer: Mapping[str, Any]):
+    def _restore(
+        self, step: int, params: Mapping[str, Any], optimizer: Mapping[str, Any]
+    ) -> tuple[int, dict[str, jax.Array], dict[str, jax.Array], dict[str, Any]]:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         sums = meta["meta"].pop("checksums")
-        wanted = {*params, *(f"optimizer:{name}" for name in optimizer)}
-        if set(sums) != wanted:
-            odd = sorted(set(sums) ^ wanted)
+        saved = _saved_names([*params, *(_OPTIMIZER + name for name in optimizer)], sums)
+        differing = sorted(set(sums) ^ set(saved.values()))
+        if differing:
             raise UserError(
                 f"checkpoint {self.folder / str(step)} holds another model or optimizer: "
-                f"{len(odd)} name(s) differ, the first {odd[0]!r}; use another --workdir"
+                f"{len(differing)} name(s) differ, the first {differing[0]!r}; use another "
+                "--workdir"
             )
+        saved_optimizer = {n: saved[_OPTIMIZER + n].removeprefix(_OPTIMIZER) for n in optimizer}
         args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(_nest(params)),
-            optimizer=ocp.args.StandardRestore(_nest(optimizer)),
+            params=ocp.args.StandardRestore(_nest({saved[n]: x for n, x in params.items()})),
+            optimizer=ocp.args.StandardRestore(
+                _nest({saved_optimizer[n]: x for n, x in optimizer.items()})
+            ),
         )
-        found = self._manager.restore(step, args=args)
-        arrays = _flat(found["params"]), _flat(found["optimizer"])
-        now = {**checksums(arrays[0]), **checksums(arrays[1], "optimizer:")}
-        for name, value in now.items():
+        trees = self._manager.restore(step, args=args)
+        arrays, moments = _flat(trees["params"]), _flat(trees["optimizer"])
+        for name, value in {**checksums(arrays), **checksums(moments, _OPTIMIZER)}.items():
             if value != sums[name]:
                 raise ValueError(f"the checksum of {name} differs")
-        return step, *arrays, meta["meta"]
+        return (
+            step,
+            {name: arrays[saved[name]] for name in params},
+            {name: moments[saved_optimizer[name]] for name in optimizer},
+            meta["meta"],
+        )
 
     def _set_aside(self, step: int) -> Path:
+        """Rename a damaged checkpoint, so that it is kept but never restored."""
         aside = self.folder.parent / f"damaged-checkpoint-{step}"
         self._manager.close()
         if jax.process_index() == 0:
@@ -173,27 +195,28 @@ class Checkpoints:
         except Exception as error:
             if not _disk_full(error):
                 raise
-            good = [step for step in self.steps() if step != self._writing]
+            intact = [step for step in self.steps() if step != self._writing]
+            last = f"the last complete one is step {intact[-1]}" if intact else "there is none yet"
             raise UserError(
-                f"checkpoint {self._writing} could not be written, no space left for "
-                f"{self.folder}; the last good one is {f'of step {good[-1]}' if good else 'none'}; "
-                "free some space and run the same command again"
+                f"checkpoint {self._writing} could not be written: no space left for "
+                f"{self.folder}; {last}; free some space and run the same command again"
             ) from error
 
 
 def load_params(
     workdir: str | Path, step: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
-    """Parameters by name on the host, the model's configuration and the rest of the metadata.
+    """Load a checkpoint to the host as (parameters by name, the model's fields, other metadata).
 
-    Of the work directory's newest checkpoint, or of `step`.
+    Reads the newest checkpoint of the work directory, or that of `step`. Names and fields are
+    today's, also where an older version wrote the checkpoint.
     """
     folder = Path(workdir).absolute() / FOLDER
     steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
     if not steps:
         raise UserError(f"{workdir}: no checkpoint in {folder}; is this a run's --workdir?")
     if step is not None and step not in steps:
-        raise UserError(f"{workdir}: no checkpoint of step {step}; there are {steps}")
+        raise UserError(f"{workdir}: no checkpoint of step {step}; available steps: {steps}")
     folder = folder / str(steps[-1] if step is None else step)
     try:
         meta = json.loads((folder / "meta" / "metadata").read_text())
@@ -213,23 +236,24 @@ def load_params(
     except Exception as error:
         line = str(error).strip().splitlines()[:1]
         raise UserError(f"checkpoint {folder} is damaged: {line}; name an older step") from error
-    return params, meta.pop("model"), meta
+    params = {migrations.migrate_parameter_name(name): x for name, x in params.items()}
+    return params, migrations.migrate_model_fields(meta.pop("model")), meta
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Any state as {path: leaf}, the path's parts joined by "/"."""
+    """Flatten any pytree to {path: leaf}, with the parts of a path joined by "/"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(_part(key) for key in path): leaf for path, leaf in leaves}
 
 
 def unflatten(like: Any, flat: Mapping[str, Any]) -> Any:
-    """The state that `flatten` took apart."""
+    """Rebuild a pytree of the structure of `like` from what `flatten` returned."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(like)
     return tree.unflatten([flat["/".join(_part(key) for key in path)] for path, _ in leaves])
 
 
-def checksums(arrays: Mapping[str, jax.Array], prefix: str = "") -> dict[str, int]:
-    """A number for each array that depends on every bit and its place, not on the sharding."""
+def checksums(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
+    """Return a checksum of each array that depends on every bit but not on the sharding."""
     return {prefix + name: int(value) for name, value in jax.device_get(_sums(arrays)).items()}
 
 
@@ -239,17 +263,38 @@ def _sums(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _sum(x, xp):
-    # Integers modulo 2^32 add up to the same in any order, so on any number of devices.
+    # A sum modulo 2^32 does not depend on the order of its terms, so not on the device count.
     if x.dtype.itemsize == 4:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32) if xp is jnp else x.view(np.uint32)
     else:
         bits = x.astype(xp.uint32)
-    place = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
-    return xp.sum(bits * (2 * place + 1), dtype=xp.uint32)
+    position = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
+    return xp.sum(bits * (2 * position + 1), dtype=xp.uint32)
 
 
 def _checksum_numpy(x: np.ndarray) -> int:
     return int(_sum(np.ascontiguousarray(x).reshape(x.shape), np))
+
+
+def _saved_names(names: Sequence[str], saved: Iterable[str]) -> dict[str, str]:
+    """Return the name under which each of today's `names` is saved; the same where not renamed.
+
+    The optimizer's names end in a parameter's name.
+    """
+    params = [name for name in saved if not name.startswith(_OPTIMIZER)]
+    old = {new: name for name, new in migrations.parameter_renames(params).items()}
+    if not old:
+        return {name: name for name in names}
+    # The longest parameter name first, so that the end of a longer one is not taken for a shorter.
+    todays = sorted((n for n in names if not n.startswith(_OPTIMIZER)), key=len, reverse=True)
+
+    def saved_name(name: str) -> str:
+        if not name.startswith(_OPTIMIZER):
+            return old.get(name, name)
+        end = next((p for p in todays if name.endswith("/" + p)), None)
+        return name if end is None else name.removesuffix(end) + old.get(end, end)
+
+    return {name: saved_name(name) for name in names}
 
 
 def _part(key: Any) -> str:
@@ -280,8 +325,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return dict(sorted(flat.items()))
 
 
-def _any_process(problem: str) -> str:
-    """The first problem that any process has."""
+def _first_problem(problem: str) -> str:
+    """Return the first non-empty problem over all processes, the same on each."""
     if jax.process_count() == 1:
         return problem
     mine = np.frombuffer(problem.encode()[:256].ljust(256), np.uint8)
@@ -299,7 +344,7 @@ def _disk_full(error: BaseException | None) -> bool:
             errno.EFBIG,
         ):
             return True
-        if any(sign in str(error) for sign in _FULL):
+        if any(sign in str(error) for sign in _DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

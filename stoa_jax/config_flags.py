@@ -13,7 +13,7 @@ from typing import TypeVar
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from stoa_jax import config
+from stoa_jax import config, migrations
 from stoa_jax.errors import UserError
 
 E = TypeVar("E", bound=BaseException)
@@ -85,6 +85,8 @@ def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
         if not arg.startswith("--config."):
             continue
         key = arg.removeprefix("--config.").split("=")[0]
+        if key in migrations.CONFIG_KEYS:
+            return _renamed(f"--config.{key}", key)
         known = known_keys()
         if key not in known:
             return f"--config.{key}: no such key{nearest(key, known)}"
@@ -92,6 +94,14 @@ def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
         r"'(\w+)'", text
     )
     if isinstance(error, AttributeError | KeyError) and found:
+        old = next((key for key in migrations.CONFIG_KEYS if key.endswith("." + found[1])), None)
+        if old is not None:
+            return _renamed(f"{path}: the configuration key {old}", old)
         names = {name for full in known_keys() for name in full.split(".")}
         return f"{path}: no configuration key {found[1]!r}{nearest(found[1], names)}"
     return f"{path + ': ' if path else ''}{text[:300]}"
+
+
+def _renamed(what: str, key: str) -> str:
+    new = migrations.CONFIG_KEYS[key]
+    return f"{what} was renamed; write {new}" if new else f"{what} was removed; leave it out"

@@ -1,34 +1,37 @@
-"""Weights of any kind into another: `python -m stoa_jax.convert SOURCE OUT --to=FORMAT`.
+"""Convert weights between formats: `python -m stoa_jax.convert SOURCE OUT --to=FORMAT`.
 
 SOURCE is a Hugging Face CLIP directory, an OpenAI or open_clip file, the authors' STOA-VLP
-checkpoint, a work directory of a run, or safetensors of ours. OUT is written whole or not at all.
+checkpoint, a run's work directory, or our safetensors. If the conversion fails, OUT is not created.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from stoa_jax import command_line, weights
 from stoa_jax.errors import UserError
+from stoa_jax.files import PARTIAL, atomic
 from stoa_jax.models.config import VARIANTS, ModelConfig
 from stoa_jax.weights import clip, files, released
 from stoa_jax.weights.tables import Report, write_table
 from stoa_jax.weights.torch_files import INSTALL_TORCH
 
 FORMATS = {
-    "safetensors": "our names; from a CLIP, a whole STOA-VLP that starts from it",
-    "orbax": "a work directory, to start from with --config.init.path or to evaluate",
-    "hugging_face": "a CLIPModel directory, of the two towers; bit-identical both ways",
-    "released": "the authors' names; .pt or .bin (needs torch), or .safetensors",
+    "safetensors": "one file in our names; from a CLIP, a STOA-VLP initialised from it",
+    "orbax": "a work directory, for --config.init.path or for evaluation",
+    "hugging_face": "a CLIPModel directory with the two towers; bit-identical both ways",
+    "released": "the authors' names, as .pt or .bin (needs torch), or as .safetensors",
     "export": "jax.export programs for cpu, cuda and tpu, loadable without stoa_jax",
 }
-_BESIDE = (
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -39,42 +42,43 @@ _BESIDE = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the command line's parser."""
     lines = "\n".join(f"  {name:13} {what}" for name, what in FORMATS.items())
     p = argparse.ArgumentParser(
         prog="python -m stoa_jax.convert",
-        description=__doc__.split("\n\n")[0] + "\n\n" + __doc__.split("\n\n")[1],
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"formats:\n{lines}\n\n"
         "examples:\n"
         "  python -m stoa_jax.convert ViT-B-16.pt clip-hf --to=hugging_face\n"
         "  python -m stoa_jax.convert stoa_vlp.bin stoa.safetensors --to=safetensors\n"
         "  python -m stoa_jax.convert runs/retrieval served --to=export\n\n"
-        "Every tensor of SOURCE is used, or named as unused with the reason; every parameter of\n"
-        "the result is filled, or named as new. The account is printed; a file that does not fit\n"
-        "is an error that names the file and the tensor, and nothing is written.",
+        "A report lists what every tensor of SOURCE was used for, or why it is unused, and which\n"
+        "parameters of the result are new. A file that does not fit is an error that names the\n"
+        "file and the tensor, and nothing is written.",
     )
     p.add_argument("source", help="weights to read")
-    p.add_argument("out", help="file or directory to write; must not exist")
-    p.add_argument("--to", required=True, choices=FORMATS, help="format of OUT, see below")
+    p.add_argument("out", help="file or directory to create; must not exist")
+    p.add_argument("--to", required=True, choices=FORMATS, help="format of OUT; see below")
     p.add_argument(
         "--variant",
         choices=VARIANTS,
-        help="from a CLIP: sizes of the STOA-VLP to make (default: those of the CLIP)",
+        help="from a CLIP: size of the STOA-VLP to build (default: that of the CLIP)",
     )
     p.add_argument(
         "--preset",
         choices=("paper", "released"),
         default="paper",
-        help="from a CLIP: which STOA-VLP to make (default: paper)",
+        help="from a CLIP: which STOA-VLP to build (default: paper)",
     )
     p.add_argument(
         "--activation",
         choices=("quick_gelu", "gelu"),
-        help="of a CLIP whose file does not say; open_clip's models not named quickgelu have gelu",
+        help="for a CLIP file that does not state it; open_clip models without quickgelu in their "
+        "name use gelu",
     )
-    p.add_argument("--seed", type=int, default=0, help="draws the parameters that are new")
-    p.add_argument("--quiet", action="store_true", help="do not print the account")
+    p.add_argument("--seed", type=int, default=0, help="random seed for new parameters")
+    p.add_argument("--quiet", action="store_true", help="do not print the report")
     return p
 
 
@@ -88,10 +92,10 @@ def convert(
     activation: str | None = None,
     seed: int = 0,
 ) -> Report:
-    """Reads SOURCE, writes OUT, and returns the account of every tensor."""
+    """Read `source`, write `out` in the format `to`, and return the report on every tensor."""
     source, out = Path(source), Path(out)
     if out.exists():
-        raise UserError(f"{out}: exists already; name a new file or directory")
+        raise UserError(f"{out}: already exists; name a new file or directory")
     c, kind = weights.config_of(source, activation=activation)
     is_clip = kind in ("hugging_face", "openai", "open_clip")
     if is_clip and to in ("hugging_face", "export"):
@@ -128,14 +132,16 @@ def convert(
         from stoa_jax.inference.export import save_export
         from stoa_jax.inference.loading import load
 
-        save_export(load(source).network, out)
+        network = load(source).network
+        assert network is not None  # a CLIP returned above, and exports are not a source
+        save_export(network, out)
     return report
 
 
 def save_hugging_face(
     out: Path, params: dict[str, np.ndarray], c: ModelConfig, *, beside: Path | None = None
 ) -> None:
-    """The towers as a `CLIPModel` directory, with the tokenizer files of the directory `beside`."""
+    """Write the towers as a `CLIPModel` directory, with the tokenizer files found in `beside`."""
     towers = {n: x for n, x in params.items() if n.startswith(("visual/", "text/", "logit_scale"))}
     towers.pop("text/mask_embedding", None)
     common = dict(hidden_act=c.activation, projection_dim=c.text_width)
@@ -168,23 +174,23 @@ def save_hugging_face(
             **common,
         },
     }
-    with _directory(out) as folder:
+    with _atomic_directory(out) as folder:
         tensors = write_table(clip.HUGGING_FACE, towers)
         files.save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(note, indent=1))
-        for name in _BESIDE if beside is not None and beside.is_dir() else ():
-            if (beside / name).is_file():
+        for name in _TOKENIZER_FILES:
+            if beside is not None and (beside / name).is_file():
                 shutil.copy(beside / name, folder / name)
 
 
 def save_released(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None:
-    """A `released` model as the authors' code loads it."""
+    """Write a `released` model in the form that the authors' code loads."""
     known = {e.ours for e in released.TABLE}
     other = sorted(set(params) - known)
     if other or known - set(params):
         raise UserError(
-            f"{out}: only a model of the preset `released` has a place in the authors' names; "
-            f"this one has {', '.join(other[:4]) or 'nothing more'} and lacks "
+            f"{out}: --to=released needs a model of the preset `released`; this one also has "
+            f"{', '.join(other[:4]) or 'nothing'} and lacks "
             f"{', '.join(sorted(known - set(params))[:4]) or 'nothing'}"
         )
     tensors = write_table(released.TABLE, params)
@@ -195,16 +201,16 @@ def save_released(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> N
         import torch
     except ImportError as error:
         raise UserError(
-            f"{out}: torch writes this format and is not installed; {INSTALL_TORCH}, or "
+            f"{out}: writing this format needs torch, which is not installed; {INSTALL_TORCH}, or "
             "name a file that ends in .safetensors"
         ) from error
     state = {name: torch.from_numpy(np.array(x)) for name, x in sorted(tensors.items())}
-    with files.written_whole(out) as temporary:
+    with atomic(out) as temporary:
         torch.save({"model_state_dict": state}, temporary)
 
 
 def save_orbax(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None:
-    """A work directory with one checkpoint, of step 0 and without an optimizer's state."""
+    """Write a work directory with one checkpoint, at step 0 and without optimizer state."""
     import orbax.checkpoint as ocp
     from flax.traverse_util import unflatten_dict
 
@@ -212,7 +218,7 @@ def save_orbax(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None
 
     meta = {"step": 0, "model": dataclasses.asdict(c), "checksums": checkpoint.checksums(params)}
     with (
-        _directory(out) as folder,
+        _atomic_directory(out) as folder,
         ocp.CheckpointManager((folder / checkpoint.FOLDER).absolute()) as manager,
     ):
         manager.save(
@@ -225,24 +231,17 @@ def save_orbax(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None
         manager.wait_until_finished()
 
 
-class _directory:
-    """A new directory that appears under its name only when it is whole."""
-
-    def __init__(self, out: Path):
-        self.out = out
-
-    def __enter__(self) -> Path:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        name = tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.", suffix=".partial")
-        self.folder = Path(name)
-        return self.folder
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is None:
-            self.folder.chmod(0o755)
-            self.folder.replace(self.out)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+@contextlib.contextmanager
+def _atomic_directory(out: Path) -> Iterator[Path]:
+    """Yield a temporary directory; rename it to `out` if the block succeeds, else delete it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=PARTIAL))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What a program costs, counted: work in the traced program, collectives in the compiled text."""
+"""Cost of a program: FLOPs and bytes from its trace, collectives from its compiled text."""
 
 import collections
 import dataclasses
@@ -19,12 +19,12 @@ _DTYPE_BYTES = {"pred": 1, "s4": 1, "u4": 1, "bf16": 2, "f16": 2, "c64": 8}
 _SHAPE = re.compile(r"\b(pred|bf16|c64|c128|f8\w*|[sfu]\d+)\[([\d,]*)\]")
 
 
-# Work, from the traced program: the compiler's own count ignores how often a loop runs.
+# Work is counted in the traced program, because the compiler counts a loop body only once.
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Of the matrix products and convolutions, over all devices."""
+    """FLOPs and bytes of the matrix products and convolutions, summed over all devices."""
 
     flops: float = 0.0
     bytes: float = 0.0
@@ -37,7 +37,7 @@ class Work:
 
 
 def jaxpr_work(jaxpr: Any) -> Work:
-    """Of a jaxpr, with every loop body as often as it runs."""
+    """Count a jaxpr's FLOPs and bytes, multiplying loop bodies by their trip counts."""
     total = Work()
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
@@ -47,11 +47,11 @@ def jaxpr_work(jaxpr: Any) -> Work:
         inner = [jaxpr_work(sub) for sub in _inner(params)]
         if not inner:
             continue
-        if name == "cond":  # the dearest branch
+        if name == "cond":  # count the most expensive branch
             total += max(inner, key=lambda work: work.flops)
             continue
         times = params.get("length", 1) if name == "scan" else 1
-        if name == "shard_map":  # written for one device
+        if name == "shard_map":  # the body is written for one device
             times = params["mesh"].size
         total += sum(inner, Work()) * times
     return total
@@ -79,28 +79,31 @@ def _product_work(eqn: Any) -> Work:
     return Work(2.0 * math.prod(out.shape) * depth, float(moved))
 
 
-# Collectives, from the compiled text.
+# Collectives are found in the compiled text.
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of the compiled step."""
+    """One collective operation of a compiled program."""
 
     kind: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]  # of the results: (dtype, shape)
-    times: int  # a step
-    source: str  # the operation that it stems from
+    times: int  # executions per step
+    source: str  # name of the JAX operation that it comes from
 
     @property
     def bytes(self) -> int:
-        """Of the results, over all times."""
+        """Size of the results, summed over all executions of a step."""
         return self.times * sum(
             _dtype_bytes(dtype) * math.prod(shape) for dtype, shape in self.shapes
         )
 
 
 def collectives(text: str) -> Iterator[Collective]:
-    """Each once, though asynchronous ones appear several times; times of loops included."""
+    """Yield each collective of a compiled program once, with its number of executions per step.
+
+    Asynchronous collectives appear several times in the text, under one channel.
+    """
     bodies = dict(_computations(text))
     times = _times(bodies)
     seen: set[str] = set()
@@ -139,7 +142,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _times(bodies: Mapping[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs in a step."""
+    """Return how often each computation runs in a step."""
     times: dict[str, int] = collections.defaultdict(int)
 
     def visit(name: str, count: int) -> None:
@@ -156,14 +159,15 @@ def _times(bodies: Mapping[str, list[str]]) -> dict[str, int]:
 
 
 def _trips(line: str, bodies: Mapping[str, list[str]]) -> int:
-    """How often the loop of a line runs; 1 where that is not known, or it is no loop."""
+    """Return the trip count of the loop in a line; 1 if unknown or if there is no loop."""
     if " while(" not in line:
         return 1
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
         return int(known[1])
-    # The TPU's text does not say; a scan's condition compares its counter with one constant.
+    # A TPU's text lacks the trip count, but a scan's condition compares the counter to a constant.
     condition = re.search(r"condition=%?([\w.\-]+)", line)
-    limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition[1], ())))
+    lines = bodies.get(condition[1], ()) if condition else ()
+    limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(lines))
     return int(limits[0]) if len(limits) == 1 else 1
 
 
@@ -175,4 +179,5 @@ def _branches(line: str) -> str:
 def _dtype_bytes(dtype: str) -> int:
     if dtype in _DTYPE_BYTES:
         return _DTYPE_BYTES[dtype]
-    return max(int(re.search(r"\d+", dtype)[0]) // 8, 1)
+    bits = int("".join(re.findall(r"\d+", dtype)[:1]))
+    return max(bits // 8, 1)

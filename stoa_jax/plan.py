@@ -1,8 +1,8 @@
-"""What a run will need, before it is paid for: the real train step, compiled for a topology.
+"""Predict memory, work and time of a run by compiling its real train step for a topology.
 
-`--mode=plan --topology=v5e:16x16` needs no TPU, only libtpu (the `tpu` extra). For `gpu:8` there
-is no compiler without a GPU: the step is compiled for as many CPU devices, which gives the same
-partitioning and collectives, and memory is an estimate that says so.
+`--mode=plan --topology=v5e:16x16` needs libtpu (the `tpu` extra) but no TPU. XLA cannot compile for
+a GPU without one, so for `gpu:8` the step is compiled for eight CPU devices. Partitioning and
+collectives are then the same; the memory is marked as an estimate.
 """
 
 import collections
@@ -33,17 +33,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip."""
+    """Published specification of one chip."""
 
     name: str
-    flops: float  # bf16, a second
+    flops: float  # bf16, per second
     memory: float  # bytes
-    bandwidth: float  # of memory, bytes a second
-    links: float  # of all links to other chips, both ways, bytes a second
+    bandwidth: float  # of the memory, bytes per second
+    links: float  # all links to other chips, both directions, bytes per second
     per_host: int
 
 
-# cloud.google.com/tpu/docs/{v5e,v5p,v6e}; NVIDIA's data sheets (dense, SXM).
+# Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; NVIDIA's data sheets (dense, SXM).
 CHIPS = {
     "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, 4),
     "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, 4),
@@ -53,64 +53,64 @@ CHIPS = {
     "h200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 900e9, 8),
     "cpu": Chip("virtual CPU device", math.nan, math.nan, math.nan, math.nan, 8),
 }
-USABLE = 0.95  # of the memory; the run-time keeps the rest
-# A stand-in's code never runs: what is read off it does not depend on how good it is.
+USABLE = 0.95  # share of the memory that a program can use; the runtime keeps the rest
+# Code that is compiled for CPU devices as a substitute never runs, so it is not optimised.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-UTILISATION = 0.4  # what a well tuned model of this width reaches of the published peak
-# How often a byte of the result crosses a chip's links, on a ring of many.
+UTILISATION = 0.4  # share of the published peak that a well-tuned model of this width reaches
+# How often each byte of the result crosses a chip's links, on a ring of many chips; else once.
 CROSSINGS = {"all-reduce": 2.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many chips of a kind."""
+    """A number of chips of one kind, to plan for."""
 
     text: str
     chip: Chip
     count: int
     tpu: bool
-    compiled: bool  # by the chip's own compiler
+    compiled: bool  # whether the chip's own compiler is used
 
     @property
     def hosts(self) -> int:
-        """Machines that hold them."""
+        """Number of machines that hold the chips."""
         return max(self.count // self.chip.per_host, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one chip has to do and to hold in a step."""
+    """Memory, work and communication of one chip in one training step."""
 
     topology: Topology
     mesh: dict[str, int]
-    clips: int  # in a step, globally
+    clips: int  # per step, over all chips
     steps: int
     state_bytes: float
     memory_bytes: float
     flops: float
-    traffic: float  # bytes of memory
-    collectives: tuple[Collective, ...] | None  # None: the compiler gives no text
+    traffic: float  # bytes read from and written to memory
+    collectives: tuple[Collective, ...] | None  # None if the compiler provides no text
     compile_seconds: float
     notes: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
-        """Does it?"""
+        """Whether the step fits into a chip's usable memory."""
         return not self.memory_bytes > USABLE * self.topology.chip.memory
 
     def seconds(self) -> dict[str, float]:
-        """The least time of a step by each of the three limits."""
+        """Return the shortest possible time of a step under each of the three limits."""
         chip = self.topology.chip
         links = sum(CROSSINGS.get(c.kind, 1.0) * c.bytes for c in self.collectives or ())
         return {
             "compute": self.flops / chip.flops,
             "memory": self.traffic / chip.bandwidth,
-            "links": links / (chip.links / 2),  # one way
+            "links": links / (chip.links / 2),  # half of the bandwidth is one direction
         }
 
 
 def parse_topology(text: str) -> Topology:
-    """`v5e:16x16`, `gpu:8` (an H100), `h200:8`, `cpu:8`."""
+    """Parse a topology such as `v5e:16x16`, `gpu:8` (H100s), `h200:8` or `cpu:8`."""
     kind, _, shape = text.partition(":")
     kind = "h100" if kind == "gpu" else kind
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
@@ -124,7 +124,7 @@ def parse_topology(text: str) -> Topology:
 
 
 def devices_of(topology: Topology) -> Sequence[Any]:
-    """The topology's devices, or as many of the CPU's as stand in for them."""
+    """Return the topology's devices, or the same number of CPU devices in place of GPUs."""
     if not topology.tpu:
         devices = jax.devices("cpu")
         if len(devices) < topology.count:
@@ -134,7 +134,7 @@ def devices_of(topology: Topology) -> Sequence[Any]:
                 f"--xla_force_host_platform_device_count={topology.count}"
             )
         return devices[: topology.count]
-    # Without these libtpu asks a metadata server that is not there, or refuses to load twice.
+    # Without these, libtpu queries a metadata server that does not exist, or refuses to load twice.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
@@ -148,13 +148,13 @@ def devices_of(topology: Topology) -> Sequence[Any]:
         line = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"--topology={topology.text}: libtpu cannot describe it ({line}); install it with "
-            "pip install 'stoa-jax[tpu]', and see that the shape exists"
+            "pip install 'stoa-jax[tpu]', and check that the shape exists"
         ) from error
     return found.devices
 
 
 def prepare(topology: str) -> None:
-    """The environment that planning needs; only before JAX has looked at its devices."""
+    """Set up JAX for planning; call it before JAX has initialised its devices."""
     parsed = parse_topology(topology)
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
@@ -164,7 +164,7 @@ def prepare(topology: str) -> None:
 
 
 def abstract_batch(task: Any, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a global batch of what the task wants."""
+    """Return the shapes and types of a task's global training batch of `size` clips."""
     spec = task.batch_spec(train=True)
     t, k, s = spec.frames, spec.objects, spec.image_size
     text = (5, spec.text_length) if spec.kind == "multiple_choice" else (spec.text_length,)
@@ -192,7 +192,7 @@ def make_plan(
     batch: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     build_model: Any = Stoa,
 ) -> Plan:
-    """Lower and compile the real step of this configuration for these chips."""
+    """Lower and compile the real train step of a configuration for a topology."""
     steps, notes = run_steps(c)
     program = make_program(c, task, steps, build_model, devices_of(topology))
     batch = abstract_batch(task, c.train.batch_size) if batch is None else batch
@@ -201,16 +201,16 @@ def make_plan(
         traced = program.step.trace(program.state, batch)
         lowered = traced.lower()
         if not topology.compiled:
-            # The GPU's own compiler is not there; that the step lowers for it can be seen.
+            # Compiling needs a GPU, but lowering does not: check at least that it succeeds.
             traced.lower(lowering_platforms=("cuda",))
-            notes.append("memory is the CPU compiler's, an estimate: no GPU compiler is here")
+            notes.append("memory is an estimate by the CPU compiler: compiling for GPUs needs one")
     state_bytes = sum(
-        math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, where in zip(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(
             jax.tree.leaves(program.state), jax.tree.leaves(program.shardings), strict=True
         )
     )
-    memory, found = _compile(lowered, None if topology.tpu else QUICK, state_bytes, notes)
+    memory, exchanged = _compile(lowered, None if topology.tpu else QUICK, state_bytes, notes)
     seconds = time.monotonic() - began
     work = jaxpr_work(traced.jaxpr.jaxpr)
     return Plan(
@@ -221,9 +221,9 @@ def make_plan(
         state_bytes=state_bytes,
         memory_bytes=memory,
         flops=work.flops / topology.count,
-        # Operands and results of the matrix products, and what the optimizer reads and writes.
+        # Operands and results of the matrix products, and the state that the optimizer updates.
         traffic=work.bytes / topology.count + 2 * state_bytes,
-        collectives=found,
+        collectives=exchanged,
         compile_seconds=seconds,
         notes=tuple(notes),
     )
@@ -232,16 +232,16 @@ def make_plan(
 def _compile(
     lowered: Any, options: dict[str, Any] | None, state_bytes: float, notes: list[str]
 ) -> tuple[float, tuple[Collective, ...] | None]:
-    """Memory and collectives of a chip; what is not known goes to the notes."""
+    """Return a chip's memory and collectives; what cannot be determined is added to `notes`."""
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        lacking = temporaries(str(error))
-        if lacking is None:
+        needed = temporaries(str(error))
+        if needed is None:
             raise
-        # A TPU's compiler stops at what does not fit, and says no more than how much it lacked.
+        # A TPU's compiler stops if a program does not fit, and reports only its temporaries.
         notes.append("it is too large for the compiler to finish: memory is at least this much")
-        return lacking + state_bytes, None
+        return needed + state_bytes, None
     stats = compiled.memory_analysis()
     memory = (
         stats.argument_size_in_bytes
@@ -255,20 +255,24 @@ def _compile(
     except jax.errors.JaxRuntimeError as error:
         line = str(error).splitlines()[0][:120]
         notes.append(
-            f"collectives are not known, and links count as nothing: no text ({line}); "
+            f"collectives are unknown, and links are not counted: no compiled text ({line}); "
             "use the libtpu of this jax (pip install 'stoa-jax[tpu]')"
         )
         return memory, None
 
 
 def temporaries(message: str) -> float | None:
-    """Bytes that the compiler lacked for, in its words; None: they speak of something else."""
+    """Return the bytes of temporaries in an out-of-memory error; None for any other error."""
     found = re.search(r"memory required for HLO temporaries \(([\d.]+)([KMGT])\)", message)
     return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else None
 
 
 def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
-    """How long the run is; with epochs, the built set says it, or its published size."""
+    """Return the number of steps of a run, and notes on how it was determined.
+
+    With `train.epochs` it follows from the size of the built data sets, or from their published
+    size where they are not built.
+    """
     if c.train.epochs <= 0:
         return c.train.steps, []
     published = {"webvid/captions": 2_490_000, "msrvtt/captioning": 6_513}
@@ -281,18 +285,21 @@ def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
             clips += len(pipeline.open_split(folder, name, c.data.train_split))
         except (UserError, OSError):
             if name not in published:
-                notes.append(f"{name} is not built here: the hours are of train.steps")
+                notes.append(f"{name} is not built here: train.steps is used")
                 return c.train.steps, notes
             clips += published[name]
-            notes.append(f"{name} is not built here: taken to be {published[name]:,} clips")
+            notes.append(f"{name} is not built here: assumed to have {published[name]:,} clips")
     return max(round(c.train.epochs * clips / c.train.batch_size), 1), notes
 
 
-# Words.
+# The report
 
 
 def report(c: ConfigDict, topology: str, task: Any = None, **parts: Any) -> str:
-    """What `--mode=plan` prints. `task` and `parts` of `make_plan` replace the configuration's."""
+    """Return the text that `--mode=plan` prints; if the run does not fit, with what would.
+
+    `task` and the arguments `parts` of `make_plan` override those of the configuration.
+    """
     from stoa_jax.tasks import make_task
 
     check_config(c)
@@ -301,7 +308,7 @@ def report(c: ConfigDict, topology: str, task: Any = None, **parts: Any) -> str:
     text = describe(plan)
     if plan.fits:
         return text + "\nIt fits."
-    lines = [text, "\nIt does not fit. What would:"]
+    lines = [text, "\nIt does not fit. Alternatives:"]
     for what, changed in alternatives(c, parsed):
         logging.info("compiling with %s", what)
         try:
@@ -310,12 +317,12 @@ def report(c: ConfigDict, topology: str, task: Any = None, **parts: Any) -> str:
             lines.append(f"  {what}: not possible, {error}")
             continue
         verdict = f"fits{_step_words(other)}" if other.fits else "does not fit"
-        lines.append(f"  {what}: {other.memory_bytes / GIB:.1f} GiB a chip, {verdict}")
+        lines.append(f"  {what}: {other.memory_bytes / GIB:.1f} GiB per chip, {verdict}")
     return "\n".join(lines)
 
 
 def alternatives(c: ConfigDict, topology: Topology) -> Iterator[tuple[str, ConfigDict]]:
-    """Remat, accumulation, FSDP, each on its own, then all."""
+    """Yield changed configurations that need less memory: remat, accumulation, FSDP, combined."""
 
     def changed(**settings: Any) -> ConfigDict:
         other = ConfigDict(c.to_dict())
@@ -341,7 +348,7 @@ def alternatives(c: ConfigDict, topology: Topology) -> Iterator[tuple[str, Confi
 
 
 def describe(plan: Plan) -> str:
-    """The figures, a line each."""
+    """Format a plan as a table."""
     chip, count = plan.topology.chip, plan.topology.count
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
     lines = [
@@ -351,33 +358,33 @@ def describe(plan: Plan) -> str:
         "per chip",
         f"  memory     {plan.memory_bytes / GIB:8.2f} GiB of {chip.memory / GIB:.0f} "
         f"(parameters and optimizer {plan.state_bytes / GIB:.2f})",
-        f"  work       {plan.flops / 1e12:8.2f} TFLOP a step "
-        f"({plan.flops * count / plan.clips / 1e12:.2f} a clip)",
+        f"  work       {plan.flops / 1e12:8.2f} TFLOP per step "
+        f"({plan.flops * count / plan.clips / 1e12:.2f} per clip)",
     ]
     if plan.collectives is None:
-        lines.append("  collectives  not known")
+        lines.append("  collectives  unknown")
     else:
         lines += _collective_lines(plan.collectives)
     if math.isfinite(chip.flops):
         seconds = plan.seconds()
-        limit = max(seconds, key=seconds.get)
+        limit = max(seconds, key=lambda name: seconds[name])
         step = seconds[limit]
         tuned = max(seconds["compute"] / UTILISATION, step)
         lines += [
             "",
-            "a step, at the published peaks",
+            "time of a step, at the published peaks",
             *(f"  {name:10} {value * 1e3:8.1f} ms" for name, value in seconds.items()),
             f"  roofline   {step * 1e3:8.1f} ms, limited by {limit}",
             "",
             f"{'':23}{'roofline':>12}{f'at {UTILISATION:.0%} of peak':>18}",
         ]
-        for name, figure in (
-            ("clips a second", lambda s: f"{plan.clips / s:,.0f}"),
-            ("clips a second, host", lambda s: f"{plan.clips / s / plan.topology.hosts:,.0f}"),
+        for name, metric in (
+            ("clips/s", lambda s: f"{plan.clips / s:,.0f}"),
+            ("clips/s per host", lambda s: f"{plan.clips / s / plan.topology.hosts:,.0f}"),
             (f"{plan.steps:,} steps", lambda s: duration(plan.steps * s)),
         ):
-            lines.append(f"  {name:21}{figure(step):>12}{figure(tuned):>18}")
-        lines.append("  (each host's loader must bring its clips a second)")
+            lines.append(f"  {name:21}{metric(step):>12}{metric(tuned):>18}")
+        lines.append("  (the loader of each host must reach the clips/s per host)")
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 
@@ -387,7 +394,7 @@ def _collective_lines(found: Sequence[Collective]) -> list[str]:
     for collective in found:
         kinds[collective.kind].append(collective)
     lines = [
-        f"  {kind:18} {sum(c.times for c in of_kind):4} a step, "
+        f"  {kind:18} {sum(c.times for c in of_kind):4} per step, "
         f"{sum(c.bytes for c in of_kind) / 2**20:10,.2f} MiB"
         for kind, of_kind in sorted(kinds.items())
     ]

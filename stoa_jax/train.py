@@ -10,7 +10,6 @@ directory.
 
 import dataclasses
 import functools
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from stoa_jax import checkpoint, monitor, sharding, writers
+from stoa_jax import checkpoint, files, monitor, sharding, writers
 from stoa_jax.batches import Loader, Prefetch, make_loader
 from stoa_jax.errors import UserError
 from stoa_jax.models.stoa import Stoa
@@ -179,7 +178,7 @@ class _Run:
             monitor.say(f"saved step {step}; run the same command again to continue")
         elif self.is_main and not self.profile:
             summary = {"task": self.c.task, "step": step, **self.latest}
-            (self.workdir / "result.json").write_text(json.dumps(summary, indent=2) + "\n")
+            files.write_json(self.workdir / "result.json", summary)
         return {**self.latest, "step": step, "stopped": stopped}
 
     # The initial state

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from stoa_jax import config, migrations
+from stoa_jax import config, files, migrations
 from stoa_jax.errors import UserError
 
 # Keys that may change when a run is continued: where it runs, and what it writes.
@@ -83,22 +83,22 @@ def claim_workdir(c: ConfigDict, workdir: Path) -> None:
         return
     old = migrations.migrate_flat_config(flat_config(json.loads(path.read_text())))
     new = flat_config(config_json(c))
-    differ = [
+    # An older version did not write the keys that came later; they count as their defaults.
+    old = {**flat_config(config_json(config.default(c.task))), **old}
+    differing = [
         f"{key} {old.get(key)!r} → {new.get(key)!r}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
     ]
-    if differ:
-        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+    if differing:
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise UserError(
             f"--workdir: {workdir} holds the run of another configuration: "
-            f"{'; '.join(differ[:4])}{more}; name another directory"
+            f"{'; '.join(differing[:4])}{more}; name another directory"
         )
 
 
 def write_config(c: ConfigDict, workdir: Path) -> None:
     """Write config.json, which marks the work directory as belonging to this configuration."""
     if jax.process_index() == 0:
-        part = workdir / "config.json.part"
-        part.write_text(json.dumps(config_json(c), indent=2) + "\n")
-        os.replace(part, workdir / "config.json")
+        files.write_json(workdir / "config.json", config_json(c))

@@ -1,8 +1,8 @@
-"""Where metrics go: JSON lines and TensorBoard event files.
+"""Metric writers: JSON lines and TensorBoard event files.
 
-clu's `MetricWriter` interface, so that its writers can be used in their place. clu's own import
-TensorFlow, which a training process does without: an event file is records of a small protocol
-buffer, written here directly.
+They have clu's `MetricWriter` interface, so that a writer of clu can replace them. clu's own
+writers import TensorFlow, which a training process does not need. An event file is a sequence of
+small protocol buffers, which are encoded here directly.
 """
 
 import io
@@ -16,29 +16,31 @@ from typing import Any
 
 import numpy as np
 
+from stoa_jax.files import write_text
+
 
 class Writer:
-    """The interface of `clu.metric_writers.MetricWriter`; what a writer cannot keep it drops."""
+    """Interface of `clu.metric_writers.MetricWriter`; a writer ignores what it cannot store."""
 
     def write_summaries(
         self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
     ) -> None:
-        """Arbitrary tensors."""
+        """Write arbitrary tensors."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Numbers."""
+        """Write numbers."""
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """[H, W, C] or [N, H, W, C], uint8 or floats in [0, 1]."""
+        """Write images [H, W, C] or [N, H, W, C], uint8 or floats in [0, 1]."""
 
     def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        """[T, H, W, C]."""
+        """Write videos [T, H, W, C]."""
 
     def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-        """[N, T, C]."""
+        """Write audio [N, T, C]."""
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Words."""
+        """Write texts."""
 
     def write_histograms(
         self,
@@ -46,16 +48,16 @@ class Writer:
         arrays: Mapping[str, Any],
         num_buckets: Mapping[str, int] | None = None,
     ) -> None:
-        """Distributions."""
+        """Write histograms of arrays."""
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """The settings of the run."""
+        """Write the run's configuration."""
 
     def flush(self) -> None:
-        """Everything to the disk."""
+        """Flush buffered data to disk."""
 
     def close(self) -> None:
-        """Flush, and let go."""
+        """Flush and close the file."""
 
 
 def _each(name: str) -> Callable[..., None]:
@@ -67,7 +69,7 @@ def _each(name: str) -> Callable[..., None]:
 
 
 class Writers(Writer):
-    """Several writers as one."""
+    """A writer that forwards every call to several writers."""
 
     def __init__(self, writers: Sequence[Writer]):
         self.writers = tuple(writers)
@@ -85,39 +87,37 @@ class Writers(Writer):
 
 
 class JsonLines(Writer):
-    """One JSON object a line: `{"step": 50, "loss": 3.2, ...}`.
+    """Writer of JSON lines, one object per line: `{"step": 50, "loss": 3.2, ...}`.
 
-    A run that goes on from `start` drops what an earlier, interrupted one wrote beyond it, so that
-    every step is there once.
+    Rows after step `start`, which an interrupted run left behind, are removed, so that the resumed
+    run writes every step once.
     """
 
     def __init__(self, path: str | Path, start: int = 0):
         self.path = Path(path)
         if self.path.exists():
             kept = [json.dumps(row) for row in read_lines(self.path) if row["step"] <= start]
-            part = self.path.with_suffix(".part")
-            part.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(part, self.path)
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
         self._file = open(self.path, "a")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Append a line."""
+        """Append one line."""
         row = {"step": step, **{name: _number(value) for name, value in scalars.items()}}
         self._file.write(json.dumps(row) + "\n")
-        # A line is read while the run goes on, and survives its end.
+        # Others read the file while the run continues, and a killed process must not lose lines.
         self._file.flush()
 
     def flush(self) -> None:
-        """Everything to the disk."""
+        """Flush buffered data to disk."""
         self._file.flush()
 
     def close(self) -> None:
-        """Flush, and let go."""
+        """Flush and close the file."""
         self._file.close()
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSON lines file; a last line that was cut off is left out."""
+    """Read the rows of a JSON lines file, up to a last line that was only partly written."""
     rows = []
     for line in Path(path).read_text().splitlines():
         try:
@@ -128,24 +128,24 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard(Writer):
-    """An event file in a folder that TensorBoard reads."""
+    """Writer of an event file that TensorBoard reads."""
 
     def __init__(self, folder: str | Path, start: int = 0):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # The process id keeps two starts within a second apart.
+        # The process id distinguishes two starts within one second.
         name = f"events.out.tfevents.{int(time.time())}.{os.getpid()}.stoa"
         self._file = open(folder / name, "ab")
         self._event(0, _bytes(3, b"brain.Event:2"))
-        # SessionLog START: TensorBoard forgets what lies beyond this step in older files.
+        # SessionLog START makes TensorBoard discard later steps of older files.
         self._event(start, _bytes(7, _varint_field(1, 1)))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Points of curves."""
+        """Write one point of each curve."""
         self._summary(step, [(n, _float_field(2, _number(v))) for n, v in scalars.items()])
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """Pictures as PNG."""
+        """Write images, encoded as PNG."""
         from PIL import Image
 
         values = []
@@ -166,7 +166,7 @@ class TensorBoard(Writer):
         self._summary(step, values)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Markdown."""
+        """Write texts, which TensorBoard renders as Markdown."""
         values = []
         for name, text in texts.items():
             plugin = _bytes(9, _bytes(1, _bytes(1, b"text")))
@@ -176,16 +176,16 @@ class TensorBoard(Writer):
         self._summary(step, values)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """A table of the settings."""
+        """Write the run's configuration as a table."""
         rows = "".join(f"| {name} | `{value}` |\n" for name, value in sorted(hparams.items()))
         self.write_texts(0, {"config": "| key | value |\n|---|---|\n" + rows})
 
     def flush(self) -> None:
-        """Everything to the disk."""
+        """Flush buffered data to disk."""
         self._file.flush()
 
     def close(self) -> None:
-        """Flush, and let go."""
+        """Flush and close the file."""
         self._file.close()
 
     def _summary(self, step: int, values: Sequence[tuple[str, bytes]]) -> None:
@@ -203,8 +203,8 @@ def _number(value: Any) -> float | int:
     return np.asarray(value).item()
 
 
-# Protocol buffers: a field is its number and wire type, then a varint, four bytes, or a length
-# and so many bytes.
+# Protocol buffers: a field is a tag (its number and wire type) followed by a varint, by four bytes,
+# or by a length and that many bytes.
 
 
 def _varint(value: int) -> bytes:
@@ -220,7 +220,7 @@ def _varint_field(number: int, value: int) -> bytes:
 
 
 def _float_field(number: int, value: float) -> bytes:
-    # Clamped: a float64 beyond float32's range would not pack.
+    # NumPy turns a float64 beyond float32's range into infinity, where struct.pack would fail.
     with np.errstate(over="ignore"):
         return _varint(number << 3 | 5) + np.float32(value).tobytes()
 
@@ -242,7 +242,7 @@ _TABLE = _crc_table()
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """CRC-32C, turned and shifted as the record format wants."""
+    """Return the masked CRC-32C of the record format."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8

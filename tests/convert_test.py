@@ -61,7 +61,7 @@ def test_a_paper_model_has_no_place_in_the_authors_names(tmp_path, capsys):
 
 def test_nothing_is_overwritten_or_half_written(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         convert(FOLDER, tmp_path / "out", "hugging_face")
 
     def full(*_, **__):

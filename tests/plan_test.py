@@ -201,11 +201,11 @@ def test_what_would_make_it_fit_is_compiled_and_named(monkeypatch):
     chip = dataclasses.replace(plan.CHIPS["h100"], memory=0.8 * needed / plan.USABLE)
     monkeypatch.setitem(plan.CHIPS, "h100", chip)
     text = plan.report(c, topology, ToyTask(), **parts)
-    before, _, after = text.partition("It does not fit. What would:\n")
+    before, _, after = text.partition("It does not fit. Alternatives:\n")
     assert "per chip" in before
     verdicts = dict(line.strip().split(": ") for line in after.splitlines())
-    assert verdicts["model.remat=full"].endswith("a chip, does not fit")  # the toy has no layers
-    assert re.search("a chip, fits, roofline .* a step", verdicts["mesh.data=1 mesh.fsdp=-1"])
+    assert verdicts["model.remat=full"].endswith("per chip, does not fit")  # the toy has no layers
+    assert re.search("per chip, fits, roofline .* a step", verdicts["mesh.data=1 mesh.fsdp=-1"])
     assert {"train.accumulate=2", "model.remat=full mesh.data=1 mesh.fsdp=-1"} < set(verdicts)
 
 
@@ -264,7 +264,7 @@ def test_what_the_tpus_compiler_refuses_is_a_plan_that_does_not_fit():
     found = plan.make_plan(c, ToyTask(), plan.parse_topology("v5e:2x2"), batch, build_model)
     assert not found.fits and found.memory_bytes > 64 * plan.GIB
     text = plan.describe(found)
-    assert "too large for the compiler to finish" in text and "collectives  not known" in text
+    assert "too large for the compiler to finish" in text and "collectives  unknown" in text
 
 
 @pytest.mark.tpu

@@ -21,6 +21,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from stoa_jax import migrations
 from stoa_jax.errors import UserError
 from stoa_jax.inference import fingerprints
 from stoa_jax.inference.model import Model
@@ -110,7 +111,8 @@ def load_export(path: str | Path, *, frames: int | None = None, truncate: bool =
     path = Path(path)
     try:
         note = json.loads((path / "export.json").read_text())
-        c = ModelConfig(**note["model"])
+        c = ModelConfig(**migrations.migrate_model_fields(note["model"]))
+        # The names are those of the programs beside them, so they are not migrated.
         with np.load(path / "weights.npz", allow_pickle=False) as archive:
             params = {name: jnp.asarray(archive[name]) for name in archive.files}
         programs = {

@@ -1,1 +1,1 @@
-"""The tagger that the package ships: its reader, trainer, lemmas and figures."""
+"""The part-of-speech tagger that the package ships: training, lemmas and evaluation."""

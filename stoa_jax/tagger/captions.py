@@ -1,12 +1,14 @@
-"""Caption-like sentences made of a treebank's own words, because captions are not web text.
+"""Generate caption-like sentences from the words of a treebank, for training the tagger.
 
-Captions live on a noun, then a verb in the present ("a man lifts a barbell"), which the treebank
-has so rarely that a tagger trained on it alone takes every second such verb for a plural noun.
-Its noun phrases, verbs and adverbs, put into the shapes of captions, teach it the place.
+Captions usually consist of a noun and a verb in the present tense ("a man lifts a barbell"). Such
+sentences are rare in the treebank, and a tagger trained on it alone takes about every second such
+verb for a plural noun. Noun phrases, verbs and adverbs of the treebank in the form of captions
+teach it where the verb is.
 """
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 from stoa_jax.tagger.treebank import Sentence
 
@@ -16,7 +18,7 @@ _PREPOSITIONS = (
     "in in in on on on at with with by from to into through over under near behind against around"
     " for across along off of of"
 )
-_PLACES = [(w, "ADP") for w in _PREPOSITIONS.split()]
+_PREPOSITION_WORDS = [(w, "ADP") for w in _PREPOSITIONS.split()]
 _DETERMINERS = "a a a a the the the some another his her its their two three".split()
 _KINDS = {
     "two": "NUM",
@@ -31,14 +33,14 @@ _VOWELS = "aeiou"
 
 
 def third_person(verb: str) -> str:
-    """walk -> walks, push -> pushes, carry -> carries."""
+    """Inflect a verb: walk -> walks, push -> pushes, carry -> carries."""
     if verb.endswith("y") and verb[-2:-1] not in _VOWELS:
         return verb[:-1] + "ies"
     return verb + ("es" if verb.endswith(("s", "x", "z", "ch", "sh", "o")) else "s")
 
 
 def participle(verb: str) -> str:
-    """walk -> walking, take -> taking, stop -> stopping."""
+    """Inflect a verb: walk -> walking, take -> taking, stop -> stopping."""
     if verb.endswith("ie"):
         return verb[:-2] + "ying"
     if verb.endswith("e") and not verb.endswith(("ee", "ye", "oe")):
@@ -53,7 +55,7 @@ def participle(verb: str) -> str:
 
 
 class Captions:
-    """Draws captions from the words of a treebank."""
+    """Generator of random captions from the words of a treebank."""
 
     def __init__(self, sentences: list[Sentence]):
         counts: dict[str, Counter] = defaultdict(Counter)
@@ -64,21 +66,20 @@ class Captions:
                     counts[tag][(lemma if tag == "VERB" else word).lower()] += 1
                 if tag == "NOUN":
                     self._add_phrase(s, i)
-        # The root of the count: rare words are seen, common ones are not drowned.
-        self._words = {
+        # Sample by the square root of the count, so that rare words occur but common ones dominate.
+        self._words: dict[str, tuple[list[str], list[float]]] = {
             t: (list(c), [n**0.5 for n in c.values()])
             for t, c in ((t, {w: n for w, n in counts[t].items() if len(w) > 1}) for t in counts)
         }
-        verbs = [
-            (w, n) for w, n in zip(*self._words["VERB"], strict=True) if w not in ("be", "have")
-        ]
-        self._words["VERB"] = tuple(map(list, zip(*verbs, strict=True)))
-        adverbs = zip(*self._words["ADV"], strict=True)
-        adverbs = [(w, n) for w, n in adverbs if w.endswith("ly") or w in ("away", "together")]
-        self._words["ADV"] = tuple(map(list, zip(*adverbs, strict=True)))
+        self._keep("VERB", lambda w: w not in ("be", "have"))
+        self._keep("ADV", lambda w: w.endswith("ly") or w in ("away", "together"))
+
+    def _keep(self, tag: str, wanted: Callable[[str], bool]) -> None:
+        pairs = [(w, n) for w, n in zip(*self._words[tag], strict=True) if wanted(w)]
+        self._words[tag] = [w for w, _ in pairs], [n for _, n in pairs]
 
     def _add_phrase(self, s: Sentence, head: int) -> None:
-        """Keeps a noun and the words before it that hang on it, with all that hangs on those."""
+        """Store the noun at `head` with the words before it that depend on it."""
         start = head
         while start and s.heads[start - 1] in range(start, head + 1):
             start -= 1
@@ -116,13 +117,13 @@ class Captions:
         if rng.random() < 0.1:
             words.append(
                 (rng.choice(["up", "down", "out", "off"]), "ADP")
-            )  # as the treebank has it
+            )  # the treebank's tag for a verb particle
         if rng.random() < 0.5:
             words += self._noun_phrase(rng)
         if rng.random() < 0.2:
             words.append(self._pick("ADV", rng))
         if rng.random() < 0.55:
-            words += [rng.choice(_PLACES), *self._noun_phrase(rng)]
+            words += [rng.choice(_PREPOSITION_WORDS), *self._noun_phrase(rng)]
         if more and rng.random() < 0.25:
             link = rng.choice(["and", "while", "to"])
             if link == "to":
@@ -133,14 +134,14 @@ class Captions:
                 words += [("while", "SCONJ"), *self._verb_phrase("ing", rng, False)]
         return words
 
-    def draw(self, rng: random.Random) -> Sentence:
-        """One caption."""
+    def sample(self, rng: random.Random) -> Sentence:
+        """Generate one caption."""
         subject = self._noun_phrase(rng)
         if rng.random() < 0.08:
             subject = [(rng.choice(_SUBJECTS), "PRON")]
             subject = [(w, "NOUN" if w == "people" else t) for w, t in subject]
         elif rng.random() < 0.15:
-            subject += [rng.choice(_PLACES), *self._noun_phrase(rng)]
+            subject += [rng.choice(_PREPOSITION_WORDS), *self._noun_phrase(rng)]
         plural = subject[-1][0].endswith("s") or subject[-1][0] in ("they", "people")
         kind = rng.choices(range(6), [45, 20, 15, 6, 6, 8])[0]
         if kind == 0:
@@ -156,7 +157,7 @@ class Captions:
             there: Words = [("there", "PRON"), ("are" if plural else "is", "VERB")]
             words = there + subject + self._verb_phrase("ing", rng)
         else:  # no verb at all
-            words = [*subject, rng.choice(_PLACES), *self._noun_phrase(rng)]
+            words = [*subject, rng.choice(_PREPOSITION_WORDS), *self._noun_phrase(rng)]
         return _finish(words, rng)
 
 

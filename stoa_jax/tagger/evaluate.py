@@ -1,4 +1,4 @@
-"""Prints how good a tagger is: on a treebank's test split, on tagged captions, and its speed.
+"""Measure a tagger's accuracy on a treebank's test split and on tagged captions, and its speed.
 
 python -m stoa_jax.tagger.evaluate \\
     --treebank=UD_English-EWT --captions=tests/data/captions_tagged.tsv
@@ -18,7 +18,7 @@ Span = tuple[int, int, str]
 
 
 def read_captions(path: str | Path) -> list[tuple[str, list[Span]]]:
-    """Lines `caption<TAB>word/TAG word/TAG …` as texts and spans (start, end, tag)."""
+    """Read lines `caption<TAB>word/TAG word/TAG …` as texts with spans (start, end, tag)."""
     result = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         text, tab, tagged = line.partition("\t")
@@ -27,17 +27,19 @@ def read_captions(path: str | Path) -> list[tuple[str, list[Span]]]:
             word, _, tag = item.rpartition("/")
             start = text.find(word, at)
             if start < 0 or not word:
-                raise UserError(f"{path}:{number}: {item!r} is not a word of the caption and a tag")
+                raise UserError(
+                    f"{path}:{number}: {item!r} is not WORD/TAG with the next word of the caption"
+                )
             at = start + len(word)
             spans.append((start, at, tag))
         if not tab or not spans:
-            raise UserError(f"{path}:{number}: no tab, or no word/TAG after it")
+            raise UserError(f"{path}:{number}: expected caption, tab, and WORD/TAG items")
         result.append((text, spans))
     return result
 
 
 def spans_of(sentence: Sentence) -> list[Span]:
-    """The treebank's words as spans of the sentence's text."""
+    """Return the spans of a treebank sentence's words in its text."""
     lengths = [len(w) + s for w, s in zip(sentence.words, sentence.spaces, strict=True)]
     starts = itertools.accumulate(lengths, initial=0)
     words = zip(starts, sentence.words, sentence.upos, strict=False)
@@ -45,7 +47,7 @@ def spans_of(sentence: Sentence) -> list[Span]:
 
 
 def f1(found: Iterable[set[Span]], gold: Iterable[set[Span]], tag: str) -> float:
-    """F1 of the words with one tag: same span, same tag."""
+    """Return the F1 score of the words with one tag; a match has the same span and tag."""
     hits = total = 0
     for a, b in zip(found, gold, strict=True):
         a, b = ({s for s in spans if s[2] == tag} for spans in (a, b))
@@ -55,34 +57,34 @@ def f1(found: Iterable[set[Span]], gold: Iterable[set[Span]], tag: str) -> float
 
 
 def raw_spans(tagger: Tagger, texts: Sequence[str]) -> list[set[Span]]:
-    """What the tagger finds in plain texts, divided into words by itself."""
+    """Tag plain texts, which the tagger splits into words itself, and return the spans."""
     return [{(w.start, w.end, w.upos) for w in words} for words in tagger.tag(texts)]
 
 
 def on_treebank(tagger: Tagger, sentences: list[Sentence]) -> dict[str, float]:
-    """UPOS accuracy, F1 and verb lemmas on the treebank's words; F1 on its plain text."""
+    """Measure UPOS accuracy, F1 and verb lemmas on the treebank's words, and F1 on plain text."""
     found = tagger.tag_words([(s.words, s.spaces) for s in sentences])
     pairs = [
         (upos, lemma, gold, gold_lemma)
         for s, words in zip(sentences, found, strict=True)
         for (upos, lemma), gold, gold_lemma in zip(words, s.upos, s.lemmas, strict=True)
     ]
-    figures = {"UPOS accuracy": sum(a == b for a, _, b, _ in pairs) / len(pairs)}
+    metrics = {"UPOS accuracy": sum(a == b for a, _, b, _ in pairs) / len(pairs)}
     for tag in ("NOUN", "VERB"):
         hits = sum(a == b == tag for a, _, b, _ in pairs)
         total = sum((a == tag) + (b == tag) for a, _, b, _ in pairs)
-        figures[f"F1 {tag}"] = 2 * hits / total
+        metrics[f"F1 {tag}"] = 2 * hits / total
     verbs = [(a.lower(), b.lower()) for t, a, u, b in pairs if t == u == "VERB"]
-    figures["lemmas of VERB words"] = sum(a == b for a, b in verbs) / len(verbs)
+    metrics["lemmas of VERB words"] = sum(a == b for a, b in verbs) / len(verbs)
     raw = raw_spans(tagger, [s.text for s in sentences])
     gold = [set(spans_of(s)) for s in sentences]
     for tag in ("NOUN", "VERB"):
-        figures[f"F1 {tag}, from plain text"] = f1(raw, gold, tag)
-    return figures
+        metrics[f"F1 {tag}, from plain text"] = f1(raw, gold, tag)
+    return metrics
 
 
 def on_captions(tagger: Tagger, captions: list[tuple[str, list[Span]]]) -> dict[str, float]:
-    """F1 on captions tagged by hand."""
+    """Measure F1 on captions tagged by hand."""
     raw = raw_spans(tagger, [text for text, _ in captions])
     return {
         f"F1 {tag}": f1(raw, [set(spans) for _, spans in captions], tag) for tag in ("NOUN", "VERB")
@@ -90,7 +92,7 @@ def on_captions(tagger: Tagger, captions: list[tuple[str, list[Span]]]) -> dict[
 
 
 def speed(tagger: Tagger, texts: Sequence[str], rounds: int = 20) -> float:
-    """Captions a second through `parse_many`, in CPU time of this process."""
+    """Return captions per second through `parse_many`, in CPU time of this process."""
     tokenizer, many = Tokenizer(), [f"{t} {i % 97}" for i in range(rounds) for t in texts]
     parse_many(many[:64], tokenizer, tagger)
     start = time.process_time()
@@ -99,7 +101,7 @@ def speed(tagger: Tagger, texts: Sequence[str], rounds: int = 20) -> float:
 
 
 def main() -> None:
-    """Prints the figures as a Markdown table."""
+    """Run the command line: print the metrics as a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tagger", default="default", help="'default' or a spaCy pipeline")
     parser.add_argument("--treebank", help="folder with test.conllu[.gz]")
@@ -117,7 +119,7 @@ def main() -> None:
         captions = read_captions(args.captions)
         for name, value in on_captions(tagger, captions).items():
             print(f"| {len(captions)} captions: {name} | {value:.2%} |")
-        print(f"| captions a second, one core | {speed(tagger, [c for c, _ in captions]):.0f} |")
+        print(f"| captions per second, one core | {speed(tagger, [c for c, _ in captions]):.0f} |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Lemmas of English verbs: a table counted in a treebank, then spelling rules.
+"""Lemmatize English verbs with a table counted in a treebank, and with spelling rules.
 
-spaCy's own rules need tables from a package of data that is not on every index.
+spaCy's own rules need an extra data package that some package indexes lack.
 """
 
 import json
@@ -11,10 +11,10 @@ _VOWELS = "aeiou"
 
 
 class VerbLemmatizer:
-    """A verb as written in a text -> its infinitive.
+    """Map from a verb form to its infinitive.
 
-    forms: what no rule gives (`went` -> `go`); verbs: known infinitives, which decide where the
-    spelling leaves two (`hoping`, `singing`).
+    `forms` holds what no rule gives (`went` -> `go`). `verbs` holds known infinitives, which decide
+    between two that the spelling allows (`hoping`: hope, `singing`: sing).
     """
 
     def __init__(self, forms: Mapping[str, str], verbs: Collection[str]):
@@ -23,12 +23,12 @@ class VerbLemmatizer:
 
     @classmethod
     def from_file(cls, path: Path) -> "VerbLemmatizer":
-        """Reads the `lemmas.json` that the trainer writes."""
+        """Load the `lemmas.json` that the trainer writes."""
         table = json.loads(path.read_text(encoding="utf-8"))
         return cls(table["forms"], table["verbs"])
 
     def __call__(self, word: str) -> str:
-        """The lemma, in small letters; a word that looks like no inflected verb stays as it is."""
+        """Return the lemma in lower case; a word without a verb ending is returned unchanged."""
         word = word.lower().replace("’", "'")
         if word in self.forms:
             return self.forms[word]
@@ -36,7 +36,7 @@ class VerbLemmatizer:
             return word
         if word.endswith("in'"):
             return self(word[:-1] + "g")
-        # "rewent" and "outran" follow the verb inside them.
+        # A verb with a prefix ("outran") inflects like the verb without it ("ran").
         for prefix in ("re", "un", "out", "over", "under", "mis", "fore"):
             rest = word.removeprefix(prefix)
             if rest != word and rest in self.forms and len(rest) > 2:
@@ -62,7 +62,7 @@ class VerbLemmatizer:
         return word[:-1]
 
     def _stem(self, stem: str) -> str:
-        """What is left of a form in -ing or -ed, with its `e` back and its doubling undone."""
+        """Turn a form without its -ing or -ed into the infinitive: restore `e`, undo doubling."""
         if len(stem) == 2 and stem.endswith("y"):  # lying, tying
             return stem[:-1] + "ie"
         if len(stem) > 2 and stem[-1] == stem[-2] and stem[-1] not in _VOWELS:
@@ -81,13 +81,13 @@ class VerbLemmatizer:
 
 
 def _syllables(stem: str) -> int:
-    """Groups of vowels."""
+    """Count the groups of vowels."""
     groups = "".join(c if c in _VOWELS + "y" else " " for c in stem).split()
     return len(groups)
 
 
 def _short(stem: str) -> bool:
-    """One vowel between consonants, which would have doubled the last: hop, skat."""
+    """Return whether the stem has one vowel between consonants, as in hop or skat."""
     return (
         len(stem) > 2
         and _syllables(stem) == 1
@@ -98,7 +98,7 @@ def _short(stem: str) -> bool:
 
 
 def _wants_e(stem: str) -> bool:
-    """Whether English spells the infinitive of an unknown verb with an `e`."""
+    """Return whether the infinitive of an unknown verb probably ends in `e`."""
     if _short(stem):
         return True
     if stem.endswith(("c", "v", "u", "dg", "rg")) or stem.endswith(("at", "ur", "ir")):

@@ -1,10 +1,10 @@
-"""Trains the small English tagger that the package ships.
+"""Train the small English tagger that the package ships.
 
 python -m stoa_jax.tagger.train --treebank=UD_English-EWT --out=stoa_jax/tagger/model
 
-About six minutes on one core. What is trained is a plain spaCy pipeline: hashed word features,
-a convolution, one softmax over the universal tags. Verb lemmas come from `lemmas.json`, counted
-in the same treebank.
+Training takes about six minutes on one core. The result is a plain spaCy pipeline: hashed word
+features, convolutions, and a softmax over the universal tags. Verb lemmas are counted in the same
+treebank and written to `lemmas.json`.
 """
 
 import argparse
@@ -13,11 +13,12 @@ import random
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 from stoa_jax.tagger.captions import Captions
 from stoa_jax.tagger.treebank import Sentence, read_split
 
-# Feature rows are what a tagger weighs: spaCy's defaults take 6.5 MB, these stay under 4.
+# The feature tables make up most of the file: spaCy's default sizes take 6.5 MB, these under 4 MB.
 ATTRIBUTES = {"NORM": 3000, "PREFIX": 500, "SUFFIX": 2000, "SHAPE": 500}
 WIDTH, DEPTH = 96, 4
 NOTICE = """\
@@ -31,7 +32,7 @@ BATCH_WORDS, LEARN_RATE, DROPOUT = 800, 2e-3, 0.15
 
 
 def blank_pipeline():
-    """An untrained English pipeline of one component, which sets `token.pos_`."""
+    """Build an untrained English pipeline whose only component sets `token.pos_`."""
     import spacy
 
     embed = {
@@ -56,7 +57,7 @@ def blank_pipeline():
 
 
 def as_caption(sentence: Sentence, rng: random.Random) -> Sentence:
-    """The sentence, or a part under one head, in small letters and without its full stop."""
+    """Make a sentence caption-like: maybe only one subtree, lower case, no final punctuation."""
     start, stop = 0, len(sentence.words)
     if stop > 8 and rng.random() < 0.4:
         start, stop = _subtree(sentence, rng.randrange(stop))
@@ -68,7 +69,7 @@ def as_caption(sentence: Sentence, rng: random.Random) -> Sentence:
 
 
 def _subtree(sentence: Sentence, head: int) -> tuple[int, int]:
-    """The span of words under a head; the whole sentence where that is too short to be one."""
+    """Return the span of words under a head, or the whole sentence if the span is too short."""
     members = {head}
     while True:
         below = {i for i, h in enumerate(sentence.heads) if h in members} - members
@@ -82,7 +83,10 @@ def _subtree(sentence: Sentence, head: int) -> tuple[int, int]:
 def batches(
     sentences: list[Sentence], rng: random.Random, captions: float, made: list[Sentence]
 ) -> list[list[Sentence]]:
-    """One epoch in random order with the made captions, batches of about `BATCH_WORDS` words."""
+    """Split an epoch into random batches of about `BATCH_WORDS` words, generated ones included.
+
+    A share `captions` of the treebank's sentences is made caption-like.
+    """
     sentences = [as_caption(s, rng) if rng.random() < captions else s for s in sentences] + made
     rng.shuffle(sentences)
     result, size = [[]], 0
@@ -96,7 +100,7 @@ def batches(
 
 
 def accuracy(nlp, sentences: list[Sentence]) -> float:
-    """The share of words, as the treebank divides them, that get their universal tag."""
+    """Return the share of the treebank's words that get the right universal tag."""
     from spacy.tokens import Doc
 
     docs = [Doc(nlp.vocab, words=s.words, spaces=s.spaces) for s in sentences]
@@ -106,13 +110,12 @@ def accuracy(nlp, sentences: list[Sentence]) -> float:
 
 
 def train(treebank: str, epochs: int, captions: float, made: int, seed: int):
-    """Trains on the treebank's train split; prints the accuracy on dev after each epoch."""
-    import spacy
+    """Train on the treebank's train split, and print the dev accuracy after each epoch."""
     from spacy.tokens import Doc
     from spacy.training import Example
-    from thinc.api import Adam, warmup_linear
+    from thinc.api import Adam, fix_random_seed, warmup_linear
 
-    spacy.util.fix_random_seed(seed)
+    fix_random_seed(seed)
     rng = random.Random(seed)
     train_set, dev = read_split(treebank, "train"), read_split(treebank, "dev")
     nlp = blank_pipeline()
@@ -122,13 +125,14 @@ def train(treebank: str, epochs: int, captions: float, made: int, seed: int):
         return Example(Doc(nlp.vocab, words=s.words, spaces=s.spaces), gold)
 
     nlp.initialize(lambda: [example(s) for s in train_set])
-    maker = Captions(train_set)
+    generator = Captions(train_set)
 
     def epoch_batches(rng: random.Random) -> list[list[Sentence]]:
-        return batches(train_set, rng, captions, [maker.draw(rng) for _ in range(made)])
+        return batches(train_set, rng, captions, [generator.sample(rng) for _ in range(made)])
 
     steps = epochs * len(epoch_batches(random.Random(seed)))
-    optimizer = Adam(warmup_linear(LEARN_RATE, steps // 20, steps), L2=0.01, grad_clip=1.0)
+    rates: Any = warmup_linear(LEARN_RATE, steps // 20, steps)
+    optimizer = Adam(rates, L2=0.01, grad_clip=1.0)
     start = time.perf_counter()
     for epoch in range(epochs):
         losses: dict[str, float] = {}
@@ -144,7 +148,7 @@ def train(treebank: str, epochs: int, captions: float, made: int, seed: int):
 
 
 def verb_lemmas(sentences: list[Sentence]) -> dict:
-    """What the lemmatiser needs: forms whose lemma no rule gives, and the verbs seen."""
+    """Count the lemmatizer's tables: forms whose lemma no rule gives, and known verbs."""
     from stoa_jax.tagger.lemmatize import VerbLemmatizer
 
     counts: dict[str, Counter] = defaultdict(Counter)
@@ -159,7 +163,7 @@ def verb_lemmas(sentences: list[Sentence]) -> dict:
 
 
 def save(nlp, sentences: list[Sentence], out: Path) -> None:
-    """Writes the pipeline without its vocabulary (rebuilt on use), and the verb lemmas."""
+    """Write the pipeline, without the vocabulary that spaCy rebuilds, and the verb lemmas."""
     nlp.meta.update(
         name="stoa_tagger",
         description="Universal tags for captions",
@@ -168,7 +172,7 @@ def save(nlp, sentences: list[Sentence], out: Path) -> None:
     )
     nlp.to_disk(out, exclude=["vocab"])
     meta = json.loads((out / "meta.json").read_text())
-    meta["spacy_version"] = ">=3.8,<4"  # the exact version would warn on every other
+    meta["spacy_version"] = ">=3.8,<4"  # an exact version would warn on every other one
     (out / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     (out / "LICENSE").write_text(NOTICE)
     lemmas = verb_lemmas(sentences)
@@ -176,15 +180,17 @@ def save(nlp, sentences: list[Sentence], out: Path) -> None:
 
 
 def main() -> None:
-    """Trains and saves."""
+    """Run the command line: train the tagger and save it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--treebank", required=True, help="folder of {train,dev,test}.conllu[.gz]")
     parser.add_argument("--out", required=True, type=Path, help="folder for the pipeline")
     parser.add_argument("--epochs", type=int, default=11)
-    parser.add_argument("--captions", type=float, default=0.4, help="share made caption-like")
-    parser.add_argument("--made", type=int, default=4000, help="made captions an epoch")
+    parser.add_argument(
+        "--captions", type=float, default=0.4, help="share of sentences made caption-like"
+    )
+    parser.add_argument("--made", type=int, default=4000, help="generated captions per epoch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     nlp = train(args.treebank, args.epochs, args.captions, args.made, args.seed)

@@ -1,4 +1,4 @@
-"""Reads a Universal Dependencies treebank in CoNLL-U, plain or gzipped."""
+"""Read a Universal Dependencies treebank in CoNLL-U format, plain or gzipped."""
 
 import gzip
 from collections.abc import Iterator
@@ -10,36 +10,36 @@ from stoa_jax.errors import UserError
 
 @dataclass
 class Sentence:
-    """One sentence: words, whether a space follows each, universal tags, lemmas, heads."""
+    """One sentence of a treebank, with parallel lists over its words."""
 
     words: list[str]
-    spaces: list[bool]
-    upos: list[str]
+    spaces: list[bool]  # whether a space follows the word
+    upos: list[str]  # universal part-of-speech tags
     lemmas: list[str]
     heads: list[int]  # index of the head in the sentence, -1 for the root
 
     def cut(self, start: int, stop: int) -> "Sentence":
-        """The words start..stop as a sentence of their own; heads outside become roots."""
+        """Return the words start..stop as a sentence; words with a head outside become roots."""
         heads = [h - start if start <= h < stop else -1 for h in self.heads[start:stop]]
         s = slice(start, stop)
         return Sentence(self.words[s], self.spaces[s], self.upos[s], self.lemmas[s], heads)
 
     @property
     def text(self) -> str:
-        """The sentence as it was written."""
+        """The sentence as it was written, with its spaces."""
         pairs = zip(self.words, self.spaces, strict=True)
         return "".join(w + " " * s for w, s in pairs).rstrip()
 
 
 def read_split(directory: str | Path, split: str) -> list[Sentence]:
-    """The sentences of `{split}.conllu[.gz]` or `*-ud-{split}.conllu[.gz]` in a directory."""
+    """Read `{split}.conllu[.gz]` or `*-ud-{split}.conllu[.gz]` from a directory."""
     directory = Path(directory)
     for pattern in (f"{split}.conllu", f"*-ud-{split}.conllu"):
         for path in sorted([*directory.glob(pattern), *directory.glob(pattern + ".gz")]):
             return list(_sentences(path))
     raise UserError(
-        f"no {split}.conllu or {split}.conllu.gz in {directory}: "
-        "download UD_English-EWT and pass its folder as --treebank"
+        f"{directory}: contains no {split}.conllu or {split}.conllu.gz; "
+        "download UD_English-EWT and pass its directory as --treebank"
     )
 
 
@@ -54,7 +54,7 @@ def _sentences(path: Path) -> Iterator[Sentence]:
             if line:
                 row = line.split("\t")
                 if len(row) != 10:
-                    raise UserError(f"{path}:{number}: {len(row)} columns, CoNLL-U has 10")
+                    raise UserError(f"{path}:{number}: {len(row)} columns; CoNLL-U has 10")
                 rows.append(row)
             elif rows:
                 yield _sentence(rows)
@@ -68,7 +68,7 @@ def _sentence(rows: list[list[str]]) -> Sentence:
     inside, after = 0, True  # last word of a contraction ("don't" = "do" + "n't"), its spacing
     for row in rows:
         space = "SpaceAfter=No" not in row[9].split("|")
-        if "." in row[0]:  # a word that is not in the text
+        if "." in row[0]:  # an empty node, which is not in the text
             continue
         if "-" in row[0]:
             inside, after = int(row[0].split("-")[1]), space

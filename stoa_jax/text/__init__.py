@@ -1,4 +1,4 @@
-"""Text: CLIP's tokenizer and its cuts, nouns and verbs by spaCy, both on the same pieces."""
+"""Text: CLIP's tokenizer, also with a smaller vocabulary, and part-of-speech tags of its tokens."""
 
 from stoa_jax.text.bpe import restrict
 from stoa_jax.text.tagging import NOUN, PROPN, VERB, Parsed, Tagger, Word, parse, parse_many

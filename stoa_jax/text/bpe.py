@@ -1,6 +1,7 @@
-"""CLIP's byte-pair vocabulary as numbers, and its cuts to fewer merges.
+"""CLIP's byte-pair vocabulary, and smaller vocabularies with only its first merges.
 
-Ids: 256 bytes, the same 256 at the end of a word, one id a merge in rank order, start, end.
+The ids are, in this order: 256 bytes, the same 256 bytes at the end of a word, one id per merge in
+rank order, the start token, the end token.
 """
 
 import functools
@@ -13,16 +14,16 @@ import numpy as np
 
 from stoa_jax.errors import UserError
 
-BASE = 512  # bytes within and at the end of a word
+BASE = 512  # number of byte ids, within words and at the end of words
 CLIP_SIZE = 49408
 
-# CLIP counts bytes from the printable ones of Latin-1; the others follow.
+# CLIP numbers the printable bytes of Latin-1 first, then all others.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = _PRINTABLE + [b for b in range(256) if b not in _PRINTABLE]
 
 
 class Vocabulary:
-    """What each id is made of: `merges` [M, 2], the pair that became id 512 + row."""
+    """A byte-pair vocabulary; row i of `merges` [M, 2] is the pair of ids that forms id 512 + i."""
 
     def __init__(self, merges: np.ndarray):
         self.merges = merges
@@ -31,7 +32,7 @@ class Vocabulary:
 
     @functools.cached_property
     def strings(self) -> list[bytes]:
-        """The bytes of each id but start and end, a space after a piece that ends a word."""
+        """The bytes of each id except start and end; an id that ends a word ends in a space."""
         out = [bytes([b]) for b in BYTES] + [bytes([b, 32]) for b in BYTES]
         for left, right in self.merges.tolist():
             out.append(out[left] + out[right])
@@ -42,7 +43,7 @@ class Vocabulary:
         return {(a, b): BASE + i for i, (a, b) in enumerate(self.merges.tolist())}
 
     def bpe(self, word: str) -> list[int]:
-        """The ids of one word: bytes, merged lowest id first until no pair is left."""
+        """Encode one word: merge the pair of lowest rank until no pair can be merged."""
         ids = [_ID_OF_BYTE[b] for b in word.encode()]
         ids[-1] += 256
         while len(ids) > 1:
@@ -60,13 +61,13 @@ class Vocabulary:
         return ids
 
     def cut(self, size: int) -> "Vocabulary":
-        """The same with only the first merges, `size` ids in all."""
+        """Return the vocabulary of `size` ids that keeps only the first merges."""
         check_size(size, self.size)
         return Vocabulary(self.merges[: size - 2 - BASE])
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019  (vocabularies are few and live as long)
+    @functools.lru_cache(maxsize=8)  # noqa: B019  (vocabularies are few and never freed)
     def splits(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """For every id its ids under the first merges only: (offsets [V+1], ids [sum])."""
+        """Map every id to its ids in the vocabulary of `size`: (offsets [V+1], ids [sum])."""
         check_size(size, self.size)
         parts: list[tuple[int, ...]] = [(i,) for i in range(size - 2)]
         for left, right in self.merges[size - 2 - BASE :].tolist():
@@ -80,16 +81,16 @@ _ID_OF_BYTE = {b: i for i, b in enumerate(BYTES)}
 
 
 def check_size(size: int, largest: int = CLIP_SIZE) -> None:
-    """Every byte needs an id; there are no more merges than the vocabulary has."""
+    """Raise UserError unless a vocabulary of `largest` ids can be reduced to `size`."""
     if not BASE + 2 <= size <= largest:
         raise UserError(
-            f"vocabulary of {size}: CLIP's can be cut to between {BASE + 2} and {largest} ids"
+            f"vocabulary of {size}: CLIP's can be reduced to between {BASE + 2} and {largest} ids"
         )
 
 
 @functools.cache
 def clip_vocabulary() -> Vocabulary:
-    """CLIP's own, from the table of pairs beside this file."""
+    """Load CLIP's own vocabulary from the table beside this file."""
     with np.load(Path(__file__).with_name("clip_merges.npz")) as table:
         return Vocabulary(table["merges"].astype(np.int32))
 
@@ -97,11 +98,11 @@ def clip_vocabulary() -> Vocabulary:
 def restrict(
     tokens: np.ndarray, tags: np.ndarray, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [..., L] of CLIP's vocabulary in its cut to `vocab_size`, and their tags [..., L].
+    """Convert tokens [..., L] and their tags [..., L] from CLIP's vocabulary to a smaller one.
 
-    Merges apply in rank order, so taking the later ones back is exact: the result is what BPE
-    with only the first merges gives. A text that outgrows L is cut and keeps its end token; the
-    tag of a split piece goes to its last part.
+    The result is exactly what BPE with only the first merges gives, because merges apply in rank
+    order and the later ones can be undone. A text that becomes longer than L is truncated and keeps
+    its end token. The tag of a split token goes to its last part.
     """
     tokens, tags = np.asarray(tokens), np.asarray(tags)
     vocabulary = clip_vocabulary()
@@ -127,14 +128,20 @@ def restrict(
 
 
 def read_directory(directory: str | Path) -> Vocabulary:
-    """The BPE of a Hugging Face CLIP directory: `tokenizer.json`, or `vocab.json`+`merges.txt`."""
+    """Read the vocabulary of a Hugging Face CLIP directory.
+
+    It is in `tokenizer.json`, or in `vocab.json` and `merges.txt`.
+    """
     directory = Path(directory)
     one, two = directory / "tokenizer.json", directory / "vocab.json"
     if one.is_file():
         model = _json(one).get("model", {})
         return _vocabulary(one, model.get("vocab"), model.get("merges"))
     if not two.is_file() or not (directory / "merges.txt").is_file():
-        raise UserError(f"{directory} holds neither tokenizer.json nor vocab.json and merges.txt")
+        raise UserError(
+            f"{directory}: contains neither tokenizer.json nor vocab.json and merges.txt; name a "
+            "Hugging Face CLIP directory"
+        )
     lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
     return _vocabulary(two, _json(two), merges)
@@ -144,16 +151,18 @@ def _json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, not an object")
+        raise UserError(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value
 
 
 def _vocabulary(path: Path, vocab: object, merges: object) -> Vocabulary:
-    """Checks that the ids stand as CLIP's do; every other layout would be read wrongly."""
+    """Build the vocabulary, after checking that its ids are in CLIP's order."""
     if not isinstance(vocab, dict) or not isinstance(merges, Sequence) or not vocab:
-        raise UserError(f"{path}: no BPE model with `vocab` and `merges`; is it CLIP's tokenizer?")
+        raise UserError(
+            f"{path}: has no BPE model with `vocab` and `merges`; is it CLIP's tokenizer?"
+        )
     pairs = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in merges]
     wrong = next((m for m in pairs if len(m) != 2 or {*m, "".join(m)} - vocab.keys()), None)
     if wrong:

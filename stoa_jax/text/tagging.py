@@ -1,11 +1,11 @@
-"""Nouns and verbs of a text by spaCy, laid over CLIP's pieces."""
+"""Part-of-speech tags by spaCy, aligned to CLIP's tokens."""
 
 import bisect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -13,18 +13,18 @@ from stoa_jax.errors import UserError
 from stoa_jax.tagger.lemmatize import VerbLemmatizer
 from stoa_jax.text.tokenizer import Piece, Tokenizer, clean
 
-# The values of `tags`; SPEC and `objectives` count on them.
+# The values of `tags`; data sets store them and `objectives` reads them.
 NOUN, PROPN, VERB = 1, 2, 3
 _TAGS = {"NOUN": NOUN, "PROPN": PROPN, "VERB": VERB}
 DEFAULT = Path(__file__).parents[1] / "tagger" / "model"
-# What a pipeline may bring that costs time and sets no tag.
+# Components of a pipeline that cost time and set no part of speech.
 _UNUSED = ("parser", "ner", "senter", "sentencizer", "textcat", "entity_ruler")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _MAX_CHARACTERS = 1_000_000
 
 
 class Word(NamedTuple):
-    """A word as the tagger divides the text, and its span there."""
+    """A word of a text, as the tagger splits it, with its span in the text."""
 
     word: str
     start: int
@@ -34,10 +34,10 @@ class Word(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """A text's tokens, the tag of each, its nouns, and its verbs as lemmas in order of the text.
+    """A tokenized text with its tags, nouns, and the lemmas of its verbs in text order.
 
-    tags: 0 none, 1 NOUN, 2 PROPN, 3 VERB, at the last piece of the word; of the verbs with one
-    lemma only the first has its tag. Words beyond the last token are in neither list.
+    Tags are 0 for none, 1 NOUN, 2 PROPN, 3 VERB, and are set at the last token of a word. If
+    several verbs share a lemma, only the first is tagged. Truncated words are in neither list.
     """
 
     tokens: np.ndarray  # int32 [L]
@@ -47,13 +47,13 @@ class Parsed(NamedTuple):
 
 
 class Tagger:
-    """Universal tags and lemmas by a spaCy pipeline: ours ("default"), or any installed one."""
+    """Tagger of universal parts of speech and lemmas, by our spaCy pipeline or an installed one."""
 
     def __init__(self, name: str = "default"):
         try:
             import spacy
         except ImportError:
-            raise UserError('tagging needs spaCy: pip install "spacy>=3.8,<3.9"') from None
+            raise UserError("tagging texts needs spaCy: pip install spacy") from None
         self.name = name
         path = DEFAULT if name == "default" else name
         try:
@@ -63,7 +63,7 @@ class Tagger:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"tagger {name!r}: spaCy cannot load it ({reason})") from None
             raise UserError(
-                f"no spaCy pipeline {name!r} is installed: "
+                f"tagger {name!r}: no spaCy pipeline of this name is installed; run "
                 f"python -m spacy download {name} (or pip install it), or use tagger 'default'"
             ) from None
         self._nlp.max_length = _MAX_CHARACTERS + 1
@@ -71,11 +71,16 @@ class Tagger:
         self._verb_lemma = VerbLemmatizer.from_file(lemmas)
         if not any(w.upos for w in self.tag("a dog runs")):
             raise UserError(
-                f"tagger {name!r} sets no part of speech; it has {', '.join(self._nlp.pipe_names)}"
+                f"tagger {name!r} sets no part of speech; its components are "
+                f"{', '.join(self._nlp.pipe_names)}; use another pipeline"
             )
 
+    @overload
+    def tag(self, text: str) -> list[Word]: ...
+    @overload
+    def tag(self, text: Sequence[str]) -> list[list[Word]]: ...
     def tag(self, text: str | Sequence[str]) -> list[Word] | list[list[Word]]:
-        """The words of one text, or of each of several; spans are into the text as given."""
+        """Return the words of one text, or of each of several; spans refer to the text as given."""
         if isinstance(text, str):
             return next(self._words([text]))
         return list(self._words(text))
@@ -83,7 +88,10 @@ class Tagger:
     def tag_words(
         self, texts: Sequence[tuple[list[str], list[bool]]]
     ) -> list[list[tuple[str, str]]]:
-        """(tag, lemma) of each word of texts already divided into words and spaces after them."""
+        """Tag texts that are already split into words, each with whether a space follows it.
+
+        Returns the (tag, lemma) of every word.
+        """
         from spacy.tokens import Doc
 
         docs = (Doc(self._nlp.vocab, words=words, spaces=spaces) for words, spaces in texts)
@@ -93,7 +101,7 @@ class Tagger:
         ]
 
     def _words(self, texts: Sequence[str]) -> Iterator[list[Word]]:
-        # A lone surrogate has no UTF-8 and would stop spaCy; its stand-in keeps every offset.
+        # A lone surrogate has no UTF-8 form, and spaCy would fail. The substitute keeps offsets.
         safe = (_SURROGATES.sub("\ufffd", t)[:_MAX_CHARACTERS] for t in texts)
         for doc in self._nlp.pipe(safe, batch_size=256):
             words = [(t.text, t.idx, t.idx + len(t), t.pos_, t.lemma_) for t in doc]
@@ -108,22 +116,25 @@ class Tagger:
 
 
 def parse(text: str, tokenizer: Tokenizer, tagger: Tagger, length: int = 77) -> Parsed:
-    """Tokens, tags, nouns and verbs of one text."""
+    """Tokenize and tag one text."""
     return parse_many([text], tokenizer, tagger, length)[0]
 
 
 def parse_many(
     texts: Sequence[str], tokenizer: Tokenizer, tagger: Tagger, length: int = 77
 ) -> list[Parsed]:
-    """`parse` of each text, tagged in batches. What is tagged is the cleaned text, in its case."""
+    """Tokenize and tag several texts, which is faster than one by one.
+
+    The tagger sees the cleaned text in its original case.
+    """
     cleaned = [clean(t) for t in texts]
     tagged = tagger.tag(cleaned)
     pairs = zip(cleaned, tagged, strict=True)
-    return [_lay(text, words, tokenizer, length) for text, words in pairs]
+    return [align_tags(text, words, tokenizer, length) for text, words in pairs]
 
 
-def _lay(text: str, words: list[Word], tokenizer: Tokenizer, length: int) -> Parsed:
-    """Puts the tag of each word at the piece that holds its last letter."""
+def align_tags(text: str, words: list[Word], tokenizer: Tokenizer, length: int) -> Parsed:
+    """Tokenize a text, and set the tag of each word at the token that holds its last letter."""
     pieces = tokenizer.pieces(text)
     tokens = tokenizer.pack(pieces, length)
     tags = np.zeros(length, np.uint8)
@@ -139,14 +150,14 @@ def _lay(text: str, words: list[Word], tokenizer: Tokenizer, length: int) -> Par
         last = (offsets[word.end] if offsets else word.end) - 1
         at = bisect.bisect_right(starts, last) - 1
         if at < 0 or pieces[at].end <= last:
-            continue  # nothing that CLIP sees
-        place = first[at] + _piece_of(pieces[at], last, lowered, tokenizer)
-        if place > length - 2 or tags[place]:
+            continue  # CLIP has no token there
+        position = first[at] + _token_in_piece(pieces[at], last, lowered, tokenizer)
+        if position > length - 2 or tags[position]:
             continue
         lemma = word.lemma.lower()
         if tag == VERB and lemma in verbs:
             continue
-        tags[place] = tag
+        tags[position] = tag
         if tag == VERB:
             verbs.append(lemma)
         elif tag == NOUN:
@@ -155,15 +166,15 @@ def _lay(text: str, words: list[Word], tokenizer: Tokenizer, length: int) -> Par
 
 
 def _lowered(text: str) -> tuple[str, list[int] | None]:
-    """The text in small letters, and where each character went if the length changed."""
+    """Lower-case a text; also return each character's new offset if the length changed."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered, None
     return lowered, [0, *itertools.accumulate(len(c.lower()) for c in text)]
 
 
-def _piece_of(piece: Piece, last: int, text: str, tokenizer: Tokenizer) -> int:
-    """Which of a word's pieces holds the character at `last`."""
+def _token_in_piece(piece: Piece, last: int, text: str, tokenizer: Tokenizer) -> int:
+    """Return the index of the token within a piece that holds the character at `last`."""
     if last == piece.end - 1:
         return len(piece.ids) - 1
     wanted = len(text[piece.start : last + 1].encode())

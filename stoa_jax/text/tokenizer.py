@@ -1,4 +1,4 @@
-"""Texts to CLIP's ids and back, equal to OpenAI's, with the place of each piece in the text."""
+"""CLIP's tokenizer, with the same ids as OpenAI's, and the span of each token in the text."""
 
 import html
 import re
@@ -17,7 +17,7 @@ _CACHED_WORDS = 1 << 17
 
 
 class Piece(NamedTuple):
-    """A word of CLIP's own division: its ids, and its span in `clean(text).lower()`."""
+    """A word as CLIP splits a text: its token ids, and its span in `clean(text).lower()`."""
 
     ids: tuple[int, ...]
     start: int
@@ -25,16 +25,16 @@ class Piece(NamedTuple):
 
 
 class _Shape(dict):
-    """Any character -> one of ASCII of the same kind, so that one ASCII pattern finds words."""
+    """Map from any character to an ASCII one of the same kind, so that an ASCII regex can split."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
         kind = unicodedata.category(char)[0]
         if code < 128:
             shape = char
-        elif char == "ſ":  # the long s is an s to a pattern that ignores case
+        elif char == "ſ":  # a case-insensitive regex treats the long s as an s
             shape = "s"
-        elif char.isspace() or code == 0x345:  # a mark without case that has one: in no class
+        elif char.isspace() or code == 0x345:  # U+0345 matches none of CLIP's classes
             shape = " "
         else:
             shape = {"L": "z", "N": "0"}.get(kind, "#")
@@ -46,8 +46,8 @@ _SHAPE = _Shape()
 
 
 def clean(text: str) -> str:
-    """OpenAI's cleaning of a caption, in its own case: repaired, unescaped, single spaces."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to mend
+    """Clean a caption as OpenAI does, but keep its case: fix encoding, unescape, single spaces."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else nothing to fix
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -55,9 +55,10 @@ def clean(text: str) -> str:
 
 
 class Tokenizer:
-    """CLIP's byte-pair encoding, or its cut to the first merges where `vocab_size` is smaller.
+    """CLIP's byte-pair tokenizer; a smaller `vocab_size` uses only the first merges.
 
-    `start` and `end` are the last two ids. `from_directory` reads the files beside a checkpoint.
+    The start and end tokens are the last two ids. `from_directory` reads the tokenizer files of a
+    checkpoint.
     """
 
     def __init__(self, vocab_size: int = bpe.CLIP_SIZE):
@@ -66,7 +67,7 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, directory: str | Path, vocab_size: int | None = None) -> "Tokenizer":
-        """The tokenizer of a Hugging Face CLIP directory."""
+        """Load the tokenizer of a Hugging Face CLIP directory."""
         vocabulary = bpe.read_directory(directory)
         self = cls.__new__(cls)
         self._setup(vocabulary, vocab_size or vocabulary.size)
@@ -82,7 +83,7 @@ class Tokenizer:
             try:
                 import instant_clip_tokenizer
 
-                self._fast = instant_clip_tokenizer.Tokenizer().encode
+                self._fast = instant_clip_tokenizer.Tokenizer().encode  # pyright: ignore[reportAttributeAccessIssue]  (its stubs lack it)
             except ImportError:  # no wheel for this Python: the same merges, in Python
                 pass
 
@@ -94,7 +95,7 @@ class Tokenizer:
     def _ids(self, word: str) -> tuple[int, ...]:
         ids = self._cache.get(word)
         if ids is None:
-            # It divides some words of other scripts anew, so it gets what it sees as we do.
+            # The fast tokenizer splits words of some scripts differently, so it gets ASCII only.
             fast = self._fast if word.isascii() else None
             whole = fast(word) if fast else self._vocabulary.bpe(word)
             if self._splits is not None:
@@ -107,19 +108,21 @@ class Tokenizer:
         return ids
 
     def pieces(self, text: str) -> list[Piece]:
-        """The words of a text as CLIP divides them; `<|startoftext|>` in a text is only text."""
+        """Split a text into words as CLIP does; `<|startoftext|>` in a text is ordinary text."""
         text = clean(text).lower()
         shape = text if text.isascii() else text.translate(_SHAPE)
         return [Piece(self._ids(text[slice(*m.span())]), *m.span()) for m in _WORD.finditer(shape)]
 
     def encode(self, text: str, length: int = 77) -> np.ndarray:
-        """[start] ids [end] 0 … as int32 [length]; a text cut to fit keeps its end token."""
+        """Encode a text as int32 [length]: start, ids, end, zeros. Truncation keeps the end."""
         return self.pack(self.pieces(text), length)
 
     def pack(self, pieces: Iterable[Piece], length: int = 77) -> np.ndarray:
-        """The pieces of a text as its row of tokens, int32 [length]."""
+        """Turn the pieces of a text into a row of tokens, int32 [length]."""
         if length < 2:
-            raise UserError(f"text length {length}: start and end tokens alone take 2")
+            raise UserError(
+                f"text length {length}: it must be at least 2, for the start and end tokens"
+            )
         ids: list[int] = []
         for piece in pieces:
             ids.extend(piece.ids)
@@ -131,7 +134,7 @@ class Tokenizer:
         return tokens
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids up to the end token; a piece that ends a word ends in a space."""
+        """Decode ids up to the end token; every word is followed by a space."""
         strings, out = self._vocabulary.strings, []
         for i in np.asarray(ids).ravel().tolist():
             if i == self.end:
@@ -143,6 +146,6 @@ class Tokenizer:
         return b"".join(out).decode("utf-8", "replace")
 
     def piece_bytes(self, ids: Iterable[int]) -> list[int]:
-        """How many bytes of its word each piece covers."""
+        """Return how many bytes of its word each token covers."""
         strings = self._vocabulary.strings
         return [len(strings[i]) - (strings[i][-1:] == b" " and len(strings[i]) > 1) for i in ids]

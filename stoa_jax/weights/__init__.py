@@ -1,7 +1,7 @@
-"""Weights in: CLIP's files, the authors' checkpoint, our own; strict, and accounted for by name.
+"""Load weights from CLIP files, the authors' checkpoint, and our own files and work directories.
 
-Every tensor of a file is used, or named as unused with a reason; every parameter is filled, or
-named as new.
+Loading is strict: every tensor of a file is either used or reported as unused with a reason, and
+every parameter of the model is either filled or reported as new.
 """
 
 import json
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from stoa_jax import migrations
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import check_same, named_parameters
@@ -24,39 +25,39 @@ __all__ = ["Report", "initial_parameters", "open_weights", "parameter_shapes", "
 
 KINDS = {
     "hugging_face": "CLIP in Hugging Face's names",
-    "openai": "CLIP of OpenAI's",
+    "openai": "OpenAI's CLIP",
     "open_clip": "CLIP in open_clip's names",
     "released": "the authors' STOA-VLP checkpoint",
-    "stoa_jax": "safetensors of ours",
-    "workdir": "a work directory of ours",
+    "stoa_jax": "our safetensors",
+    "workdir": "one of our work directories",
 }
-METADATA = "stoa_jax"  # the key of our safetensors' metadata that holds the configuration
+METADATA = "stoa_jax"  # key in our safetensors' metadata under which the configuration is stored
 
 
 def is_workdir(path: str | Path) -> bool:
-    """Does a run keep its checkpoints there?"""
+    """Return whether `path` is the work directory of a run."""
     return (Path(path) / "checkpoints").is_dir()
 
 
 def open_weights(path: str | Path) -> tuple[TensorFile, str]:
-    """A file's tensors, unread, and whose they are: one of `KINDS`."""
+    """Open a file without reading its tensors; return them and their kind, one of `KINDS`."""
     tensors = open_tensors(path)
     if METADATA in tensors.metadata:
-        return tensors, "stoa_jax"
-    if any(name.startswith("module.") for name in tensors):  # saved from a distributed run
+        return tensors.renamed(migrations.migrate_parameter_name), "stoa_jax"
+    if any(name.startswith("module.") for name in tensors):  # saved by PyTorch's DataParallel
         tensors = tensors.renamed(lambda name: name.removeprefix("module."))
     kind = "released" if released.is_released(tensors) else clip.kind_of(tensors)
     if kind is None:
-        some = ", ".join(list(tensors)[:4])
+        first = ", ".join(list(tensors)[:4])
         raise UserError(
-            f"{path}: whose weights these are is not known; it begins with {some}. Known are "
+            f"{path}: unknown kind of weights; the first tensors are {first}. Known kinds: "
             f"{'; '.join(KINDS.values())}"
         )
     return tensors, kind
 
 
 def config_of(path: str | Path, *, activation: str | None = None) -> tuple[ModelConfig, str]:
-    """The model that the weights at `path` are of, and their kind."""
+    """Return the configuration of the model whose weights are at `path`, and their kind."""
     if is_workdir(path):
         from stoa_jax.checkpoint import load_params
 
@@ -68,10 +69,11 @@ def config_of(path: str | Path, *, activation: str | None = None) -> tuple[Model
 def _config(tensors: TensorFile, kind: str, activation: str | None = None) -> ModelConfig:
     if kind == "stoa_jax":
         try:
-            return ModelConfig(**json.loads(tensors.metadata[METADATA]))
+            fields = json.loads(tensors.metadata[METADATA])
+            return ModelConfig(**migrations.migrate_model_fields(fields))
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{tensors.path}: its metadata name no model of ours: {error}"
+                f"{tensors.path}: its metadata is not a model configuration of ours: {error}"
             ) from error
     if kind == "released":
         return released.config_of(tensors)
@@ -79,7 +81,7 @@ def _config(tensors: TensorFile, kind: str, activation: str | None = None) -> Mo
 
 
 def parameter_shapes(c: ModelConfig) -> dict[str, Shape]:
-    """Every parameter of a model by name, and its shape."""
+    """Return the shape of every parameter of a model, by name."""
     abstract = jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(0)))
     return {name: tuple(x.shape) for name, x in named_parameters(abstract).items()}
 
@@ -87,20 +89,21 @@ def parameter_shapes(c: ModelConfig) -> dict[str, Shape]:
 def initial_parameters(
     path: str | Path, model_config: ModelConfig, *, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], Report]:
-    """What the weights at `path` say of a model's parameters, in float32, and the account of it.
+    """Load those parameters of a model that the weights at `path` provide, as float32.
 
-    Parameters that are not in the file, and start from nothing that is, are only named:
-    `report.new`. `seed` draws the rest of a table of positions that the file fills in part.
+    Also returns a report on every tensor. `report.new` lists the parameters that the file does not
+    provide, directly or by copying. `seed` initialises the rows of a position table beyond those
+    that the file has.
     """
     shapes = parameter_shapes(model_config)
     if is_workdir(path):
-        params, report = _of_workdir(path, shapes)
+        params, report = _from_workdir(path, shapes)
         report.new = {name: shape for name, shape in shapes.items() if name not in params}
         return params, report
     tensors, kind = open_weights(path)
     report = Report(str(path), KINDS[kind])
     if kind == "stoa_jax":
-        params = _of_ours(tensors, shapes, report)
+        params = _from_safetensors(tensors, shapes, report)
     elif kind == "released":
         params = released.read_released(tensors, model_config, shapes, report)
     else:
@@ -116,48 +119,50 @@ def initial_parameters(
 def whole_parameters(
     path: str | Path, model_config: ModelConfig, *, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], Report]:
-    """`initial_parameters`, and the new ones drawn as a fresh model's are."""
+    """Load all parameters of a model: `initial_parameters`, with the rest freshly initialised."""
     params, report = initial_parameters(path, model_config, seed=seed)
-    return dict(sorted({**params, **_draw(model_config, tuple(report.new), seed)}.items())), report
+    params |= _initialise(model_config, tuple(report.new), seed)
+    return dict(sorted(params.items())), report
 
 
-def _draw(c: ModelConfig, names: tuple[str, ...], seed: int) -> dict[str, np.ndarray]:
-    # Under jit, what is not asked for is never drawn: a large model would not fit twice.
+def _initialise(c: ModelConfig, names: tuple[str, ...], seed: int) -> dict[str, np.ndarray]:
+    # Under jit, parameters that are not returned are never allocated, so that a large model does
+    # not have to fit into memory twice.
     @jax.jit
-    def draw(key: jax.Array) -> dict[str, jax.Array]:
+    def initialise(key: jax.Array) -> dict[str, jax.Array]:
         params = named_parameters(Stoa(c, rngs=nnx.Rngs(params=key)))
         return {name: params[name] for name in names}
 
-    return jax.device_get(draw(jax.random.key(seed))) if names else {}
+    return jax.device_get(initialise(jax.random.key(seed))) if names else {}
 
 
-def _of_workdir(path: str | Path, shapes: dict[str, Shape]) -> tuple[dict, Report]:
+def _from_workdir(path: str | Path, shapes: dict[str, Shape]) -> tuple[dict, Report]:
     from stoa_jax.checkpoint import load_params
 
     params, _, meta = load_params(path)
     report = Report(str(path), f"{KINDS['workdir']}, step {meta.get('step')}")
-    names = _fitting(str(path), {n: x.shape for n, x in params.items()}, shapes, report)
+    names = _matching_names(str(path), {n: x.shape for n, x in params.items()}, shapes, report)
     return {name: np.asarray(params[name], np.float32) for name in names}, report
 
 
-def _of_ours(
+def _from_safetensors(
     tensors: TensorFile, shapes: dict[str, Shape], report: Report
 ) -> dict[str, np.ndarray]:
-    there = {n: t.shape for n, t in tensors.items()}
-    return {n: tensors.take(n) for n in _fitting(str(tensors.path), there, shapes, report)}
+    saved = {n: t.shape for n, t in tensors.items()}
+    return {n: tensors.take(n) for n in _matching_names(str(tensors.path), saved, shapes, report)}
 
 
-def _fitting(
-    where: str, there: dict[str, Shape], shapes: dict[str, Shape], report: Report
+def _matching_names(
+    where: str, saved: dict[str, Shape], shapes: dict[str, Shape], report: Report
 ) -> list[str]:
-    """The names to take from weights of ours; only the answers' head may differ."""
+    """Return the names to load from our own weights; only the answer head may differ."""
     head = "fusion/answer/"
-    for name, shape in there.items():
+    for name, shape in saved.items():
         if name.startswith(head) and shapes.get(name) != tuple(shape):
-            report.unused[name] = "the head of another task's answers"
-    names = [name for name in there if name not in report.unused]
+            report.unused[name] = "the answer head of another task"
+    names = [name for name in saved if name not in report.unused]
     wanted = {n: shape for n, shape in shapes.items() if n in names or not n.startswith(head)}
-    found = {name: tuple(there[name]) for name in names}
+    found = {name: tuple(saved[name]) for name in names}
     check_same(found, wanted, where, "use weights of this model or change config.model")
     report.used = {name: name for name in names}
     return names

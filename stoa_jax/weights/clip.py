@@ -1,7 +1,8 @@
-"""CLIP's files: Hugging Face's names, and those that OpenAI and open_clip share."""
+"""Read CLIP files: in Hugging Face's names, and in those that OpenAI and open_clip share."""
 
 import dataclasses
 import re
+from typing import Literal, cast
 
 import numpy as np
 
@@ -23,10 +24,11 @@ from stoa_jax.weights.tables import (
 from stoa_jax.weights.tensors import TensorFile
 
 CLIP_VOCABULARY = 49408
+Activation = Literal["quick_gelu", "gelu"]
 
 
 def openai_blocks(ours: str, theirs: str) -> list[Entry]:
-    """A stack of blocks as OpenAI, open_clip and the authors' code name them."""
+    """Table rows for a stack of blocks, in the names of OpenAI, open_clip and the authors' code."""
     return [
         entry(f"{ours}/ln_1/scale", f"{theirs}.ln_1.weight"),
         entry(f"{ours}/ln_1/bias", f"{theirs}.ln_1.bias"),
@@ -44,12 +46,12 @@ def openai_blocks(ours: str, theirs: str) -> list[Entry]:
 
 
 def norm(ours: str, theirs: str) -> list[Entry]:
-    """A layer normalisation."""
+    """Table rows for one layer normalisation."""
     return [entry(f"{ours}/scale", f"{theirs}.weight"), entry(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def openai_towers(prefix: str = "") -> list[Entry]:
-    """Both towers as OpenAI's file names them, each name behind `prefix`."""
+    """Table rows for both towers in OpenAI's names, each with `prefix` in front."""
     return [
         entry("visual/patch/kernel", f"{prefix}visual.conv1.weight", layout=CONV),
         entry("visual/cls", f"{prefix}visual.class_embedding"),
@@ -110,13 +112,13 @@ HUGGING_FACE: list[Entry] = [
 ]
 UNUSED = (
     (r"(vision|text)_model\.embeddings\.position_ids", "0, 1, 2 …, a constant"),
-    (r"input_resolution|context_length|vocab_size", "a size, which the shapes tell"),
+    (r"input_resolution|context_length|vocab_size", "a size, known from the shapes"),
     (r"(.*\.)?attn_mask", "the causal mask, a constant"),
 )
 
 
 def kind_of(tensors: TensorFile) -> str | None:
-    """Whose names these are: `hugging_face`, `openai`, `open_clip`; None: not CLIP's."""
+    """Return the kind of CLIP file: `hugging_face`, `openai` or `open_clip`; None if not a CLIP."""
     if "vision_model.embeddings.class_embedding" in tensors:
         return "hugging_face"
     if "visual.class_embedding" not in tensors:
@@ -126,12 +128,12 @@ def kind_of(tensors: TensorFile) -> str | None:
 
 
 def table_of(kind: str) -> list[Entry]:
-    """The table of a kind of file."""
+    """Return the conversion table for a kind of file."""
     return HUGGING_FACE if kind == "hugging_face" else OPENAI
 
 
-def activation_of(tensors: TensorFile, kind: str) -> str | None:
-    """The activation a file's model was trained with; None if neither it nor its name says."""
+def activation_of(tensors: TensorFile, kind: str) -> Activation | None:
+    """Return the activation that the file or its name states; None if neither does."""
     config = tensors.config
     if kind == "openai":
         return "quick_gelu"
@@ -144,8 +146,8 @@ def activation_of(tensors: TensorFile, kind: str) -> str | None:
             return None
         if len(acts) > 1 or not acts <= {"quick_gelu", "gelu"}:
             raise UserError(
-                f"{tensors.path}: config.json names hidden_act {', '.join(sorted(acts))}; "
-                "quick_gelu or gelu, the same in both towers, can be run"
+                f"{tensors.path}: config.json has hidden_act {', '.join(sorted(acts))}; only "
+                "quick_gelu or gelu, the same in both towers, is supported"
             )
         return acts.pop()
     if "model_cfg" in config:
@@ -157,7 +159,7 @@ def activation_of(tensors: TensorFile, kind: str) -> str | None:
 
 
 def config_of(tensors: TensorFile, kind: str, activation: str | None = None) -> ModelConfig:
-    """The configuration of the CLIP in a file, from its shapes and the JSON beside it."""
+    """Return the configuration of the CLIP in a file, from its shapes and the JSON beside it."""
     theirs = {e.ours: e.theirs[0] for e in table_of(kind)}
 
     def shape(ours: str, rank: int) -> Shape:
@@ -169,10 +171,10 @@ def config_of(tensors: TensorFile, kind: str, activation: str | None = None) -> 
         return max(found, default=-1) + 1
 
     width, _, patch, _ = shape("visual/patch/kernel", 4)
-    places, _ = shape("visual/positions", 2)
+    positions, _ = shape("visual/positions", 2)
     vocab_size, text_width = shape("text/token_embedding", 2)
     rows, _ = shape("text/positions", 2)
-    grid = max(1, round((places - 1) ** 0.5))
+    grid = max(1, round((positions - 1) ** 0.5))
     vision, text = (tensors.config.get(f"{s}_config") or {} for s in ("vision", "text"))
     vision_depth, text_depth = depth("visual/blocks/ln_1/scale"), depth("text/blocks/ln_1/scale")
     known = kind == "hugging_face" and bool(tensors.config)
@@ -202,24 +204,24 @@ def config_of(tensors: TensorFile, kind: str, activation: str | None = None) -> 
         fusion_depth=min(6, text_depth),
         object_block=max(vision_depth - 2, 1),
         action_block=max(vision_depth - 1, 1),
-        activation=activation,
+        activation=cast(Activation, activation),  # ModelConfig refuses any other
     )
 
 
 def read_clip(
     tensors: TensorFile, kind: str, c: ModelConfig, shapes: dict[str, Shape], report: Report
 ) -> dict[str, np.ndarray]:
-    """The towers of a CLIP file, its position tables brought to the model's lengths."""
-    said = activation_of(tensors, kind)
-    if said is None:
+    """Read the towers of a CLIP file, with its position tables resized to the model's lengths."""
+    stated = activation_of(tensors, kind)
+    if stated is None:
         report.notes.append(
-            f"the file does not say its activation; {c.activation} is used. open_clip models not "
+            f"the file does not state its activation; {c.activation} is used. open_clip models not "
             "named quickgelu were trained with gelu"
         )
-    elif said != c.activation:
+    elif stated != c.activation:
         raise UserError(
-            f"{tensors.path}: this CLIP was trained with {said}, the model has {c.activation}; "
-            f"set config.model.activation={said}"
+            f"{tensors.path}: this CLIP was trained with {stated}, the model has {c.activation}; "
+            f"set config.model.activation={stated}"
         )
     return read_table(
         table_of(kind),
@@ -238,17 +240,17 @@ def read_clip(
 def initial_from_clip(
     params: dict[str, np.ndarray], c: ModelConfig, shapes: dict[str, Shape], report: Report
 ) -> None:
-    """What starts from CLIP besides the towers: the small encoders, fusion, their projections."""
+    """Add to `params` what starts as a copy of CLIP's layers: the small encoders and fusion."""
 
-    def copy(ours: str, source: str, cut: slice = slice(None)) -> None:
+    def copy(ours: str, source: str, layers: slice = slice(None)) -> None:
         if ours in shapes and source in params:
-            x = params[source][cut]
+            x = params[source][layers]
             if x.size != int(np.prod(shapes[ours])):
                 raise UserError(
-                    f"config.model: {ours} {list(shapes[ours])} starts from {source}, which has "
-                    f"{list(x.shape)} to give; make it no deeper, and as wide"
+                    f"config.model: {ours} {list(shapes[ours])} is initialised from {source}, "
+                    f"which provides {list(x.shape)}; use the same width, and no more layers"
                 )
-            # The projections are the same whatever number of heads they are cut into.
+            # Reshaping also covers another number of heads, which divides the same projection.
             params[ours] = x.reshape(shapes[ours]).copy()
             report.copied[ours] = source
 
@@ -263,21 +265,21 @@ def initial_from_clip(
 
 
 def fusion_positions(x: np.ndarray, shape: Shape, seed: int, report: Report) -> np.ndarray:
-    """The first 77 rows from CLIP's text positions, the rest N(0, 0.01²) as in a fresh model."""
+    """Return fusion's positions: CLIP's 77 text positions, then N(0, 0.01²) as in a fresh model."""
     rows = min(77, len(x), shape[0])
     report.copied["fusion/positions"] = f"text/positions, the first {rows} rows; the rest are new"
     new = 0.01 * np.random.default_rng(seed).standard_normal(shape, np.float32)
     return np.concatenate([x[:rows], new[rows:]])
 
 
-# Tables of positions and words
+# Resizing the tables of positions and tokens
 
 
 def cubic_matrix(size: int, to: int) -> np.ndarray:
-    """Weights [to, size] of cubic interpolation (a = -0.75, half-pixel, clamped at the edge).
+    """Return the matrix [to, size] of cubic interpolation along one axis.
 
-    That of torch and so of everyone who resizes CLIP: `bicubic`, `align_corners=False`, and no
-    anti-aliasing.
+    The same as torch's `bicubic` with `align_corners=False` and no anti-aliasing, which is how
+    CLIP's positions are usually resized: a = -0.75, half-pixel centres, clamped at the edges.
     """
     at = (np.arange(to) + 0.5) * size / to - 0.5
     base = np.floor(at).astype(int)
@@ -295,7 +297,7 @@ def cubic_matrix(size: int, to: int) -> np.ndarray:
 
 
 def resize_grid(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """Image positions [1 + g·g, h] for another grid; [CLS] keeps its own."""
+    """Resize image positions [1 + g·g, h] to another grid; the position of [CLS] is kept."""
     cls, grid = x[:1], x[1:]
     size, to = round(len(grid) ** 0.5), round((shape[0] - 1) ** 0.5)
     if not size or size * size != len(grid) or x.shape[1:] != shape[1:]:
@@ -307,7 +309,7 @@ def resize_grid(x: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def resize_rows(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """Text positions [L, d]: fewer are the first ones, which mean the same; more are stretched."""
+    """Resize text positions [L, d]: keep the first rows, or interpolate to more rows."""
     if x.shape[1:] != shape[1:]:
         raise UserError(f"text positions {list(x.shape)} cannot be resized to {list(shape)}")
     if shape[0] <= len(x):
@@ -316,15 +318,15 @@ def resize_rows(x: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def cut_vocabulary(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """Token embeddings [V, d] of fewer merges: the first ids, and start and end, always last."""
+    """Reduce token embeddings [V, d] to fewer merges; start and end stay the last two rows."""
     if x.shape[1:] != shape[1:] or len(x) < shape[0]:
         raise UserError(
-            f"token embeddings {list(x.shape)} cannot serve a vocabulary of {list(shape)}; "
+            f"token embeddings {list(x.shape)} are too few for a vocabulary of {list(shape)}; "
             "lower config.model.vocab_size"
         )
     return np.concatenate([x[: shape[0] - 2], x[-2:]])
 
 
 def vision_and_text(c: ModelConfig) -> ModelConfig:
-    """The same CLIP without what STOA-VLP adds."""
+    """Return the configuration of the CLIP alone, without what STOA-VLP adds."""
     return dataclasses.replace(c, objects=False, actions=False, masked_text="zero")

@@ -1,4 +1,4 @@
-"""The authors' checkpoint: CLIP in OpenAI's names behind `clip.`, and what STOA-VLP adds."""
+"""Read the authors' checkpoint: CLIP in OpenAI's names under `clip.`, and STOA-VLP's additions."""
 
 import dataclasses
 
@@ -43,11 +43,11 @@ TABLE = [
     entry("fusion/match/unmatched", "clip.fusion_unmatch_matrix"),
     entry("fusion/match/matched", "clip.fusion_match_matrix"),
 ]
-_PART = "a whole vision transformer is stored, of which only blocks, ln_post and proj are run"
+_PART = "the authors store a whole vision transformer, and run only its blocks, ln_post and proj"
 UNUSED = (
     (
         r"clip\.fusion_transformer\.resblocks\.\d+\..*",
-        "stored; the authors run the first six blocks",
+        "stored; the authors run only the first six blocks",
     ),
     (
         r"clip\.object_(act_)?fusion\.(class_embedding|positional_embedding|conv1\.weight|ln_pre\..*)",
@@ -60,18 +60,18 @@ UNUSED = (
         "never read by the authors' code",
     ),
     (r"cross\..*|similarity_dense\..*", "CLIP4Clip's cross encoder, which STOA-VLP does not run"),
-    (r"clip\.(input_resolution|context_length|vocab_size)", "a size, which the shapes tell"),
+    (r"clip\.(input_resolution|context_length|vocab_size)", "a size, known from the shapes"),
 )
 _FUSION_DEPTH = 6
 
 
 def is_released(tensors: TensorFile) -> bool:
-    """Are these the names of the authors' code?"""
+    """Return whether the tensors have the names of the authors' code."""
     return "clip.visual.class_embedding" in tensors or "clip.fusion_proj" in tensors
 
 
 def config_of(tensors: TensorFile) -> ModelConfig:
-    """The `released` model whose sizes a checkpoint has."""
+    """Return the configuration of the `released` model in a checkpoint, from its shapes."""
 
     def shape(name: str, rank: int) -> Shape:
         return shape_of(tensors, name, rank, "checkpoint of the authors'")
@@ -81,13 +81,13 @@ def config_of(tensors: TensorFile) -> ModelConfig:
         return sum(n.startswith(ends[0]) and n.endswith(ends[1]) for n in tensors)
 
     width, _, patch, _ = shape("clip.visual.conv1.weight", 4)
-    places, _ = shape("clip.visual.positional_embedding", 2)
+    positions, _ = shape("clip.visual.positional_embedding", 2)
     vocab_size, text_width = shape("clip.token_embedding.weight", 2)
     frames, objects, _ = shape(f"{_OBJECTS}.box_categories", 3)
     text_positions, _ = shape("clip.positional_embedding", 2)
     fusion_rows, _ = shape("clip.fusion_positional_embedding", 2)
     actions = shape("clip.object_action", 4)[2]
-    grid = max(1, round((places - 1) ** 0.5))
+    grid = max(1, round((positions - 1) ** 0.5))
     paper = ModelConfig(
         image_size=grid * patch,
         patch_size=patch,
@@ -111,20 +111,20 @@ def config_of(tensors: TensorFile) -> ModelConfig:
         object_block=1,
         action_block=1,
     )
-    # They pool to the grid itself, so that a bin is never larger than a patch.
+    # The authors pool every box to the size of the whole grid, so no bin is larger than a patch.
     return dataclasses.replace(paper.released(), fusion_position_rows=fusion_rows, roi_size=grid)
 
 
 def read_released(
     tensors: TensorFile, c: ModelConfig, shapes: dict[str, Shape], report: Report
 ) -> dict[str, np.ndarray]:
-    """The parameters of a `released` model from the authors' checkpoint."""
+    """Read the parameters of a `released` model from the authors' checkpoint."""
     wanted = {e.ours for e in TABLE}
     differing = sorted(n for n in shapes if n not in wanted and not n.startswith("fusion/answer/"))
     if differing:
         raise UserError(
-            f"{tensors.path}: the authors' checkpoint fits the preset `released` only, and "
-            f"config.model has {', '.join(differing[:4])}, which it lacks; use "
+            f"{tensors.path}: the authors' checkpoint fits only the preset `released`; it lacks "
+            f"{', '.join(differing[:4])}, which config.model has; use "
             "ModelConfig.base().released(), or --config=configs/TASK.py:…,released"
         )
     params = read_table(TABLE, tensors, shapes, UNUSED, report)

@@ -1,4 +1,4 @@
-"""safetensors files, taken apart here: one tensor is in memory at a time."""
+"""Read safetensors files with one tensor in memory at a time."""
 
 import json
 import struct
@@ -26,15 +26,15 @@ _TYPES = {
 
 
 def open_safetensors(path: Path) -> TensorFile:
-    """The tensors that a header names, and whose bytes are all there."""
+    """Open the tensors that the header lists, after checking that all their bytes are there."""
     size = path.stat().st_size
     with open(path, "rb") as f:
         head = f.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
         if not 2 <= length <= min(size - 8, 100 << 20):
             raise UserError(
-                f"{path}: not a safetensors file, or cut off: its header would have {length} "
-                f"bytes, the file has {size}; fetch it again"
+                f"{path}: not a safetensors file, or truncated: its header would have {length} "
+                f"bytes, the file has {size}; download it again"
             )
         try:
             header = json.loads(f.read(length))
@@ -46,17 +46,17 @@ def open_safetensors(path: Path) -> TensorFile:
     for name, (dtype, shape, start, stop) in entries.items():
         if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or start < 0:
             raise UserError(
-                f"{path}: tensor {name} has {stop - start} bytes, {dtype} {shape} needs another "
-                "number; the header is damaged"
+                f"{path}: tensor {name} has {stop - start} bytes, which does not match {dtype} "
+                f"{shape}; the header is damaged, download the file again"
             )
         if 8 + length + stop > size:
             raise UserError(
-                f"{path}: tensor {name} ends at byte {8 + length + stop}, the file at {size}; it "
-                "is cut off, fetch it again"
+                f"{path}: truncated: tensor {name} ends at byte {8 + length + stop}, the file at "
+                f"{size}; download it again"
             )
 
         def read(dtype=dtype, shape=shape, at=8 + length + start) -> np.ndarray:
-            # Not mapped into memory: mapped pages would count as the process's own.
+            # Not memory-mapped, because mapped pages would count as memory of the process.
             count = int(np.prod(shape, dtype=np.int64))
             return np.fromfile(path, dtype, count, offset=at).reshape(shape)
 

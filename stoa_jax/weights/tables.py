@@ -1,6 +1,7 @@
-"""The idiom of all conversions: a table of (ours, theirs, layout), read in either direction.
+"""Conversion tables between our parameters and other projects' tensors, used in both directions.
 
-A name of theirs with `{}` is one tensor a block; ours are stacked on a leading depth axis.
+A row is (our name, their names, layout). A name of theirs with `{}` stands for one tensor per
+block; our parameters stack the blocks on a leading depth axis.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a tensor of theirs lies, and how ours does: inverse of each other, bit for bit."""
+    """A pair of functions between their memory layout and ours, exact inverses of each other."""
 
     to_ours: Callable[[np.ndarray, Shape], np.ndarray]  # (theirs, shape of ours)
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -41,7 +42,7 @@ OUT_KERNEL = Layout(  # theirs [out, heads · width of a head]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One parameter of ours, and the tensor of theirs that holds it, or several end to end."""
+    """A table row: a parameter of ours, and the tensor or concatenated tensors that hold it."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -49,30 +50,30 @@ class Entry:
 
     @property
     def stacked(self) -> bool:
-        """Is there one tensor for each block?"""
+        """Whether there is one tensor per block."""
         return "{}" in self.theirs[0]
 
     def names(self, depth: int) -> list[tuple[str, ...]]:
-        """Their names, block by block."""
+        """Return their names for each block."""
         blocks = range(depth) if self.stacked else (None,)
         return [tuple(t.replace("{}", str(i)) for t in self.theirs) for i in blocks]
 
 
 def entry(ours: str, *theirs: str, layout: Layout = SAME) -> Entry:
-    """A row of a table."""
+    """Build a table row."""
     return Entry(ours, theirs, layout)
 
 
 @dataclasses.dataclass
 class Report:
-    """What became of every tensor of a file, and where every parameter came from."""
+    """Account of a loaded file: the use of every tensor, and the source of every parameter."""
 
     path: str
     kind: str
     used: dict[str, str] = dataclasses.field(default_factory=dict)  # theirs -> ours
-    unused: dict[str, str] = dataclasses.field(default_factory=dict)  # theirs -> why
-    copied: dict[str, str] = dataclasses.field(default_factory=dict)  # ours -> ours it is from
-    resized: dict[str, str] = dataclasses.field(default_factory=dict)  # ours -> from what to what
+    unused: dict[str, str] = dataclasses.field(default_factory=dict)  # theirs -> reason
+    copied: dict[str, str] = dataclasses.field(default_factory=dict)  # ours -> our source
+    resized: dict[str, str] = dataclasses.field(default_factory=dict)  # ours -> old and new shape
     new: dict[str, Shape] = dataclasses.field(default_factory=dict)  # ours, not in the file
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -89,14 +90,14 @@ class Report:
 
 
 def shape_of(tensors: TensorFile, name: str, rank: int, what: str) -> Shape:
-    """The shape of a tensor that tells sizes of the model; an error where it cannot."""
+    """Return the shape of a tensor from which model sizes are read; raise UserError if unusable."""
     if name not in tensors:
-        raise UserError(f"{tensors.path}: tensor {name} is missing, so this is no whole {what}")
+        raise UserError(f"{tensors.path}: tensor {name} is missing; this is not a complete {what}")
     shape = tensors[name].shape
     if len(shape) != rank or 0 in shape:
         raise UserError(
-            f"{tensors[name].file}: tensor {name} is {list(shape)}, it should have {rank} "
-            "dimensions and be not empty"
+            f"{tensors[name].file}: tensor {name} is {list(shape)}; it must have {rank} "
+            "dimensions and must not be empty"
         )
     return shape
 
@@ -111,10 +112,11 @@ def read_table(
     optional: str = "(?!)",
     resize: Mapping[str, Callable[[np.ndarray, Shape], np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The parameters that `table` names, in the shapes the model wants; all else is an error.
+    """Read the parameters in `table`, in the model's `shapes`, and record them in `report`.
 
-    Every tensor must be in the table, or fit a `(pattern, reason)` of `unused`. A parameter whose
-    name fits `optional` may be absent. `resize` names the parameters whose shape may differ.
+    Every tensor of the file must be in the table or match a `(pattern, reason)` of `unused`.
+    Every parameter of the table must be in the file, except those that match `optional`. `resize`
+    maps the parameters whose shape may differ to the function that resizes them.
     """
     resize = resize or {}
     wanted = [e for e in table if e.ours in shapes]
@@ -138,9 +140,9 @@ def read_table(
             report.unused[name] = why
     if missing or extra:
         raise UserError(
-            f"{tensors.path}: it does not hold a {report.kind} of this size: missing "
-            f"{_some(missing)}; not known {_some(extra)}; check that the file and config.model "
-            "name the same model"
+            f"{tensors.path}: not a {report.kind} of this size: missing {_some(missing)}; "
+            f"unexpected {_some(extra)}; check that the file and config.model describe the same "
+            "model"
         )
     params = {}
     for e in wanted:
@@ -159,11 +161,11 @@ def _read_entry(e: Entry, names, tensors: TensorFile, shape: Shape, resize, repo
     out = np.empty(shape, np.float32)
     for i, parts in enumerate(names):
         for name in parts:
-            there = tensors[name].shape
-            if there != part and e.ours not in resize:
+            found = tensors[name].shape
+            if found != part and e.ours not in resize:
                 raise UserError(
-                    f"{tensors[name].file}: tensor {name} is {list(there)}, the model's {e.ours} "
-                    f"needs {list(part)}; the file holds another size of model than config.model"
+                    f"{tensors[name].file}: tensor {name} is {list(found)}, the model's {e.ours} "
+                    f"needs {list(part)}; the file holds a model of another size than config.model"
                 )
         x = [tensors.take(name) for name in parts]
         x = x[0] if count == 1 else np.concatenate(x)
@@ -175,7 +177,8 @@ def _read_entry(e: Entry, names, tensors: TensorFile, shape: Shape, resize, repo
                 raise UserError(f"{tensors[parts[0]].file}: tensor {parts[0]}: {error}") from None
         if not np.isfinite(x).all():
             raise UserError(
-                f"{tensors[parts[0]].file}: tensor {parts[0]} is not finite; do not use it"
+                f"{tensors[parts[0]].file}: tensor {parts[0]} holds values that are not finite; "
+                "use another file"
             )
         if e.stacked:
             out[i] = e.layout.to_ours(x, one)
@@ -185,7 +188,7 @@ def _read_entry(e: Entry, names, tensors: TensorFile, shape: Shape, resize, repo
 
 
 def write_table(table: Sequence[Entry], params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors under their names, of the parameters that `table` and `params` both name."""
+    """Convert parameters to tensors in their names and layout, for rows that `params` fills."""
     tensors = {}
     for e in table:
         if e.ours not in params:

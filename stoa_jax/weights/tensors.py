@@ -1,4 +1,4 @@
-"""Tensors by name, each read when it is asked for: what every kind of weight file becomes."""
+"""Lazily read tensors by name: the common form of all weight files."""
 
 import dataclasses
 import zipfile
@@ -13,15 +13,15 @@ from stoa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file, not read yet."""
+    """One tensor of a file, read on demand."""
 
     shape: tuple[int, ...]
     file: Path
-    read: Callable[[], np.ndarray]  # at most once: what torch read is given back then
+    read: Callable[[], np.ndarray]  # call at most once: tensors that torch read are released
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a file or of a directory's files; `config` is the JSON beside them."""
+    """The tensors of a file, or of all files of a directory; `config` is the JSON beside them."""
 
     def __init__(self, path: Path, tensors: dict[str, Tensor], *, torchscript: bool = False):
         self.path, self._tensors = path, tensors
@@ -39,7 +39,7 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def take(self, name: str) -> np.ndarray:
-        """The tensor as float32; float16 and bfloat16 are exact in it."""
+        """Read a tensor as float32, which represents float16 and bfloat16 exactly."""
         tensor = self._tensors[name]
         try:
             x = tensor.read()
@@ -50,7 +50,7 @@ class TensorFile(Mapping[str, Tensor]):
         return np.asarray(x, np.float32)
 
     def renamed(self, rename: Callable[[str], str]) -> "TensorFile":
-        """The same tensors under other names."""
+        """Return the same tensors under new names."""
         found = TensorFile(
             self.path,
             {rename(name): tensor for name, tensor in self._tensors.items()},

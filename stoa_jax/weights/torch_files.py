@@ -1,6 +1,6 @@
-"""What torch writes: `.pt` and `.bin` by torch, restricted to tensors; TorchScript by ourselves.
+"""Read torch's files: `.pt` and `.bin` with torch, restricted to tensors; TorchScript without it.
 
-Nothing that a file holds is run, and of an archive one tensor is in memory at a time.
+No code in a file is ever run. Archives are read with one tensor in memory at a time.
 """
 
 import contextlib
@@ -45,19 +45,19 @@ _STORAGES = {  # their names in a pickle
 
 
 def open_zip(path: Path) -> TensorFile:
-    """A ZIP archive: a state dict as torch saves it since 1.6, or a TorchScript module."""
+    """Open a ZIP archive: a state dict as torch has saved it since 1.6, or a TorchScript module."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             stored = all(i.compress_type == zipfile.ZIP_STORED for i in archive.infolist())
     except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"{path}: damaged or cut off ({error}); fetch it again") from error
+        raise UserError(f"{path}: damaged or truncated ({error}); download it again") from error
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if ".." in parts or name.startswith(("/", "\\")) or (parts and ":" in parts[0]):
             raise UserError(
-                f"{path}: its member {name!r} climbs out of the archive; torch writes none such, "
-                "do not trust this file"
+                f"{path}: the archive member {name!r} points outside the archive, which torch "
+                "never writes; do not trust this file"
             )
     if any(name.split("/", 1)[-1] == "constants.pkl" for name in names):
         return _open_torchscript(path, names)
@@ -67,29 +67,31 @@ def open_zip(path: Path) -> TensorFile:
 
 
 def open_torch(path: Path, *, lazily: bool = False) -> TensorFile:
-    """By torch, restricted to tensors; `lazily` it says where each lies, and none is read yet."""
+    """Open a file with torch, restricted to tensors; `lazily` locates tensors without reading."""
     try:
         import torch
         from torch._subclasses.fake_tensor import FakeTensorMode
     except ImportError as error:
         raise UserError(
-            f"{path}: files of this kind are read by torch, which is not installed; "
+            f"{path}: reading this kind of file needs torch, which is not installed; "
             f"{INSTALL_TORCH}, or convert the file to safetensors"
         ) from error
     try:
-        # A fake tensor is only described: a large file is not in memory beside the parameters.
+        # Fake tensors have no data, so a large file is never in memory beside the parameters.
         with FakeTensorMode() if lazily else contextlib.nullcontext():
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         detail = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()
         raise UserError(
-            f"{path}: its pickle wants more than tensors, and would run code "
+            f"{path}: its pickle holds more than tensors, and would run code "
             f"({detail[0][:200] if detail else 'no detail'}); it was not loaded. Save the plain "
             "state dict, or safetensors, from a source you trust"
         ) from error
-    except Exception as error:  # torch has a zoo of errors for damaged files
+    except Exception as error:  # torch raises many types of error for damaged files
         line = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise UserError(f"{path}: damaged or cut off ({line[0][:200]}); fetch it again") from error
+        raise UserError(
+            f"{path}: damaged or truncated ({line[0][:200]}); download it again"
+        ) from error
     prefix = ""
     while isinstance(state, Mapping) and not any(
         isinstance(v, torch.Tensor) for v in state.values()
@@ -99,9 +101,7 @@ def open_torch(path: Path, *, lazily: bool = False) -> TensorFile:
             break
         prefix, state = f"{prefix}{inside[0]}.", state[inside[0]]
     if not isinstance(state, Mapping):
-        raise UserError(
-            f"{path}: a {type(state).__name__} where a state dict of tensors is expected"
-        )
+        raise UserError(f"{path}: expected a state dict of tensors, found a {type(state).__name__}")
     state = dict(state)
     tensors = {}
     for name in list(state):
@@ -118,12 +118,12 @@ def open_torch(path: Path, *, lazily: bool = False) -> TensorFile:
 
         tensors[name] = Tensor(tuple(state[name].shape), path, read)
     if not tensors:
-        raise UserError(f"{path}: no tensors in it; is it a state dict?")
+        raise UserError(f"{path}: contains no tensors; is it a state dict?")
     return TensorFile(path, tensors)
 
 
 def _described(path: Path, name: str, x: Any) -> Tensor:
-    """A tensor from where torch says that its data lies in the file."""
+    """Return a lazy tensor, given a fake tensor that knows its offset in the file."""
     kind = str(x.dtype).removeprefix("torch.")
     at = getattr(x.untyped_storage(), "_checkpoint_offset", None)
     if at is None or kind not in _TORCH_TYPES:
@@ -133,11 +133,11 @@ def _described(path: Path, name: str, x: Any) -> Tensor:
 
 
 def _strided(path: Path, dtype: np.dtype, at: int, size: int, offset: int, shape, stride) -> Tensor:
-    """A tensor in `size` bytes of data at byte `at`, with an offset and strides in elements."""
+    """Return a lazy tensor over `size` bytes at byte `at`; offset and stride count elements."""
     shape, stride = tuple(shape), tuple(stride)
     last = sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if all(shape) else -1
     if min((*shape, *stride, offset, 0)) < 0 or (offset + last + 1) * dtype.itemsize > size:
-        raise UserError(f"{path}: a tensor {list(shape)} reaches outside its data at byte {at}")
+        raise UserError(f"{path}: a tensor {list(shape)} extends beyond its data at byte {at}")
 
     def read() -> np.ndarray:
         flat = np.fromfile(path, dtype, last + 1, offset=at + offset * dtype.itemsize)
@@ -148,14 +148,14 @@ def _strided(path: Path, dtype: np.dtype, at: int, size: int, offset: int, shape
 
 
 class _Module:
-    """Stands for any scripted module: its attributes, and nothing that runs."""
+    """Stand-in for any scripted module, with its attributes and no code."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
 
 
 class _TorchScriptUnpickler(pickle.Unpickler):
-    """Modules become `_Module`, tensors `Tensor`; every other name is refused."""
+    """Unpickler that builds `_Module` and `Tensor` only, and refuses every other name."""
 
     def __init__(self, path: Path, file, storages: dict[str, tuple[int, int]]):
         super().__init__(file)
@@ -175,7 +175,7 @@ class _TorchScriptUnpickler(pickle.Unpickler):
         if (module, name) == ("torch", "device"):
             return lambda *_: None
         raise UserError(
-            f"{self._path}: its pickle asks for {module}.{name}, which is not a tensor; it was "
+            f"{self._path}: its pickle refers to {module}.{name}, which is not a tensor; it was "
             "not loaded. Do not trust this file"
         )
 
@@ -188,12 +188,14 @@ class _TorchScriptUnpickler(pickle.Unpickler):
     def _tensor(self, storage, offset, shape, stride, *_) -> Tensor:
         dtype, key = storage
         if key not in self._storages:
-            raise UserError(f"{self._path}: tensor data {key!r} is missing; fetch the file again")
+            raise UserError(
+                f"{self._path}: tensor data {key!r} is missing; download the file again"
+            )
         return _strided(self._path, dtype, *self._storages[key], offset, shape, stride)
 
 
 def _open_torchscript(path: Path, names: list[str]) -> TensorFile:
-    """The tensors of a scripted module, by the path of attributes that leads to each."""
+    """Open the tensors of a scripted module, named by the path of attributes to each."""
     (root,) = {name.split("/", 1)[0] for name in names if name.endswith("/constants.pkl")}
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
@@ -203,7 +205,10 @@ def _open_torchscript(path: Path, names: list[str]) -> TensorFile:
                 if parts[:2] != [root, "data"] or len(parts) != 3:
                     continue
                 if info.compress_type != zipfile.ZIP_STORED:
-                    raise UserError(f"{path}: member {info.filename} is compressed; torch does not")
+                    raise UserError(
+                        f"{path}: archive member {info.filename} is compressed, which torch "
+                        "never does; download the file again"
+                    )
                 raw.seek(info.header_offset)
                 local = raw.read(30)
                 name_size, extra_size = struct.unpack("<HH", local[26:30])
@@ -215,11 +220,13 @@ def _open_torchscript(path: Path, names: list[str]) -> TensorFile:
         _collect(module, "", tensors)
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle fails in any way there is
+    except Exception as error:  # a damaged pickle can raise any type of error
         line = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: damaged TorchScript archive ({line}); fetch it again") from error
+        raise UserError(
+            f"{path}: damaged TorchScript archive ({line}); download it again"
+        ) from error
     if not tensors:
-        raise UserError(f"{path}: a TorchScript archive without tensors")
+        raise UserError(f"{path}: this TorchScript archive contains no tensors")
     return TensorFile(path, tensors, torchscript=True)
 
 
