@@ -150,7 +150,7 @@ def _save(path, tensors):
         ),
         (
             lambda t: t.update({"text_projection.weight": np.full((24, 24), np.nan, np.float32)}),
-            "text_projection.weight is not finite",
+            "text_projection.weight holds values that are not finite",
         ),
     ],
 )
