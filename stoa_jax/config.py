@@ -51,14 +51,14 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.train.batch_size = 64  # global, clips
     c.train.steps = 1000  # updates of the whole run
     c.train.epochs = 0.0  # above 0, replaces steps
-    c.train.accumulate = 1  # micro-batches a step; VTC's negatives are then the micro-batch's
+    c.train.accumulate = 1  # micro-batches per step; VTC and VTM then contrast within one
 
     c.optim = ConfigDict()
     # (regex over parameter names, peak learning rate); the first that fits; 0 freezes.
     c.optim.groups = ((TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.optim.weight_decay = 0.2  # AdamW's, decoupled from the gradient
     # regex of parameters without weight decay
-    c.optim.no_decay = r"(bias|scale|positions|frame_embedding)$"
+    c.optim.no_decay = r"(bias|scale|positions|frame_embedding|slot_embedding)$"
     c.optim.betas = (0.9, 0.98)  # AdamW's decay rates of the two moments
     c.optim.clip_norm = 1.0  # largest global norm of the gradient; 0: not clipped
     c.optim.warmup = 0.1  # share of the steps

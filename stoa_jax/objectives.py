@@ -12,15 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from stoa_jax import ops
+from stoa_jax.averages import global_count, mean, positive
 from stoa_jax.models.layers import unit
 
 NOUN, PROPER_NOUN, VERB = 1, 2, 3  # values of a batch's `tags`, at the last piece of a word
-
-
-def mean(x: Array, mask: Array) -> Array:
-    """Return the mean of `x` where `mask` is True; 0 if it is True nowhere."""
-    mask = mask.astype(jnp.float32)
-    return jnp.where(mask > 0, x, 0).sum() / jnp.maximum(mask.sum(), 1.0)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -226,8 +221,8 @@ def asp(
 
 def share_of_one_mean(*alignments: Alignment) -> list[Alignment]:
     """Rescale losses so that their sum is one mean over the pairs of all alignments."""
-    counts = [(a.columns >= 0).sum() for a in alignments]
-    total = jnp.maximum(sum(counts), 1).astype(jnp.float32)
+    counts = [global_count((a.columns >= 0).sum()) for a in alignments]
+    total = positive(sum(counts, jnp.float32(0)))
     return [a._replace(loss=a.loss * n / total) for a, n in zip(alignments, counts, strict=True)]
 
 

@@ -15,7 +15,7 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from stoa_jax import optim, sharding
+from stoa_jax import averages, optim, sharding
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
 
@@ -159,16 +159,28 @@ def update(
             batch,
         )
 
+        parts_of_batch = (jnp.arange(parts), micro_batches)
+
+        def count(_, part):
+            index, rows = part
+            with averages.recording() as counts:
+                loss_of(trainable, rows, jax.random.fold_in(key, index))
+            return None, counts
+
+        _, counts = jax.lax.scan(count, None, parts_of_batch)
+        totals = [count.sum(0) for count in counts]
+
         def add(total, part):
             index, rows = part
-            output = gradient(gathered, rows, jax.random.fold_in(key, index))
+            with averages.over(totals, parts):
+                output = gradient(gathered, rows, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, output), None
 
         first = jax.tree.map(lambda x: x[0], micro_batches)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, gathered, first, key)
         )
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), micro_batches))
+        total, _ = jax.lax.scan(add, zeros, parts_of_batch)
         (loss, metrics), grads = jax.tree.map(lambda x: x / parts, total)
 
     norm = optax.tree.norm(grads)

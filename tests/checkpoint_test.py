@@ -90,7 +90,7 @@ def test_load_params_reads_on_the_host(saved):
 
 
 def test_load_params_says_what_there_is(saved, tmp_path):
-    with pytest.raises(UserError, match=r"no checkpoint of step 7; there are \[2, 3\]"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; available steps: \[2, 3\]"):
         checkpoint.load_params(saved, 7)
     with pytest.raises(UserError, match="no checkpoint in"):
         checkpoint.load_params(tmp_path / "elsewhere")
@@ -151,7 +151,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_good_one_stays(saved, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
-    with pytest.raises(UserError, match=r"checkpoint 4 could not be written.*of step 3.*free some"):
+    with pytest.raises(UserError, match=r"checkpoint 4 could not be written.*is step 3.*free some"):
         checkpoints.save(4, PARAMS, OPTIMIZER, META)
     assert checkpoint.load_params(saved)[2]["step"] == 3
 

@@ -168,7 +168,7 @@ def test_a_plan_for_gpus_says_what_is_an_estimate():
         toy_config(), ToyTask(), plan.parse_topology("gpu:8"), TOY_BATCH, build_model
     )
     text = plan.describe(found)
-    assert "NVIDIA H100" in text and "note: memory is the CPU compiler's, an estimate" in text
+    assert "NVIDIA H100" in text and "note: memory is an estimate by the CPU compiler" in text
     assert "roofline" in text and "clips a second" in text and found.fits
 
 
@@ -240,7 +240,7 @@ def test_steps_of_a_run_without_the_data(tmp_path):
     c.train.epochs, c.train.batch_size = 10.0, 1024
     c.data.sets = (("webvid/captions", 1.0),)
     steps, notes = plan.run_steps(c)
-    assert steps == 24316 and "taken to be 2,490,000 clips" in notes[0]
+    assert steps == 24316 and "assumed to have 2,490,000 clips" in notes[0]
 
 
 @pytest.mark.tpu

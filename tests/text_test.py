@@ -187,7 +187,7 @@ def test_directories_that_are_not_clips_are_named(tmp_path):
     with pytest.raises(UserError, match=r"neither tokenizer\.json nor vocab\.json"):
         text.Tokenizer.from_directory(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer\.json is not JSON"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: not JSON"):
         text.Tokenizer.from_directory(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}, "merges": ["a b"]}}')
     with pytest.raises(UserError, match="the merge 'a b' is not in the vocabulary"):

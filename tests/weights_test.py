@@ -282,7 +282,7 @@ def test_torchscript_archive_without_torch(tmp_path, tiny, monkeypatch):
     write_torchscript(path, {**tensors, "input_resolution": np.float16(16)})
     assert open_tensors(path).torchscript
     got, report = weights.initial_parameters(path, c)
-    assert report.unused == {"input_resolution": "a size, which the shapes tell"}
+    assert report.unused == {"input_resolution": "a size, known from the shapes"}
     for name in params:
         np.testing.assert_array_equal(got[name], params[name], err_msg=name)
 
