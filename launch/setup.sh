@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the launch scripts: makes or reuses .venv in the checkout, leaves the shell in the
-# checkout's root and the interpreter in $PYTHON. STOA_VENV names another place for it.
+# Sourced by the launch scripts. Creates or reuses .venv in the checkout, or the environment that
+# STOA_VENV names; changes to the root of the checkout and sets PYTHON to the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,7 +15,7 @@ stop() {
 setup() { # setup REQUIREMENTS_FILE…
   local stamp wanted found=""
   stamp="$VENV/.installed"
-  # The files as they stand, includes too: a change in any of them installs anew.
+  # A change in any of these files installs again.
   wanted="$(cat requirements*.txt pyproject.toml | cksum) $*"
   if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return
@@ -36,7 +36,5 @@ setup() { # setup REQUIREMENTS_FILE…
   for file in "$@"; do arguments+=(-r "$file"); done
   "$PYTHON" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" ||
     stop "pip could not install $*; see its message above"
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --editable . ||
-    stop "pip could not install this checkout; see its message above"
   echo "$wanted" >"$stamp"
 }

@@ -10,13 +10,13 @@
 #SBATCH --open-mode=append
 #SBATCH --output=stoa-%j.log
 #
-# One process a node, all its GPUs; JAX finds the nodes by Slurm's environment.
+# One process per node with all its GPUs; JAX finds the nodes through Slurm's environment.
 #
 #   sbatch --nodes=4 launch/slurm.sh --config=configs/pretrain.py:webvid --workdir=/shared/runs/a
 #
-# From the root of a checkout whose .venv has `pip install '.[cuda]'`, or with PYTHON set.
-# 90 s before the time is up, and at a preemption, every process gets SIGTERM: all save the same
-# step and exit with 0. The job then queues itself again until the run has come to its end.
+# Run it from the root of a checkout whose .venv has `pip install '.[train,cuda]'`, or set PYTHON.
+# 90 s before the time limit, and at a preemption, every process gets SIGTERM: all save the same
+# step and exit with 0. The job then queues itself again until the run has finished.
 # Before queueing: python -m stoa_jax.main --mode=plan --topology=gpu:16 --config=…
 set -euo pipefail
 
@@ -27,7 +27,7 @@ fi
 cd "${SLURM_SUBMIT_DIR:-.}"
 PYTHON=${PYTHON:-.venv/bin/python}
 if ! command -v "$PYTHON" >/dev/null; then
-  echo "no $PYTHON here: make .venv with pip install '.[cuda]', or set PYTHON" >&2
+  echo "no $PYTHON here: make .venv with pip install '.[train,cuda]', or set PYTHON" >&2
   exit 2
 fi
 workdir=

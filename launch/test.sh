@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests on two cores, setting everything up first. Arguments go to pytest.
+# Sets everything up and runs the tests on two cores. Arguments are passed to pytest.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements-dev.txt

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Runs one command on every host of a TPU pod slice; JAX finds the hosts by itself.
+# Runs one command on every host of a TPU pod slice; JAX finds the other hosts.
 #
 #   TPU=my-slice ZONE=us-west4-a launch/tpu_pod.sh \
 #     --config=configs/pretrain.py:webvid --workdir=/mnt/runs/pretrain
 #
-# TPU    name of the slice, made before with
+# TPU    name of the slice, created before with
 #        gcloud compute tpus tpu-vm create "$TPU" --zone="$ZONE" \
 #          --accelerator-type=v5litepod-256 --version=v2-alpha-tpuv5-lite
 # ZONE   its zone;  PROJECT  its project (gcloud's own if empty)
-# DATA   where the built data sets are on the hosts (default: ~/data), a bucket mounted or copied
+# DATA   directory of the built data sets on the hosts (default: ~/data), a mounted bucket or a copy
 #
 # --workdir must be one directory that all hosts see (Filestore, or a bucket mounted with gcsfuse).
-# The same command again goes on from the last checkpoint: after a preemption, create the slice
-# anew and run it.
+# The same command continues from the last checkpoint: after a preemption, create the slice again
+# and run it.
 # Before paying: python -m stoa_jax.main --mode=plan --topology=v5e:16x16 --config=…
 set -euo pipefail
 
@@ -28,20 +28,20 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 where=("$TPU" "--zone=$ZONE")
 [[ -z "${PROJECT:-}" ]] || where+=("--project=$PROJECT")
 
-# The code goes there as it is here, without what is big or ignored.
+# Copy the code of this checkout, and nothing else.
 bundle=$(mktemp --suffix=.tgz)
 trap 'rm -f "$bundle"' EXIT
 tar -C "$here" -czf "$bundle" --exclude='__pycache__' \
-  pyproject.toml requirements.txt README.md LICENSE stoa_jax configs
+  pyproject.toml README.md LICENSE stoa_jax configs
 gcloud compute tpus tpu-vm scp "$bundle" "${where[0]}:stoa_jax.tgz" "${where[@]:1}" --worker=all
 
-# One process a host. printf %q keeps every argument what it is.
+# One process per host. printf %q quotes the arguments for the remote shell.
 arguments=$(printf ' %q' "$@")
 gcloud compute tpus tpu-vm ssh "${where[@]}" --worker=all --command="
   set -eu
   mkdir -p stoa_jax_run && tar -C stoa_jax_run -xzf stoa_jax.tgz && cd stoa_jax_run
   [ -d .venv ] || python3 -m venv .venv
-  .venv/bin/pip install --quiet '.[tpu]'
+  .venv/bin/pip install --quiet '.[train,tpu]'
   export STOA_DATA=${DATA:-\$HOME/data}
   exec .venv/bin/python -m stoa_jax.main$arguments
 "

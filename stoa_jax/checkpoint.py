@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from stoa_jax import migrations
 from stoa_jax.errors import UserError
+
+if TYPE_CHECKING:  # loading a checkpoint for inference needs no configuration
+    from ml_collections import ConfigDict
 
 FOLDER = "checkpoints"
 _OPTIMIZER = "optimizer:"  # precedes the optimizer's names among the checksums
@@ -39,7 +41,7 @@ _DISK_FULL = (
 class Checkpoints:
     """The checkpoints of one work directory. Every process must call every method."""
 
-    def __init__(self, workdir: str | Path, c: ConfigDict):
+    def __init__(self, workdir: str | Path, c: "ConfigDict"):
         self.folder = Path(workdir).absolute() / FOLDER
         metric = c.checkpoint.best_metric
         if c.checkpoint.best_mode not in ("max", "min"):

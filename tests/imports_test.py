@@ -82,7 +82,7 @@ LIGHT = (
     *("stoa_jax", "stoa_jax.models.stoa", "stoa_jax.ops", "stoa_jax.objectives"),
     *("stoa_jax.joint_loss", "stoa_jax.program", "stoa_jax.optim", "stoa_jax.sharding"),
     *("stoa_jax.inference.loading", "stoa_jax.inference.export", "stoa_jax.weights"),
-    *("stoa_jax.index", "stoa_jax.text", "stoa_jax.convert"),
+    *("stoa_jax.index", "stoa_jax.text", "stoa_jax.convert", "stoa_jax.checkpoint"),
 )
 
 
