@@ -41,6 +41,7 @@ def step(program, batch):
     return dict(zip(program.metrics, np.asarray(values).tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_alignment_losses_do_not_depend_on_the_number_of_micro_batches():
     losses = dict(ota=1.0, asp=0.5)
     c, _, whole = setup(1, **losses)
@@ -51,6 +52,7 @@ def test_alignment_losses_do_not_depend_on_the_number_of_micro_batches():
         assert micro_metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-7), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlm", "plm"])
 def test_language_losses_weigh_every_word_the_same(name):
     """Each micro-batch has random keys of its own, so the expectation is put together by hand."""
