@@ -56,7 +56,7 @@ def write(kind: str, variant: str, folder: Path) -> Path:
         return folder / "stoa.bin"
     params = random_parameters(clip.vision_and_text(c))
     if kind == "hugging_face":
-        from stoa_jax.convert import save_hugging_face
+        from stoa_jax.weights.hugging_face import save_hugging_face
 
         save_hugging_face(folder / "clip", params, c)
         return folder / "clip"

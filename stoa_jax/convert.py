@@ -5,22 +5,19 @@ checkpoint, a run's work directory, or our safetensors. If the conversion fails,
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from stoa_jax import command_line, weights
 from stoa_jax.errors import UserError
-from stoa_jax.files import PARTIAL, atomic
+from stoa_jax.files import atomic, atomic_directory
 from stoa_jax.models.config import VARIANTS, ModelConfig
 from stoa_jax.weights import clip, files, released
+from stoa_jax.weights.hugging_face import save_hugging_face
 from stoa_jax.weights.tables import Report, write_table
 from stoa_jax.weights.torch_files import INSTALL_TORCH
 
@@ -31,14 +28,6 @@ FORMATS = {
     "released": "the authors' names, as .pt or .bin (needs torch), or as .safetensors",
     "export": "jax.export programs for cpu, cuda and tpu, loadable without stoa_jax",
 }
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,51 +127,6 @@ def convert(
     return report
 
 
-def save_hugging_face(
-    out: Path, params: dict[str, np.ndarray], c: ModelConfig, *, beside: Path | None = None
-) -> None:
-    """Write the towers as a `CLIPModel` directory, with the tokenizer files found in `beside`."""
-    towers = {n: x for n, x in params.items() if n.startswith(("visual/", "text/", "logit_scale"))}
-    towers.pop("text/mask_embedding", None)
-    common = dict(hidden_act=c.activation, projection_dim=c.text_width)
-    note = {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": c.text_width,
-        "logit_scale_init_value": 2.6592,
-        "torch_dtype": "float32",
-        "text_config": {
-            "model_type": "clip_text_model",
-            "vocab_size": c.vocab_size,
-            "hidden_size": c.text_width,
-            "intermediate_size": 4 * c.text_width,
-            "num_hidden_layers": c.text_depth,
-            "num_attention_heads": c.text_heads,
-            "max_position_embeddings": len(params["text/positions"]),
-            "bos_token_id": c.vocab_size - 2,
-            "eos_token_id": c.vocab_size - 1,
-            **common,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": c.vision_width,
-            "intermediate_size": 4 * c.vision_width,
-            "num_hidden_layers": c.vision_depth,
-            "num_attention_heads": c.vision_heads,
-            "image_size": c.image_size,
-            "patch_size": c.patch_size,
-            **common,
-        },
-    }
-    with _atomic_directory(out) as folder:
-        tensors = write_table(clip.HUGGING_FACE, towers)
-        files.save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(note, indent=1))
-        for name in _TOKENIZER_FILES:
-            if beside is not None and (beside / name).is_file():
-                shutil.copy(beside / name, folder / name)
-
-
 def save_released(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None:
     """Write a `released` model in the form that the authors' code loads."""
     known = {e.ours for e in released.TABLE}
@@ -218,7 +162,7 @@ def save_orbax(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None
 
     meta = {"step": 0, "model": dataclasses.asdict(c), "checksums": checkpoint.checksums(params)}
     with (
-        _atomic_directory(out) as folder,
+        atomic_directory(out) as folder,
         ocp.CheckpointManager((folder / checkpoint.FOLDER).absolute()) as manager,
     ):
         manager.save(
@@ -229,19 +173,6 @@ def save_orbax(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None
             ),
         )
         manager.wait_until_finished()
-
-
-@contextlib.contextmanager
-def _atomic_directory(out: Path) -> Iterator[Path]:
-    """Yield a temporary directory; rename it to `out` if the block succeeds, else delete it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=PARTIAL))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> int:

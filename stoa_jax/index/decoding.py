@@ -100,9 +100,7 @@ def _guarded(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _start() -> subprocess.Popen:
-    import stoa_jax
-
-    package = str(Path(stoa_jax.__file__).parents[1])
+    package = str(Path(__file__).parents[2])
     path = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
     return subprocess.Popen(
         [sys.executable, "-m", __name__],

@@ -1,12 +1,9 @@
 """The model card: what a model is, how it was trained, how good it is, and what limits it."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from stoa_jax.inference.model import Model
+from stoa_jax.inference.opened import Opened
 
 
-def model_card(model: "Model") -> str:
+def model_card(model: Opened) -> str:
     """Return a README.md for the directory or repository of a model."""
     c = model.config
     lines = [

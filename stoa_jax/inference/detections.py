@@ -1,12 +1,26 @@
 """Detections that come with a video: arrays and detectors checked, files matched to the frames."""
 
+import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from stoa_jax.errors import InputError
-from stoa_jax.inference.videos import Detections
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Detections:
+    """Objects in every frame of a clip; boxes are xyxy as shares of the frame's sides."""
+
+    boxes: np.ndarray  # [T, K, 4] in [0, 1]
+    classes: np.ndarray  # int [T, K], -1 for padding
+    scores: np.ndarray  # [T, K]
+    names: Sequence[str]  # of the classes
+
+
+Detector = Callable[[np.ndarray], Detections]  # frames uint8 [T, H, W, 3] -> their objects
 
 
 def checked(found: Detections, frames: int, what: str) -> Detections:

@@ -1,20 +1,60 @@
 """Pictures of an explanation: a film strip as PNG, or an animated WebP or MP4."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from stoa_jax.errors import InputError, UserError
 from stoa_jax.files import atomic
-from stoa_jax.inference.explain import Action, Explanation
 from stoa_jax.report import film
 
 HEIGHT = 200  # pixels of a frame in the strip
 LINE = 22  # pixels of a line of text
 INK, PAPER, SOFT = (30, 30, 30), (255, 255, 255), (120, 120, 120)
 FRAMES_PER_SECOND = 2  # of an animation
+
+
+class Explanation(Protocol):
+    """What is drawn of a `stoa_jax.inference.explain.Explanation`."""
+
+    @property
+    def text(self) -> str:
+        """The text that was explained."""
+        ...
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times of the frames [T]."""
+        ...
+
+    @property
+    def trajectories(self) -> Sequence[Any]:
+        """Trajectories with their boxes and words."""
+        ...
+
+    @property
+    def actions(self) -> Sequence[Any]:
+        """Actions with their attention and words."""
+        ...
+
+    @property
+    def probability(self) -> float:
+        """Match probability of video and text."""
+        ...
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """Decoded frames."""
+        ...
+
+    @property
+    def crop(self) -> np.ndarray:
+        """The part of a frame that the model sees [4]."""
+        ...
 
 
 def draw(explanation: Explanation, path: Path) -> None:
@@ -52,7 +92,7 @@ def _boxes(explanation: Explanation) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([x.boxes for x in found]), np.stack([x.shown for x in found])
 
 
-def _over_frame(explanation: Explanation, action: Action) -> np.ndarray:
+def _over_frame(explanation: Explanation, action: Any) -> np.ndarray:
     """Return attention over whole frames [T, h, w]: none outside the part that the model sees."""
     height, width = explanation.frames[0].shape[:2]
     x1, y1, x2, y2 = np.round(explanation.crop * [width, height, width, height]).astype(int)
@@ -68,7 +108,7 @@ def _words(word: str | None, score: float) -> str:
     return f"{'no word' if word is None else word} {score:.2f}"
 
 
-def _action_words(i: int, action: Action) -> str:
+def _action_words(i: int, action: Any) -> str:
     return f"action {i + 1}: {_words(action.word, action.word_score)}"
 
 

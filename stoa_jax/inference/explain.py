@@ -13,10 +13,10 @@ import numpy as np
 
 from stoa_jax.errors import MissingHead
 from stoa_jax.inference import batching, programs
+from stoa_jax.inference.opened import Opened
 from stoa_jax.inference.videos import Clip, Prepared, Video, prepare
 
 if TYPE_CHECKING:
-    from stoa_jax.inference.model import Model
     from stoa_jax.models.stoa import Stoa
     from stoa_jax.text import Tagger
 
@@ -89,7 +89,7 @@ class Explanation:
         }
 
 
-def explain(model: "Model", video: Video | Clip, text: str) -> Explanation:
+def explain(model: Opened, video: Video | Clip, text: str) -> Explanation:
     """Return the matches and the match probability of one video and one text."""
     network = model.needs("match", "explain")
     if not model.has & {"trajectories", "actions"}:
@@ -172,7 +172,7 @@ def _score(scores: np.ndarray, column: int) -> float:
     return float(scores[column]) if column >= 0 else 0.0
 
 
-def _word_at(model: "Model", text: str, end: int, column: int) -> str | None:
+def _word_at(model: Opened, text: str, end: int, column: int) -> str | None:
     """Return the word whose last piece stands at a text position; None for Ø."""
     if column < 0 or column == end:
         return None
@@ -186,7 +186,7 @@ def _word_at(model: "Model", text: str, end: int, column: int) -> str | None:
     return None
 
 
-def _tagged(model: "Model", text: str) -> tuple[np.ndarray, np.ndarray]:
+def _tagged(model: Opened, text: str) -> tuple[np.ndarray, np.ndarray]:
     """Return where nouns and verbs of a text end, bool [L] each."""
     from stoa_jax.text import NOUN, VERB, parse
 

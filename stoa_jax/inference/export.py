@@ -26,6 +26,7 @@ from stoa_jax.errors import UserError
 from stoa_jax.inference import fingerprints
 from stoa_jax.inference.model import Model
 from stoa_jax.inference.programs import Towers, frame_tokens, text_embedding, video_embedding
+from stoa_jax.inference.tokenizers import tokenizer_for
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
@@ -106,8 +107,6 @@ def is_export(path: str | Path) -> bool:
 
 def load_export(path: str | Path, *, frames: int | None = None, truncate: bool = False) -> Model:
     """Open an export as a model; its programs run, our modules do not."""
-    from stoa_jax.inference.loading import tokenizer_for
-
     path = Path(path)
     try:
         note = json.loads((path / "export.json").read_text())

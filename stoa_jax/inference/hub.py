@@ -1,12 +1,10 @@
 """The Hugging Face Hub: models by name, and uploads. huggingface_hub is optional."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stoa_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from stoa_jax.inference.model import Model
+from stoa_jax.inference.opened import Opened
 
 INSTALL = 'pip install "huggingface_hub>=0.30,<2"'
 
@@ -36,7 +34,7 @@ def download(name: str) -> Path:
         ) from None
 
 
-def push(model: "Model", name: str, **options: Any) -> str:
+def push(model: Opened, name: str, **options: Any) -> str:
     """Upload a saved model and its card, by `huggingface_hub.ModelHubMixin`."""
     hub = _import()
 

@@ -15,10 +15,10 @@ from stoa_jax.errors import InputError, UserError
 from stoa_jax.inference import export, sidecars
 from stoa_jax.inference.model import Model
 from stoa_jax.inference.programs import Towers
+from stoa_jax.inference.tokenizers import tokenizer_for
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.text import Tokenizer
 from stoa_jax.weights import clip
 
 CLIP_KINDS = ("hugging_face", "openai", "open_clip")
@@ -118,15 +118,6 @@ def clip_towers(path: str | Path, c: ModelConfig) -> tuple[Towers, weights.Repor
     report = weights.Report(str(path), weights.KINDS[kind])
     params = clip.read_clip(tensors, kind, c, shapes, report)
     return with_parameters(abstract, _on_device(params)), report
-
-
-def tokenizer_for(path: Path, c: ModelConfig) -> Tokenizer:
-    """Return the directory's own tokenizer, or CLIP's cut to the model's vocabulary."""
-    if path.is_dir() and any(
-        (path / name).is_file() for name in ("tokenizer.json", "vocab.json", "merges.txt")
-    ):
-        return Tokenizer.from_directory(path, c.vocab_size)
-    return Tokenizer(c.vocab_size)
 
 
 def _run_answers(path: Path, kind: str) -> tuple[str, ...]:

@@ -2,44 +2,36 @@
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from stoa_jax import weights
 from stoa_jax.errors import UserError
+from stoa_jax.files import atomic_directory
 from stoa_jax.inference import card, sidecars
-from stoa_jax.inference.model import Model
+from stoa_jax.inference.opened import Opened
 from stoa_jax.models.parameters import named_parameters
 from stoa_jax.text import Tokenizer
 from stoa_jax.weights import files
+from stoa_jax.weights.hugging_face import save_hugging_face
 
 
-def save(model: Model, out: Path) -> None:
+def save(model: Opened, out: Path) -> None:
     """Write a model to a new directory, whole or not at all."""
     if out.exists():
         raise UserError(f"{out}: exists already; name a new directory")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".partial"))
-    try:
+    with atomic_directory(out) as folder:
         write_files(model, folder)
-        folder.chmod(0o755)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_files(model: Model, folder: Path) -> None:
+def write_files(model: Opened, folder: Path) -> None:
     """Write weights, tokenizer, sidecars and card into a directory."""
     if model.network is None:
         raise UserError(f"save: {model.source} is an export; copy its directory instead")
     c = model.config
     params = {name: np.asarray(x) for name, x in named_parameters(model.network).items()}
     if model.whole is None:
-        from stoa_jax.convert import save_hugging_face
-
         save_hugging_face(folder / "clip", params, c)
         for path in (folder / "clip").iterdir():
             path.rename(folder / path.name)

@@ -7,7 +7,7 @@ upright, whatever the frame rate. Shapes: T frames, K objects per frame, S side 
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,19 +15,9 @@ import numpy as np
 
 from stoa_jax.data.resize import center_crop, resize_and_crop
 from stoa_jax.errors import InputError, UserError
+from stoa_jax.inference import detections
+from stoa_jax.inference.detections import Detections, Detector
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Detections:
-    """Objects in every frame of a clip; boxes are xyxy as shares of the frame's sides."""
-
-    boxes: np.ndarray  # [T, K, 4] in [0, 1]
-    classes: np.ndarray  # int [T, K], -1 for padding
-    scores: np.ndarray  # [T, K]
-    names: Sequence[str]  # of the classes
-
-
-Detector = Callable[[np.ndarray], Detections]  # frames uint8 [T, H, W, 3] -> their objects
 Frames = np.ndarray | Sequence[np.ndarray]
 Video = str | os.PathLike[str] | bytes | Frames
 
@@ -198,8 +188,6 @@ def _detections(
     path: Path | None = None,
 ) -> Detections | None:
     """Return the objects in the sampled frames; None where no detections were given."""
-    from stoa_jax.inference import detections
-
     source = clip.detections
     if source is None or not how.objects:
         return None

@@ -1,0 +1,61 @@
+"""What saving, the card, the Hub and explanations read of an opened model."""
+
+from collections.abc import Sequence, Set
+from typing import Any, Protocol
+
+import numpy as np
+
+from stoa_jax.inference.sidecars import Calibration
+from stoa_jax.inference.videos import Prepared, Preprocessing
+from stoa_jax.models.config import ModelConfig
+
+
+class Opened(Protocol):
+    """The part of `stoa_jax.inference.model.Model` that its helper modules use."""
+
+    config: ModelConfig
+    kind: str
+    source: str
+    tokenizer: Any
+    frames: int
+    network: Any
+    answers: tuple[str, ...]
+    calibration: Calibration | None
+    untrained: frozenset[str]
+
+    @property
+    def whole(self) -> Any:
+        """The whole STOA-VLP; None for a CLIP or an export."""
+        ...
+
+    @property
+    def has(self) -> Set[str]:
+        """What the model can do."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, tokenizer and preprocessing."""
+        ...
+
+    def needs(self, head: str, call: str) -> Any:
+        """Return the network, or raise MissingHead."""
+        ...
+
+    def preprocessing(self, *, fused: bool = False) -> Preprocessing:
+        """Return how a video becomes input."""
+        ...
+
+    def tokens(
+        self, texts: Sequence[str], call: str, truncate: bool | None, what: str = "text"
+    ) -> np.ndarray:
+        """Return the ids of checked texts."""
+        ...
+
+    def note_missing_detections(self, call: str, clips: Sequence[Prepared]) -> None:
+        """Warn once about clips without detections."""
+        ...
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """Return calibrated match probabilities of logits."""
+        ...
