@@ -1,38 +1,23 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
+import saved_models
 
 import stoa_jax
-from stoa_jax import weights
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.parameters import named_parameters
-from stoa_jax.models.stoa import Stoa
-from stoa_jax.weights.files import save_safetensors
 
 ANSWERS = ["red", "blue", "two"]
 TEXTS = ["a dog runs", "two men wrestle", "a pan on a stove"]
 
 
-def write_model(folder, config, seed=0, answers=ANSWERS):
-    """Write a model of random weights as a directory."""
-    folder.mkdir()
-    network = Stoa(config, rngs=nnx.Rngs(seed))
-    params = {name: np.asarray(x) for name, x in named_parameters(network).items()}
-    note = {weights.METADATA: json.dumps(dataclasses.asdict(config))}
-    save_safetensors(folder / "model.safetensors", params, note)
-    if answers:
-        (folder / "answers.json").write_text(json.dumps(answers))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     config = dataclasses.replace(ModelConfig.tiny(), num_answers=4)
-    return write_model(tmp_path_factory.mktemp("models") / "tiny", config)
+    return saved_models.write_random(
+        tmp_path_factory.mktemp("models") / "tiny", config, answers=ANSWERS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +79,6 @@ def test_saving_keeps_everything(folder, tmp_path):
         (folder / "calibration.json").unlink()
     with pytest.raises(stoa_jax.UserError, match="not calibrated"):
         _ = stoa_jax.load(folder).threshold
-    jax.clear_caches()
 
 
 def test_an_explanation_says_who_was_matched_to_what(model, tmp_path):
