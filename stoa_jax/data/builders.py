@@ -181,18 +181,24 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(VERSION)
 
+    @property
+    def _config(self) -> ClipConfig:
+        config = self.builder_config
+        assert isinstance(config, ClipConfig)
+        return config
+
     def _info(self) -> tfds.core.DatasetInfo:
-        settings = self.builder_config.settings
+        settings = self._config.settings
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"Clips of {self.name}/{self.builder_config.name} as JPEG frames, boxes, "
+            description=f"Clips of {self.name}/{self._config.name} as JPEG frames, boxes, "
             "classes, tokens and part-of-speech tags.",
             features=records.features(settings.frames, settings.objects),
             disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Any]]]:
-        config = self.builder_config
+        config = self._config
         source = open_source(
             f"{self.name}/{config.name}",
             None if self.name == "synthetic" else dl_manager.manual_dir,
@@ -218,7 +224,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for i, entry in enumerate(entries):
             row = {"split": split, "video": entry.video_id}
             try:
-                encoded = load_example(source, entry, self.builder_config.settings, parse)
+                encoded = load_example(source, entry, self._config.settings, parse)
             except Exception as error:
                 failed += 1
                 first = first or f"{entry.video_id}: {reason(error)}"
@@ -240,7 +246,11 @@ def builder_class(
     name: str, configs: Sequence[ClipConfig], register: bool = False
 ) -> type[ClipBuilder]:
     """The TFDS builder class of a data set with these configurations."""
-    body = {"__module__": __name__, "__doc__": f"The data set {name}.", "name": name}
+    body: dict[str, Any] = {
+        "__module__": __name__,
+        "__doc__": f"The data set {name}.",
+        "name": name,
+    }
     body["BUILDER_CONFIGS"] = list(configs)
     if name != "synthetic":
         body["MANUAL_DOWNLOAD_INSTRUCTIONS"] = (
@@ -259,7 +269,7 @@ def builder(
 ) -> ClipBuilder:
     """The TFDS builder of `name/configuration` with other settings than the defaults."""
     name, _, configuration = dataset.partition("/")
-    config = ClipConfig(name=configuration, settings=settings, **config)
-    return builder_class(name, [config])(
+    chosen = ClipConfig(name=configuration, settings=settings, **config)
+    return builder_class(name, [chosen])(
         data_dir=os.fspath(data_dir), config=configuration, file_format="array_record"
     )

@@ -86,7 +86,9 @@ class Order:
     def place(self, row: int, position: int) -> Place:
         """What stands at a position, for a row of the batch."""
         valid = self.train or position < self.length
-        example = self._shuffled[position] if self.train else min(position, self.length - 1)
+        example: Any = min(position, self.length - 1)
+        if self.train:
+            example = self._shuffled[position]
         which = bisect.bisect_right(self._starts, example) - 1
         clip, item = self.sets[which].locate(example - self._starts[which])
         return Place(row, position, valid, example, which, clip, item)

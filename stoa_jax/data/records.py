@@ -172,7 +172,8 @@ def serialize(spec: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> b
 def _serializer(spec: tfds.features.FeaturesDict):
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    return ExampleSerializer(spec.get_serialized_info())
+    info: Any = spec.get_serialized_info()  # TFDS annotates it more widely than it is
+    return ExampleSerializer(info)
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

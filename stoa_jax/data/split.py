@@ -34,7 +34,8 @@ class Split:
     def __init__(self, directory: Path, dataset: str, split: str):
         self.directory, self.dataset, self.split = Path(directory), dataset, split
         self._info = tfds.builder_from_directory(self.directory).info
-        frames, objects, _ = self._info.features["boxes"].shape
+        features: Any = self._info.features
+        frames, objects, _ = features["boxes"].shape
         self.frames, self.objects = frames, objects
         self.class_names = records.read_class_names(self.directory)
 
@@ -49,7 +50,7 @@ class Split:
 
     @functools.cached_property
     def _source(self):
-        builder = tfds.builder_from_directory(self.directory)
+        builder: Any = tfds.builder_from_directory(self.directory)
         return builder.as_data_source(self.split)
 
     @functools.cached_property

@@ -120,6 +120,7 @@ def stage(name: str, workdir: Path, data_dir: Path, steps: float) -> ConfigDict:
     if not path.exists():
         raise UserError(f"{path} is missing; run the demo from a checkout of the project")
     spec = importlib.util.spec_from_file_location(f"demo_config_{name}", path)
+    assert spec is not None and spec.loader is not None  # the file exists
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     c = module.get_config("synthetic")

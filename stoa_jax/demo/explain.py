@@ -70,7 +70,7 @@ def explain(
 
     result = []
     for b in range(len(classes)):
-        kinds = [class_names[c] if c >= 0 else "" for c in classes[b]]
+        kinds = [str(class_names[c]) if c >= 0 else "" for c in classes[b]]
         ways = [f"action {i + 1}" for i in range(actions.columns.shape[1])]
         result.append(Explanation(matches(objects, b, kinds), matches(actions, b, ways)))
     return result

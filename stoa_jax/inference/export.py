@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -47,7 +48,7 @@ def save_export(
     towers = named_parameters({"visual": model.visual, "text": model.text})
     like = {"visual": model.visual, "text": model.text}
 
-    def bind(params) -> "_Bound":
+    def bind(params) -> Any:
         return _Bound(**with_parameters(like, params))
 
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in towers.items()}
@@ -71,9 +72,10 @@ def save_export(
         for name, (function, x) in programs.items():
             exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(shapes, x)
             (folder / f"{name}.bin").write_bytes(exported.serialize())
-        np.savez(folder / "weights.npz", **{k: np.asarray(x) for k, x in towers.items()})
-        for name in _TOKENIZER if tokenizer_dir else ():
-            if (tokenizer_dir / name).is_file():
+        arrays: dict[str, Any] = {k: np.asarray(x) for k, x in towers.items()}
+        np.savez(folder / "weights.npz", **arrays)
+        for name in _TOKENIZER:
+            if tokenizer_dir is not None and (tokenizer_dir / name).is_file():
                 shutil.copy(tokenizer_dir / name, folder / name)
         note = {
             "format": _NOTE,

@@ -136,13 +136,14 @@ def action_attention(model: Stoa, pixels: Array, boxes: Array, classes: Array) -
     """Return how much each action query looks at each patch [B, A, T, H, W]."""
     c = model.config
     b, t = pixels.shape[:2]
-    blocks = sorted({c.action_block, *([c.object_block] if c.objects else [])})
+    blocks = sorted({c.action_block, c.object_block} if c.objects else {c.action_block})
     _, tapped = model.visual(pixels.reshape(b * t, *pixels.shape[2:]), blocks, frames=t)
     patches = {block: x[:, 1:].reshape(b, t, -1, x.shape[-1]) for block, x in tapped.items()}
     objects = valid = None
     if model.regions is not None:
         valid = classes >= 0
         objects = model.regions(patches[c.object_block], jnp.where(valid[..., None], boxes, 0))
+    assert model.action is not None  # the caller checked that the model has actions
     weights, _ = model.action.attention(patches[c.action_block], objects, valid)
     weights = weights[..., : c.grid**2].astype(jnp.float32)
     return weights.reshape(b, -1, t, c.grid, c.grid)

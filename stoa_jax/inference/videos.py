@@ -117,7 +117,7 @@ def _read(
     if len(frames) > how.frames or (how.exact and len(frames) != how.frames):
         # The middles of equal parts, as for files.
         indices = ((np.arange(how.frames) + 0.5) * len(frames) / how.frames).astype(int)
-    sampled = [frames[i] for i in indices]
+    sampled = [frames[i] for i in indices.tolist()]
     found = _detections(clip, sampled, how, given=len(frames), indices=indices)
     return sampled, indices.astype(np.float64), found
 
@@ -154,7 +154,7 @@ def _checked_frames(video) -> Sequence[np.ndarray]:
                 f"the video is {video.dtype} {list(video.shape)}; an array is uint8 [T, H, W, 3] "
                 "with at least one frame, RGB from 0 to 255"
             )
-        return video
+        return list(video)
     if not isinstance(video, Sequence):
         raise InputError(
             f"the video is a {type(video).__name__}; pass a path, a file's bytes, uint8 "

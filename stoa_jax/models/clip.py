@@ -5,6 +5,7 @@ L text positions, V vocabulary.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ class VisionTower(nnx.Module):
         out = {}
         start, joint = 0, c.vision_depth - c.joint_blocks
         for stop in sorted({*taps, joint, c.vision_depth} - {0}):
-            run = dict(start=start, stop=stop, scan=c.scan_layers, remat=c.remat)
+            run: dict[str, Any] = dict(start=start, stop=stop, scan=c.scan_layers, remat=c.remat)
             if start < joint:
                 x = run_blocks(self.blocks, x, **run)
             else:

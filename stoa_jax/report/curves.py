@@ -58,7 +58,12 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     )
 
 
-def plot(name: str, steps: Sequence[float], values: Sequence[float], mark: str = "p") -> str:
+def plot(
+    name: str,
+    steps: Sequence[float] | np.ndarray,
+    values: Sequence[float] | np.ndarray,
+    mark: str = "p",
+) -> str:
     """One curve as an inline SVG element with real text; `mark` begins its ids."""
     try:
         import matplotlib
@@ -70,7 +75,7 @@ def plot(name: str, steps: Sequence[float], values: Sequence[float], mark: str =
         ) from None
 
     x, y = thinned(np.asarray(steps), np.asarray(values))
-    settings = {
+    settings: dict[Any, Any] = {
         **{"svg.fonttype": "none", "svg.hashsalt": "stoa", "font.family": "sans-serif"},
         **{"font.sans-serif": ["system-ui", "DejaVu Sans", "sans-serif"], "font.size": 9},
         **{key: INK for key in ("text.color", "axes.labelcolor", "axes.edgecolor")},

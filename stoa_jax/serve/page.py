@@ -14,6 +14,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is told to
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio import themes
 
 from stoa_jax.errors import UserError
 from stoa_jax.serve import fragments
@@ -29,7 +30,7 @@ def mount(app: FastAPI, finder: Finder, examples: Sequence[str] = ()) -> FastAPI
         app,
         blocks(finder, examples),
         path="/",
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         css=fragments.STYLE,
         head=fragments.SCRIPT,
         footer_links=[],

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.error import FFmpegError
 
 from stoa_jax.data.video.container import VideoError, opened
 from stoa_jax.data.video.frames import display_matrix, fit, frame_aspect, upright
@@ -116,10 +117,11 @@ def transcode(path: Path, out: Path) -> None:
                     )
                 try:
                     frames = packet.decode()
-                except av.FFmpegError:
+                except FFmpegError:
                     continue  # a damaged place
                 for frame in frames:
-                    writer.write(frame)
+                    if isinstance(frame, av.VideoFrame | av.AudioFrame):  # and no subtitle
+                        writer.write(frame)
             writer.finish()
 
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tensorflow_datasets.core import naming, splits
 
@@ -128,7 +128,9 @@ def describe(
     infos, fingerprints = [], {}
     for split, items in entries.items():
         parts = shards.shards_of(split, len(items))
-        headers = [shards.header_of(shards.list_of(directory, shard)) for shard in parts]
+        found = [shards.header_of(shards.list_of(directory, shard)) for shard in parts]
+        headers = [header for header in found if header is not None]
+        assert len(headers) == len(parts)  # the build has finished
         infos.append(
             splits.SplitInfo(
                 name=split,
@@ -136,7 +138,7 @@ def describe(
                 num_bytes=sum(header["bytes"] for header in headers),
                 filename_template=naming.ShardedFileTemplate(
                     dataset_name=name,
-                    data_dir=final,
+                    data_dir=cast(Any, final),  # TFDS takes any path
                     split=split,
                     filetype_suffix="array_record",
                 ),

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stoa_jax import files
 from stoa_jax.data import builders
@@ -43,7 +43,8 @@ def encode_parts(
     meter = _Meter(total, progress)
     stream = workers.encode_all(job, tasks, total, processes, timeout)
     with contextlib.closing(stream):
-        for (p, i), result in stream:
+        for key, result in stream:
+            p, i = cast(tuple[int, int], key)
             part, of_part = parts[p], results.setdefault(p, {})
             of_part[i] = result
             if len(of_part) == due[p]:

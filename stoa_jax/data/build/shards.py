@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from stoa_jax import files
 from stoa_jax.data.build import workers
@@ -123,7 +123,8 @@ def write(
 def set_aside(directory: Path) -> None:
     """Makes the shards with failed clips unfinished; the clips that were built are `kept`."""
     for path in (directory / "clips").glob("*.jsonl"):
-        if any("clip" in failure for failure in header_of(path)["failures"]):
+        header = header_of(path) or {"failures": ()}
+        if any("clip" in failure for failure in header["failures"]):
             path.rename(_before(path))
 
 

@@ -13,7 +13,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Generator, Hashable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any
 
@@ -73,7 +73,7 @@ class _Worker:
 
 def encode_all(
     job: Job, entries: Iterable[tuple[Key, Any]], total: int, processes: int, timeout: float
-) -> Iterator[tuple[Key, Result]]:
+) -> Generator[tuple[Key, Result]]:
     """Encodes (key, entry) pairs in parallel; yields (key, result) as they come, in any order.
 
     `entries` is read as processes get free. `total` is how many there are.
@@ -211,5 +211,7 @@ def _encode(job: Job, spec: Any, parse: records.Parse, entry: Any) -> Result:
 
 def _end_with_parent() -> None:
     # Also when the parent was killed, and also while a decoder hangs in this process.
-    connection.wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # runs in worker processes only
+    connection.wait([parent.sentinel])
     os._exit(1)

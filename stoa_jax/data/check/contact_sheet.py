@@ -65,7 +65,8 @@ def _forms(word: str) -> set[str]:
 def colour(class_id: int) -> tuple[int, int, int]:
     """A colour of its own for each of many classes, dark enough to read on white."""
     hue = (class_id * 0.61803398875) % 1  # the golden ratio keeps neighbours apart
-    return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.95, 0.75))
+    red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.95, 0.75))
+    return red, green, blue
 
 
 def _font(size: int):

@@ -141,9 +141,10 @@ def align(frames: Sequence[Frame], info: ReadInfo, place: str) -> list[Frame | N
     wanted = len(info.times)
     if not frames:
         return [None] * wanted
-    if all(f.time is not None for f in frames):
-        frames = sorted(frames, key=lambda f: f.time)
-        times = [f.time for f in frames]
+    timed = [(f.time, f) for f in frames if f.time is not None]
+    if len(timed) == len(frames):
+        timed.sort(key=lambda pair: pair[0])
+        times, frames = [time for time, _ in timed], [f for _, f in timed]
         gaps = sorted(b - a for a, b in itertools.pairwise(times))
         reach = max(TIME_TOLERANCE, gaps[len(gaps) // 2] if gaps else 0)
         nearest = [_nearest(times, t) for t in info.times]

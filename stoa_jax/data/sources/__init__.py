@@ -101,7 +101,7 @@ class VideoSource:
             raise video.VideoError(f"{entry.video_id}: {error}") from None
         notes: list[str] = []
         detected = self._detected_as(entry)
-        if detected is None:
+        if detected is None or self.detections is None:
             boxes = np.zeros((frames, objects, 4), np.float32)
             classes = np.full((frames, objects), -1, np.int32)
             scores = np.zeros((frames, objects), np.float32)

@@ -168,7 +168,7 @@ def _refuse_code(data: bytes) -> None:
             what = f" {argument}" if argument is not None else ""
             raise pickle.UnpicklingError(f"it wants to run {opcode.name}{shown(what)[1:-1]}")
         # The unpickler makes room up to this place, however far it is.
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > count:
+        if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > count:
             raise pickle.UnpicklingError(f"it asks for place {argument} in its memory")
 
 

@@ -110,7 +110,9 @@ class Rows(Sequence[Entry]):
 
     def _at(self, file, offset: int, line: int) -> Entry:
         file.seek(offset)
-        return self._entry(self._cells(_record(file, self.path, line), line))
+        cells = self._cells(_record(file, self.path, line), line)
+        assert cells is not None  # reading the table found a row here
+        return self._entry(cells)
 
 
 def _records(path: Path) -> Iterator[tuple[int, int, bytes]]:

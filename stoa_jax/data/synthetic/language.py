@@ -195,6 +195,7 @@ class _Style:
         name = self.thing(scene, event.subject)
         running = self.pick(True, True, True, False)
         if event.motion in SYMMETRIC:
+            assert event.other is not None  # two things act in a symmetric motion
             other = self.thing(scene, event.other)
             plural, gerund = self.pick(*PLURAL[event.motion])
             return f"{name} and {other} {f'are {gerund}' if running else plural}"
@@ -337,8 +338,9 @@ def false_scenes(scene: Scene, rng: np.random.Generator) -> list[Scene]:
         )
         swaps.append(with_events(*swapped))
     elif events[0].motion not in SYMMETRIC and events[0].other is not None:
-        one = events[0]
-        swaps.append(with_events(Event(one.motion, one.other, one.subject)))
+        one, other = events[0], events[0].other
+        assert other is not None
+        swaps.append(with_events(Event(one.motion, other, one.subject)))
     else:
         swaps += [
             with_events(dataclasses.replace(events[0], subject=i))

@@ -41,6 +41,7 @@ def lay_out(scene: Scene, frames: int, rng: np.random.Generator) -> Tracks:
         if gap > 0:
             break
         shrink *= 0.95  # too full: a little smaller and shorter
+    assert best is not None
     _, centres, paths = best
     order = rng.permutation(len(scene.things)).tolist()
     for event in scene.events:
@@ -98,6 +99,7 @@ class _Paths:
 
     def _together(self, event: Event, rng: np.random.Generator) -> None:
         a, b, motion = event.subject, event.other, event.motion
+        assert b is not None  # a motion of two things
         along = np.array(_STEP[DIRECTIONS[rng.integers(4)]], float)
         across = along[::-1] * rng.uniform(-0.04, 0.04)
         touch = self.base[a] + self.base[b]

@@ -96,7 +96,7 @@ def draw(
 def _extents(mask: np.ndarray) -> np.ndarray:
     """Boxes [T, 4] of masks [T, S, S]."""
     size = mask.shape[-1]
-    columns, rows = mask.any(1), mask.any(2)  # [T, S]
+    columns, rows = np.asarray(mask.any(1)), np.asarray(mask.any(2))  # [T, S]
     box = np.stack(
         [
             columns.argmax(1),
@@ -106,7 +106,7 @@ def _extents(mask: np.ndarray) -> np.ndarray:
         ],
         -1,
     )
-    return np.where(columns.any(1)[:, None], box / size, 0).astype(np.float32)
+    return np.where(np.asarray(columns.any(1))[:, None], box / size, 0).astype(np.float32)
 
 
 def _background(kind: str, tone: str, size: int, rng: np.random.Generator) -> np.ndarray:

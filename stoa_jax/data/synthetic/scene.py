@@ -125,8 +125,8 @@ def draw_things(rng: np.random.Generator, most: int) -> tuple[Thing, ...]:
 
 def draw_events(rng: np.random.Generator, count: int) -> tuple[Event, ...]:
     """One or two events among `count` things, in one of five plots."""
-    a, b = (*rng.permutation(count), None)[:2]
-    a, b = int(a), None if b is None else int(b)
+    order = rng.permutation(count).tolist()
+    a, b = order[0], order[1] if count > 1 else None
     plots = ("one", "phases") if b is None else ("one", "phases", "both", "turns", "pair")
     odds = (0.5, 0.5) if b is None else (0.22, 0.14, 0.17, 0.12, 0.35)
     plot = plots[rng.choice(len(plots), p=odds)]
@@ -135,9 +135,10 @@ def draw_events(rng: np.random.Generator, count: int) -> tuple[Event, ...]:
     if plot == "one":
         return (Event(pick(rng, ALONE), a),)
     one, two = (ALONE[i] for i in rng.permutation(len(ALONE))[:2])
+    other = a if plot == "phases" or b is None else b
     if plot == "both":
-        return (Event(one, a), Event(two, b))
-    return (Event(one, a, None, FIRST), Event(two, a if plot == "phases" else b, None, THEN))
+        return (Event(one, a), Event(two, other))
+    return (Event(one, a, None, FIRST), Event(two, other, None, THEN))
 
 
 def draw_group(rng: np.random.Generator, split: str, siblings: int, most: int) -> tuple[Scene, ...]:

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import av.error
+from av.error import FFmpegError
+from av.stream import Disposition
 
 from stoa_jax.errors import UserError
 
@@ -59,7 +62,7 @@ class opened:
                 metadata_errors="replace",
                 timeout=self.timeout,
             )
-        except (av.FFmpegError, ValueError, RuntimeError, OSError) as error:
+        except (FFmpegError, ValueError, RuntimeError, OSError) as error:
             raise VideoError(f"{path}: not a video ({_reason(error)})") from None
         try:
             stream = _video_stream(self.container, path)
@@ -71,7 +74,7 @@ class opened:
     def __exit__(self, kind, error, trace):
         self.container.close()
         if isinstance(error, VideoError) or not isinstance(
-            error, (av.FFmpegError, ValueError, RuntimeError, OSError, OverflowError, MemoryError)
+            error, (FFmpegError, ValueError, RuntimeError, OSError, OverflowError, MemoryError)
         ):
             return False
         raise VideoError(f"{self.path}: does not decode ({_reason(error)})") from None
@@ -83,7 +86,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _video_stream(container, path):
-    cover = av.stream.Disposition.attached_pic  # the cover of a sound file is no video
+    cover = Disposition.attached_pic  # the cover of a sound file is no video
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:
         kind = "only sound" if container.streams.audio else "no video"
@@ -114,7 +117,7 @@ def packets(container, streams, path, deadline: float) -> Iterator[av.Packet]:
             raise VideoError(f"{path}: reading took too long; gave up")
         try:
             packet = next(coming, None)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             torn += 1
             if torn > MAX_TORN or isinstance(error, av.error.EOFError | av.error.ExitError):
                 return  # what came before may do, and `timeline.scan` says whether

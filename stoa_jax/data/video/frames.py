@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 
 from stoa_jax.data.video import timeline
@@ -111,7 +112,7 @@ def _read(path, reader: "_Reader", wanted: list[int], timeout: float):
                     container.seek(key, stream=stream)
                     pictures |= reader.take(container, stream, ticks, key)
             return [pictures[t] for t in wanted], len(plan)
-        except (_Astray, av.FFmpegError):
+        except (_Astray, FFmpegError):
             pass  # the index lies, or the container seeks about: read from the start
     # Opened anew: to go back to the start is a seek too.
     with opened(path, timeout) as (container, stream):
@@ -171,7 +172,7 @@ class _Reader:
             first = False
             try:
                 frames = packet.decode()
-            except (av.FFmpegError, ValueError):
+            except (FFmpegError, ValueError):
                 self.damaged += 1
                 continue
             for frame in frames:

@@ -66,8 +66,9 @@ def scan(container, stream, path, deadline: float) -> Timeline:
 
 def _guessed(dts: Sequence[int | None], stream) -> list[int]:
     """Frame times where packets carry none: the decoding times in order, or the frame rate."""
-    if None not in dts and len(set(dts)) == len(dts):
-        return sorted(dts)
+    known = [time for time in dts if time is not None]
+    if len(known) == len(dts) == len(set(known)):
+        return sorted(known)
     rate = stream.average_rate or stream.guessed_rate or 25
     step = max(1, round(1 / (float(rate) * float(stream.time_base))))
     return [i * step for i in range(len(dts))]
