@@ -173,7 +173,7 @@ def test_an_uploaded_clip_is_used_once_and_deleted(received, tmp_path):
         (b"", 400, "empty"),
         (b"not a video at all", 415, "cannot be read as a video: not a video"),
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 415, "not a video"),
-        (b"\0" * 200_000, 413, "larger than the limit of 0 MB"),
+        (b"\0" * 200_000, 413, "larger than the limit of 0.0954 MB"),
         ("cut", 415, "cannot be read as a video"),
         ("long", 413, "lasts 5 s, and the limit is 3 s"),
     ],

@@ -1,11 +1,16 @@
 """What the trained model matches to the words of each clip's text."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from stoa_jax.errors import UserError
 from stoa_jax.report import film, page
 from stoa_jax.report.clips import Clips
 from stoa_jax.report.run_files import Run
+
+if TYPE_CHECKING:
+    from stoa_jax.inference.explain import Action, Explanation, Trajectory
 
 NO_MATCH = "no word (Ø)"
 
@@ -31,33 +36,34 @@ def matched_clips(run: Run, clips: Clips, count: int) -> list[str]:
             record["boxes"], record["classes"], record["scores"], tuple(clips.split.class_names)
         )
         explanation = model.explain(stoa_jax.Clip(frames, detections=seen), about.texts[0])
-        cards.append(card(about.video_id, about.texts[0], frames, explanation))
+        cards.append(card(about.video_id, explanation))
     return cards
 
 
-def card(title: str, sentence: str, frames, explanation) -> str:
+def card(title: str, explanation: "Explanation") -> str:
     """One clip: its frames with trajectories, and the word that each was matched to."""
     boxes, shown = stacked(explanation)
-    picture = film.strip(frames, boxes, shown)
+    picture = film.strip(explanation.frames, boxes, shown)
     items = []
     for i, trajectory in enumerate(explanation.trajectories):
         items.append((film.hex_colour(i), match_line(trajectory.name, trajectory)))
     for i, action in enumerate(explanation.actions):
         items.append(("var(--line)", match_line(f"action {i + 1}", action)))
-    facts = [("text", sentence), ("match probability", f"{explanation.probability:.2f}")]
+    facts = [("text", explanation.text), ("match probability", f"{explanation.probability:.2f}")]
     return page.matches(title, film.data_address(picture), items, facts)
 
 
-def stacked(explanation) -> tuple[np.ndarray, np.ndarray]:
+def stacked(explanation: "Explanation") -> tuple[np.ndarray, np.ndarray]:
     """Boxes [N, T, 4] of all trajectories, and in which frames each is shown [N, T]."""
     found = explanation.trajectories
     if not found:
-        length = len(explanation.times)
+        length = len(explanation.frames)
         return np.zeros((0, length, 4), np.float32), np.zeros((0, length), bool)
     return np.stack([t.boxes for t in found]), np.stack([t.shown for t in found])
 
 
-def match_line(name: str, match) -> str:
+def match_line(name: str, match: "Trajectory | Action") -> str:
     """`name → word score` as HTML."""
     word = f"<b>{page.text(match.word)}</b>" if match.word is not None else NO_MATCH
-    return f'{page.text(name)} → {word} <span class="soft">{match.word_score:.2f}</span>'
+    score = f' <span class="soft">{match.word_score:.2f}</span>' if match.word_score else ""
+    return f"{page.text(name)} → {word}{score}"

@@ -1,12 +1,12 @@
 """`stoa report WORKDIR`: curves, results beside baselines, examples, matches and cost."""
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stoa_jax.errors import UserError
+from stoa_jax.files import write_text
 from stoa_jax.report import curves, examples, film, page, tables
 from stoa_jax.report.clips import Clips, open_clips
 from stoa_jax.report.matches import matched_clips
@@ -26,11 +26,8 @@ def write_report(
     run = read_run(workdir)
     output = Path(output) if output else run.workdir / NAME
     content = render(run, clips)
-    part = output.with_name(f".{output.name}.part")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, output)
+        write_text(output, content)
     except OSError as error:
         raise UserError(
             f"{output}: cannot be written ({error.strerror}); name another file with --output"

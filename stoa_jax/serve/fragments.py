@@ -41,7 +41,7 @@ ul.matches li { border-left: .6rem solid var(--border-color-primary); padding-le
   background: var(--border-color-primary); }
 .sentence { font-size: 1.05rem; } .sentence mark { background: none; color: inherit;
   border-bottom: 4px solid var(--border-color-primary); }
-.sentence mark.verb { border-bottom-style: double; }
+.sentence mark.verb { border-bottom: 4px double currentColor; }
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 #clip-file { display: block; width: 100%; padding: .5rem 0; color: inherit; }
 #clip-form label { display: block; font-weight: 600; }
@@ -108,16 +108,19 @@ def message(said: str, error: bool = False) -> str:
 
 
 def sentence(said: str) -> str:
-    """A message with a capital and a full stop."""
+    """A message with a full stop, and a capital unless it begins with a file's name."""
     said = " ".join(said.split())
-    return said[:1].upper() + said[1:] + ("" if said.endswith((".", "!", "?", "…")) else ".")
+    first = said.split(" ", 1)[0]
+    if first.isalpha():
+        said = said[:1].upper() + said[1:]
+    return said + ("" if said.endswith((".", "!", "?", "…")) else ".")
 
 
 def upload_field(limit_bytes: int, limit_seconds: float) -> str:
     """The field for a clip, with its limits."""
     return (
         '<div class="page" id="clip-form"><label for="clip-file">A video file to search by</label>'
-        f'<p class="soft" id="clip-limits">At most {limit_bytes / 2**20:.0f} MB and '
+        f'<p class="soft" id="clip-limits">At most {limit_bytes / 2**20:.3g} MB and '
         f"{limit_seconds:.0f} seconds. It is deleted after the search.</p>"
         '<input id="clip-file" type="file" accept="video/*,.mkv,.avi" '
         'aria-describedby="clip-limits"></div>'
@@ -267,7 +270,8 @@ def _film(picture: np.ndarray, label: str) -> str:
 
 def _match(name: str, match: Any) -> str:
     word = f"<b>{text(match.word)}</b>" if match.word is not None else "no word (Ø)"
-    return f'{text(name)} → {word} <span class="soft">{100 * match.word_score:.0f} %</span>'
+    score = f' <span class="soft">{100 * match.word_score:.0f} %</span>' if match.word_score else ""
+    return f"{text(name)} → {word}{score}"
 
 
 def _when(shown: np.ndarray, colour: str) -> str:

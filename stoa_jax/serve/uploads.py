@@ -88,7 +88,7 @@ class Uploads:
 
     def _too_large(self) -> UploadError:
         return UploadError(
-            f"the uploaded file is larger than the limit of {self.max_bytes / 2**20:.0f} MB; "
+            f"the uploaded file is larger than the limit of {self.max_bytes / 2**20:.3g} MB; "
             "cut it shorter or make it smaller",
             413,
         )
