@@ -1,4 +1,4 @@
-"""Reading 12 frames of a clip, beside the raw decoder, in one run on one core.
+"""Time reading 12 frames of a clip beside the raw decoder, on one core.
 
     python -m benchmarks.decode
 
@@ -19,7 +19,7 @@ SECONDS, RATE, SIZE = 15, 30, (640, 360)
 
 
 def make(path: Path, gop: int) -> Path:
-    """A clip whose frames are a texture that slides."""
+    """Write a clip whose frames show a sliding texture."""
     rng = np.random.default_rng(0)
     texture = rng.integers(0, 255, (SIZE[1] // 8 + 60, SIZE[0] // 8 + 60, 3), dtype=np.uint8)
     texture = texture.repeat(8, 0).repeat(8, 1)
@@ -35,7 +35,7 @@ def make(path: Path, gop: int) -> Path:
 
 
 def raw(path: Path) -> None:
-    """Decodes every frame and does nothing with it."""
+    """Decode every frame and discard it."""
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
         for _ in container.decode(video=0):
@@ -43,7 +43,7 @@ def raw(path: Path) -> None:
 
 
 def milliseconds(work, *arguments, repeats: int = 9) -> float:
-    """Median processor time of a call, so that other work on the machine counts less."""
+    """Return the median processor time of a call, little affected by other work."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -53,7 +53,7 @@ def milliseconds(work, *arguments, repeats: int = 9) -> float:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print the table."""
     print("| keyframe every | raw decode of all frames, ms | read_frames, ms | jumps |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:

@@ -1,9 +1,9 @@
-"""A run interrupted at random moments, compared bit for bit with one that was not.
+"""Interrupt a run at random moments, and compare it bit for bit with one that was not.
 
     python benchmarks/interrupt.py [--steps=300] [--interruptions=10] [--folder=/tmp/interrupt]
 
 Both are the shipped pre-training, shrunk, on the synthetic set: all six losses, evaluation,
-checkpoints. Half of the interruptions are SIGTERM (it saves and leaves), half `kill -9`.
+checkpoints. Half of the interruptions are SIGTERM (the run saves and exits), half `kill -9`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SMALL = {
 
 
 def command(workdir: Path, folder: Path, steps: int) -> list[str]:
-    """The run, as a user would start it."""
+    """Return the command that starts the run, as a user would type it."""
     flags = {**SMALL, "train.steps": steps, "data.dir": folder / "data"}
     return [
         *(sys.executable, "-m", "stoa_jax.main", "--config=configs/pretrain.py:synthetic"),
@@ -41,14 +41,14 @@ def command(workdir: Path, folder: Path, steps: int) -> list[str]:
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    """In the repository, with compiled programs kept: a start then costs seconds."""
+    """Start a command in the repository, with a cache of compiled programs to start faster."""
     kept = str(log.parent / "compiled")
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": kept}
     return subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=open(log, "a"), stderr=-2)
 
 
 def rows(workdir: Path) -> list[dict]:
-    """metrics.jsonl without what a clock says."""
+    """Read metrics.jsonl without times and memory."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "memory/"))}
@@ -57,7 +57,7 @@ def rows(workdir: Path) -> list[dict]:
 
 
 def step_of(workdir: Path) -> int:
-    """The last step that was written down."""
+    """Return the last step that was logged."""
     try:
         return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     except (OSError, IndexError, json.JSONDecodeError):
@@ -65,7 +65,7 @@ def step_of(workdir: Path) -> int:
 
 
 def main() -> None:
-    """Build, run whole, run in pieces, compare."""
+    """Build the data, run once without and once with interruptions, and compare."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--interruptions", type=int, default=10)
@@ -83,20 +83,20 @@ def main() -> None:
     code = start(command(whole, args.folder, args.steps), args.folder / "whole.log").wait()
     assert code == 0, f"exit code {code}, see {args.folder}/whole.log"
 
-    draw = random.Random(args.seed)
-    # Each stretch ends at a step of its own; where exactly in that step is left to chance.
-    ends = sorted(draw.sample(range(3, args.steps - 3), args.interruptions))
+    rng = random.Random(args.seed)
+    # Each interruption has its own step; the moment within the step is random.
+    ends = sorted(rng.sample(range(3, args.steps - 3), args.interruptions))
     happened = []
     for i, end in enumerate(ends):
         log = args.folder / "pieces.log"
         told = log.stat().st_size if log.exists() else 0
         process = start(command(pieces, args.folder, args.steps), log)
-        # It steps: the rows of a run that was killed may already stand beyond the end.
+        # Wait for a new step: a killed run may already have logged rows beyond this end.
         while process.poll() is None and (
             step_of(pieces) < end or b"\nstep " not in log.read_bytes()[told:]
         ):
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.3))
         kind = (signal.SIGTERM, signal.SIGKILL)[i % 2]
         process.send_signal(kind)
         code = process.wait()
@@ -117,7 +117,7 @@ def main() -> None:
     equal = sum(other["checksums"][name] == value for name, value in sums.items())
     lines = rows(whole), rows(pieces)
     print(f"{same} of {len(a)} parameters, {equal} of {len(sums)} arrays with the optimizer's, and")
-    print(f"{sum(x == y for x, y in zip(*lines, strict=False))} of {len(lines[0])} rows of figures")
+    print(f"{sum(x == y for x, y in zip(*lines, strict=False))} of {len(lines[0])} rows of metrics")
     print(f"({len(lines[1])} written by the interrupted run) are the same bits")
     assert same == len(a) and equal == len(sums) and lines[0] == lines[1]
     assert meta_a["step"] == meta_b["step"] == args.steps

@@ -1,7 +1,7 @@
-"""Time and memory to load full-size weights of each kind: `python -m benchmarks.load [--kind=…]`.
+"""Measure time and memory to load full-size weights: `python -m benchmarks.load [--kind=…]`.
 
-Files of random weights are written to a temporary folder first, and each is loaded in a process of
-its own by `weights.initial_parameters`, as a run with `--config.init.path` does, or by
+Files of random weights are written to a temporary folder first. Each is loaded in a process of its
+own by `weights.initial_parameters`, as a run with `--config.init.path` does, or by
 `stoa_jax.load`. Peak memory is the process's, imports included.
 """
 
@@ -38,14 +38,14 @@ print(f"{how:18} {wall:6.1f} s  {busy:6.1f} s of processor  {peak:5.2f} GiB")
 
 
 def random_parameters(c: ModelConfig) -> dict[str, np.ndarray]:
-    """Weights of the right sizes."""
+    """Return random weights of the right shapes."""
     rng = np.random.default_rng(0)
     shapes = parameter_shapes(c)
     return {n: 0.02 * rng.standard_normal(s, np.float32) for n, s in shapes.items()}
 
 
 def write(kind: str, variant: str, folder: Path) -> Path:
-    """A file of `kind` with random weights."""
+    """Write a file of `kind` with random weights, and return its path."""
     c = getattr(ModelConfig, variant)()
     if kind == "released":
         import torch
@@ -86,7 +86,7 @@ def write(kind: str, variant: str, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Writes, loads, prints."""
+    """Write the files, load them, and print time and memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--variant", default="")

@@ -1,4 +1,4 @@
-"""Build and read rates per core, each beside the raw decoder's in the same run.
+"""Measure build and read rates per core beside the raw decoder in the same run.
 
     python -m benchmarks.loader [--videos=DIR] [--clips=64]
 
@@ -27,7 +27,7 @@ SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 
 
 def write_video(path: Path, seed: int, seconds: int = 15) -> None:
-    """A video with texture, motion and the default keyframe distance."""
+    """Write a video with texture, motion and the default keyframe distance."""
     rng = np.random.default_rng(seed)
     ground = cv2.resize(rng.integers(0, 255, (45, 80, 3), np.uint8), (960, 540))
     with av.open(str(path), "w") as container:
@@ -44,7 +44,7 @@ def write_video(path: Path, seed: int, seconds: int = 15) -> None:
 
 
 def rate(name: str, count: int, run: Callable[[], None]) -> float:
-    """Runs once and prints clips a second of processor time and of the clock."""
+    """Run once; print and return clips per second of processor time, and by the clock."""
     clock, processor = time.perf_counter(), os.times()
     run()
     seconds = time.perf_counter() - clock
@@ -55,7 +55,7 @@ def rate(name: str, count: int, run: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    """Measures and prints a table."""
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path)
     parser.add_argument("--clips", type=int, default=64)
@@ -71,7 +71,7 @@ def main() -> None:
         manual.mkdir()
         (manual / "videos").symlink_to(root.resolve())
         found = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES)
-        # The same few videos, again and again, under other names.
+        # Link the few videos repeatedly under new names.
         lines = ["video,caption"]
         for i in range(args.clips):
             link = manual / f"clip{i}{found[i % len(found)].suffix}"
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def measure_build(manual: Path, out: Path, clips: int) -> None:
-    """The raw decoder, one clip after the other; then the whole build."""
+    """Measure the raw decoder, one clip after the other, then the whole build."""
     entries = sources.open_source("folder/captions", manual).splits["train"]
 
     def decode() -> None:
@@ -101,7 +101,7 @@ def measure_build(manual: Path, out: Path, clips: int) -> None:
 
 
 def measure_read(out: Path, clips: int, passes: int = 4) -> None:
-    """ArrayRecord and protobuf alone; with cv2 decoding and resizing; then the Loader."""
+    """Measure ArrayRecord and protobuf alone, with cv2 decoding and resizing, then the Loader."""
     split = pipeline.open_split(out, "folder/captions", "train")
     files = sorted(map(str, split.directory.glob("*.array_record-*")))
     source = array_record_data_source.ArrayRecordDataSource(files)

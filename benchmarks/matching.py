@@ -1,4 +1,4 @@
-"""The matching solvers side by side, under jit, in milliseconds.
+"""Time the matching solvers under jit, in milliseconds.
 
 python benchmarks/matching.py
 """
@@ -16,7 +16,7 @@ SOLVERS = ("scipy", "device", "auction")
 
 
 def median_ms(f: Callable, scores: jax.Array, seconds: float = 2.0) -> float:
-    """The median over calls for about `seconds`, after the compiling one."""
+    """Return the median time of calls over about `seconds`, after one call that compiles."""
     f(scores).block_until_ready()
     times = []
     while sum(times) < seconds:
@@ -27,7 +27,7 @@ def median_ms(f: Callable, scores: jax.Array, seconds: float = 2.0) -> float:
 
 
 def main() -> None:
-    """Prints a Markdown table."""
+    """Print a Markdown table."""
     rng = np.random.default_rng(0)
     print("| scores | " + " | ".join(SOLVERS) + " |\n|" + "---|" * (1 + len(SOLVERS)))
     for shape in SHAPES:

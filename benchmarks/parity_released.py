@@ -1,10 +1,10 @@
-"""The authors' code and ours on the same random weights and batch, on the CPU in float32.
+"""Compare the authors' code with ours on the same random weights and batch, in float32.
 
     STOA_VLP_REFERENCE=/path/to/STOA-VLP python -m benchmarks.parity_released [--small]
 
-The folder is a checkout of the authors' repository; nothing of it is part of ours. It is run as
-it is, but for what keeps it off a CPU: half precision, process groups, and packages that only
-its data loading or downloads need. `--small` is a narrow model, `--golden FILE` stores a sample
+The directory is a checkout of the authors' repository; none of it is part of ours. It runs as it
+is, except for what does not run on a CPU: half precision, process groups, and packages that only
+its data loading and downloads need. `--small` is a narrow model, `--golden FILE` stores a sample
 of the authors' numbers for `tests/released_test.py`. See docs/weights.md.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 import released_example as example  # noqa: E402
 
 from stoa_jax.models.clip import MEAN, STD  # noqa: E402
@@ -63,7 +63,7 @@ def roi_align(features, boxes, size, scale, sampling, aligned):
 
 
 def load_reference(folder: Path):
-    """The authors' module for pre-training, made to run on a CPU in float32."""
+    """Import the authors' pre-training module, patched to run on a CPU in float32."""
     for name in ("torchvision", "torchvision.ops", "boto3", "botocore", "botocore.exceptions"):
         sys.modules.setdefault(name, types.ModuleType(name))
     sys.modules["torchvision.ops"].roi_align = roi_align
@@ -79,7 +79,7 @@ def load_reference(folder: Path):
 
 
 def reference_numbers(theirs, c, params, data) -> dict[str, np.ndarray]:
-    """The authors' forward pass, its inner values caught on the way."""
+    """Run the authors' forward pass, and return its outputs and intermediate values."""
     state = {k: torch.from_numpy(v.copy()) for k, v in write_table(released.TABLE, params).items()}
     task = types.SimpleNamespace(
         max_words=c.text_length, max_frames=c.frames, object_count=c.objects_per_frame,
@@ -197,7 +197,7 @@ def _fits(pattern: str, name: str) -> bool:
 
 
 def main() -> None:
-    """Runs both, prints the largest differences; exits 1 where one is above 1e-4."""
+    """Run both and print the largest differences; exit with 1 if one is above 1e-4."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a narrow model, a minute")
     parser.add_argument("--clips", type=int, default=3)

@@ -1,4 +1,4 @@
-"""Compares our PTB tokeniser with the Java one on varied captions, and prints the difference.
+"""Compare our PTB tokeniser with the Java one on varied captions.
 
 python benchmarks/ptb_parity.py            # 10,000 captions; needs Java and pycocoevalcap
 python benchmarks/ptb_parity.py --golden tests/data/ptb.json --count 500
@@ -52,7 +52,7 @@ ODD = (
 
 
 def captions(count: int, seed: int = 0) -> list[str]:
-    """Captions in which everything odd occurs, alone, in sentences and glued together."""
+    """Generate captions with unusual pieces alone, in sentences and glued together."""
     rng = random.Random(seed)
     return [_caption(rng) for _ in range(count)]
 
@@ -77,7 +77,7 @@ def _caption(rng: random.Random) -> str:
 
 
 def main() -> None:
-    """Prints how many captions differ, and the first of them."""
+    """Print how many captions differ, and the first of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

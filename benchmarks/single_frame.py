@@ -1,12 +1,12 @@
-"""Is one frame enough in the synthetic world? A small probe with one frame, and with all.
+"""Test whether one frame is enough in the synthetic world: a small probe on one frame and on all.
 
     python -m benchmarks.single_frame
 
 The question is which of 15 motions a clip with a single event shows. The same convolutional
 network reads either the middle frame or all of them (their differences as channels); chance is
-the most frequent motion of the training clips. Beside it: how often the caption of a clip can be
-picked among N test clips by one who knows exactly which things and background are there, and
-nothing of what they do.
+the most frequent motion of the training clips. Also measured: how often a clip's caption can be
+picked among N test clips by appearance alone, that is, knowing objects and background exactly and
+motion not at all.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SIZE, FRAMES = 32, 6
 
 
 def clips(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [n, T, S, S, 3] uint8 and motions [n] of clips with one event."""
+    """Generate clips with one event: pixels uint8 [n, T, S, S, 3] and motions [n]."""
     world, pixels, labels, index = World(split, size=SIZE, frames=FRAMES), [], [], 0
     while len(pixels) < count:
         scene = world.scene(index)
@@ -40,7 +40,7 @@ def clips(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def view(pixels: jax.Array, which: str) -> jax.Array:
-    """[n, T, S, S, 3] to [n, S, S, C]: the middle frame, and with `all` how the rest differ."""
+    """Return [n, S, S, C]: the middle frame, and with `all frames` also the frames' differences."""
     frames = pixels.astype(jnp.float32) / 127.5 - 1
     middle = frames[:, FRAMES // 2]
     if which == "middle frame":
@@ -50,7 +50,7 @@ def view(pixels: jax.Array, which: str) -> jax.Array:
 
 
 def init(key: jax.Array, channels: int) -> dict[str, jax.Array]:
-    """Four convolutions and two dense layers."""
+    """Initialise four convolutions and two dense layers."""
     widths = (channels, 32, 48, 64, 64)
     keys = jax.random.split(key, 6)
     params = {
@@ -64,7 +64,7 @@ def init(key: jax.Array, channels: int) -> dict[str, jax.Array]:
 
 
 def logits(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """[n, S, S, C] to [n, motions]."""
+    """Return logits [n, motions] of images [n, S, S, C]."""
     for i in range(4):
         stride = (1, 1) if i == 3 else (2, 2)
         x = jax.lax.conv_general_dilated(
@@ -76,7 +76,7 @@ def logits(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 
 def probe(which: str, train, test, steps: int, seed: int) -> float:
-    """Test accuracy of the probe."""
+    """Train the probe and return its test accuracy."""
     pixels, labels = map(jnp.asarray, train)
     params = init(jax.random.key(seed), view(pixels[:1], which).shape[-1])
     schedule = optax.cosine_decay_schedule(2e-3, steps)
@@ -101,7 +101,7 @@ def probe(which: str, train, test, steps: int, seed: int) -> float:
 
 
 def looks_alone(count: int) -> float:
-    """R@1 over `count` test clips of one who knows the looks of each clip and no motion."""
+    """Return R@1 over `count` test clips by exact appearance, without any motion."""
     world = World("test")
     looks = collections.Counter(
         (scene.things, scene.background) for scene in map(world.scene, range(count))
@@ -110,7 +110,7 @@ def looks_alone(count: int) -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", type=int, default=6000)
     parser.add_argument("--test", type=int, default=1000)

@@ -1,9 +1,9 @@
-"""What a build costs before its first clip where a table has millions of rows.
+"""Measure what a build with millions of rows does before its first clip.
 
     python -m benchmarks.webvid --rows=2500000
 
-Writes a table like WebVid's and does what the build does: reads it, hashes its entries, divides
-them into shards, and asks each for its video.
+Writes a table like WebVid's and does what the build does: read it, hash its entries, divide them
+into shards, and look for each entry's video.
 """
 
 import argparse
@@ -25,7 +25,7 @@ WORDS = (
 
 
 def make(path: Path, rows: int) -> None:
-    """Rows of 5 to 24 words, some with a quoted comma."""
+    """Write rows of 5 to 24 words, some with a quoted comma."""
     rng = random.Random(0)
     with open(path, "w", newline="") as file:
         table = csv.writer(file)
@@ -38,7 +38,7 @@ def make(path: Path, rows: int) -> None:
 
 
 def main() -> None:
-    """Prints a line a stage."""
+    """Print one line per stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
     rows = parser.parse_args().rows

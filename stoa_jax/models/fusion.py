@@ -57,7 +57,7 @@ def tie_keys_to_queries(blocks: Block) -> Block:
     """Initialise keys equal to queries, so that similar positions attend to each other.
 
     Video and text share one space, so the encoder recognises a matching pair from the first step.
-    With independent keys the match loss stayed at its prior (benchmarks/RESULTS.md).
+    With independent keys the match loss stayed at its prior (benchmarks/notes/motion.md).
     """
     kernel = blocks.attention.qkv.kernel  # [depth, h, 3, H, D]
     kernel[...] = kernel[...].at[:, :, 1].set(kernel[...][:, :, 0])

@@ -21,7 +21,7 @@ class RegionEncoder(nnx.Module):
         h = c.vision_width
         self.config = c
         # Box and frame embeddings start larger than the appearance: at equal size, hardly any
-        # motion was learned in the same number of steps (benchmarks/RESULTS.md).
+        # motion was learned in the same number of steps (benchmarks/notes/motion.md).
         self.mlp = Mlp(h, h, h, stds=(h**-0.5, 0.1 * h**-0.5), rngs=rngs)
         self.box_mlp = Mlp(4, h, h, stds=(0.5, 4 * h**-0.5), rngs=rngs)
         self.frame_embedding = normal(rngs, (c.frames, h), 1.0)

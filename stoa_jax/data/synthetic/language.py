@@ -23,7 +23,7 @@ from stoa_jax.data.synthetic.scene import (
 # motion -> (third person, gerund), pairs of equal meaning; {} is the other thing. The verb itself
 # tells the motion, left from right too, and its last piece in a vocabulary cut at 8,192 is no other
 # motion's: that piece's feature is what an action is matched to, and the text tower reads from left
-# to right, so nothing behind the verb is in it (benchmarks/RESULTS.md).
+# to right, so nothing behind the verb is in it (benchmarks/notes/motion.md).
 PHRASES = {
     "left": (("moves to the left", "moving to the left"),),
     "right": (("goes to the right", "going to the right"),),

@@ -27,7 +27,7 @@ _RGB = {
     "navy": (38, 44, 92),
 }
 # What each shape has in its middle, as a real class has its markings: a small vision transformer
-# tells colours in a hundred steps, outlines hardly in six hundred (benchmarks/RESULTS.md).
+# tells colours in a hundred steps, outlines hardly in six hundred (benchmarks/notes/motion.md).
 _CORE = {
     "ball": (0, 235, 235),
     "square": (235, 0, 235),
