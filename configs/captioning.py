@@ -23,7 +23,7 @@ def get_config(dataset: str = "synthetic"):
         return synthetic()
     c = config.finetuning("captioning")
     config.set_losses(c, plm=1.0, ota=1.0, asp=1.0)
-    c.optim.groups = ((config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    c.optim.groups = ((config.NEW, 1e-4), (config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.data.sets = ((f"{dataset}/captioning", 1.0),)
     c.data.eval_split = "test"
     return c

@@ -5,7 +5,8 @@
     python -m stoa_jax.main --config=configs/pretrain.py:synthetic --workdir=runs/pretrain \
         --config.init.path=runs/clip-hf
 
-Set: synthetic. If you have real clips, start from a real CLIP checkpoint instead.
+Sets: synthetic (built), live (drawn, for configs/joint.py). If you have real clips, start from a
+real CLIP checkpoint instead.
 
 On two CPU cores: of 1,000 pictures of one object, the nearest of 90 texts names the right shape for
 79 % (10 shapes) and the right colour for 69 % (9 colours) after 300 steps. All six trainings of the
@@ -17,9 +18,11 @@ from stoa_jax.errors import UserError
 
 
 def get_config(dataset: str = "synthetic"):
+    if dataset == "live":
+        return live()
     if dataset != "synthetic":
         raise UserError(
-            f"configs/clip.py:{dataset}: the sets are synthetic; start from a real CLIP for others"
+            f"configs/clip.py:{dataset}: use synthetic or live; start from a real CLIP for others"
         )
     c = config.small("pretrain")
     c.model.objects = c.model.actions = False
@@ -30,4 +33,19 @@ def get_config(dataset: str = "synthetic"):
     c.train.steps = 400
     c.optim.groups = ((r".*", 1e-3),)
     c.checkpoint.every_steps = 150
+    return c
+
+
+def live():
+    """The CLIP of the shipped checkpoint: the variant `small`, on pictures that are not built."""
+    c = get_config("synthetic")
+    small = config.model_section("small")
+    c.model.update({name: small[name] for name in ("text_width", "text_heads", "fusion_heads")})
+    c.data.live = True
+    c.data.world.update(dict(size=c.model.image_size, siblings=1, max_objects=3))
+    c.data.world.update(dict(train=30000, validation=200, test=500))
+    c.data.crop = "center"
+    c.train.steps = 1500
+    c.checkpoint.every_steps = 500
+    c.log.tensorboard = False
     return c

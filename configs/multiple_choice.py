@@ -25,7 +25,7 @@ def get_config(dataset: str = "synthetic"):
         return synthetic()
     c = config.finetuning("multiple_choice")
     config.set_losses(c, ota=1.0, asp=1.0)
-    c.optim.groups = ((config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    c.optim.groups = ((config.NEW, 1e-4), (config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.data.sets = (("msrvtt/retrieval", 1.0),)
     c.data.train_split = "train_7k"
     c.data.eval_set = "msrvtt/multiple_choice"

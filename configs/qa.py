@@ -23,7 +23,7 @@ def get_config(dataset: str = "synthetic"):
         return synthetic()
     c = config.finetuning("qa")
     config.set_losses(c, ota=1.0, asp=1.0)
-    c.optim.groups = ((config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    c.optim.groups = ((config.NEW, 1e-4), (config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.data.sets = ((f"{dataset}/qa", 1.0),)
     c.data.eval_split = "test"
     c.model.num_answers = SETS[dataset]

@@ -26,7 +26,7 @@ def get_config(dataset: str = "synthetic"):
     c = config.finetuning("retrieval")
     config.set_losses(c, vtc=1.0, vtm=1.0, ota=1.0, asp=1.0)
     # CLIP moves least where its own task is fine-tuned.
-    c.optim.groups = ((config.TOWERS, 1e-7), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    c.optim.groups = ((config.NEW, 1e-4), (config.TOWERS, 1e-7), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.data.sets = ((f"{dataset}/retrieval", 1.0),)
     c.data.eval_split = "test"
     if dataset == "didemo":  # a paragraph: all descriptions of a video

@@ -9,8 +9,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from stoa_jax.config import data_folder
-
 if TYPE_CHECKING:
     from stoa_jax.tasks import Task
 
@@ -30,8 +28,9 @@ def make_loader(c: ConfigDict, task: "Task", start_step: int) -> Loader:
     """Open the training batches that the configuration names, from `start_step` on."""
     from stoa_jax.data import pipeline
 
-    folder = data_folder(c)
-    sets = [(pipeline.open_split(folder, name, c.data.train_split), w) for name, w in c.data.sets]
+    if open_loader := getattr(task, "open_loader", None):
+        return open_loader(start_step)
+    sets = [(task.open_split(name, c.data.train_split), w) for name, w in c.data.sets]
     return pipeline.Loader(
         sets,
         task.batch_spec(train=True),

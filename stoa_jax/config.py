@@ -13,6 +13,8 @@ from stoa_jax.errors import UserError
 from stoa_jax.models.config import VARIANTS, ModelConfig
 
 TOWERS = r"^(visual|text|logit_scale)"  # CLIP's part of the parameters, by name
+# What CLIP does not provide, among what it does: it learns at the rate of other new parameters.
+NEW = r"^(text/mask_embedding|fusion/(more_positions|lm_proj|lm_bias|match|answer))"
 
 
 def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
@@ -32,16 +34,31 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
 
     # Weights of the losses; 0 switches one off.
     c.loss = ConfigDict(dict(vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0))
+    c.loss.verb = 0.0  # beyond the paper: trajectories predict the verb of their noun
+    c.loss.answer = c.loss.choice = 1.0  # of the task `joint`
+    c.loss.none_weight = 1.0  # of pairs with Ø in OTA and ASP
+    c.loss.target = "sentence"  # OTA and ASP regress toward a word in its sentence, or `alone`
+    c.loss.match_names = False  # OTA prefers the noun that is the name of the trajectory's class
+    c.loss.seen_words = False  # language models tell apart only the words of the training texts
     c.loss.mask_rate = 0.15  # share of the text tokens that MLM masks
     c.loss.proper_nouns = False  # PROPN counts as a noun in OTA
     c.loss.matching = "device"  # device, scipy, auction
 
     c.data = ConfigDict()
     c.data.dir = ""  # where the built sets are; empty: $STOA_DATA or ./data
+    # Draw the synthetic world into memory at the start, with the model's frames and objects,
+    # instead of reading a built set.
+    c.data.live = False
+    c.data.world = ConfigDict(dict(seed=0, size=64, siblings=2, max_objects=4))
+    c.data.world.update(dict(train=3000, validation=200, test=200))
     c.data.sets = (("synthetic/captions", 1.0),)  # (set, weight) of the training mixture
     c.data.train_split = "train"  # the split that is trained on
     c.data.eval_split = "validation"  # the split that is evaluated on
     c.data.eval_set = ""  # what is evaluated on; empty: the first of `sets`
+    c.data.questions = ""  # task `joint`: sets about the clips of `sets`, joined by video id
+    c.data.choices = ""
+    c.data.questions_per_clip = 2
+    c.data.options_per_clip = 2
     c.data.crop = "random"  # training crop: random, center
     c.data.flip = False  # only where left and right do not matter
     c.data.workers = 0  # reader processes a host; 0 reads in this one
@@ -51,11 +68,12 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.train.batch_size = 64  # global, clips
     c.train.steps = 1000  # updates of the whole run
     c.train.epochs = 0.0  # above 0, replaces steps
+    c.train.keep_vision = False  # run a frozen vision tower once per clip and keep its outputs
     c.train.accumulate = 1  # micro-batches per step; VTC and VTM then contrast within one
 
     c.optim = ConfigDict()
     # (regex over parameter names, peak learning rate); the first that fits; 0 freezes.
-    c.optim.groups = ((TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
+    c.optim.groups = ((NEW, 1e-4), (TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
     c.optim.weight_decay = 0.2  # AdamW's, decoupled from the gradient
     # regex of parameters without weight decay
     c.optim.no_decay = r"(bias|scale|positions|frame_embedding|slot_embedding)$"
@@ -107,11 +125,24 @@ def small(task: str) -> ConfigDict:
     c.model.scan_layers = False  # two or three layers run faster one by one
     # The small CLIP's pictures are not of another world: its vision stays as it is, at a fifth of
     # a step's time.
-    c.optim.groups = ((r"^visual/", 0.0), (TOWERS, 3e-4), (r".*", 1e-3))
+    c.optim.groups = ((r"^visual/", 0.0), (NEW, 1e-3), (TOWERS, 3e-4), (r".*", 1e-3))
     c.optim.weight_decay = 0.05
     c.eval.batch_size = 100
     c.checkpoint.every_steps = 100
     c.log.every_steps = 10
+    return c
+
+
+def live(task: str, variant: str = "small") -> ConfigDict:
+    """What runs on the live synthetic world share: nothing is built."""
+    c = small(task)
+    c.model.update(model_section(variant))
+    c.model.scan_layers = False
+    c.data.live = True
+    c.data.world.update(dict(size=c.model.image_size, siblings=1, max_objects=3))
+    c.data.world.update(dict(train=30000, validation=200, test=500))
+    c.data.eval_split = "test"
+    c.log.tensorboard = False
     return c
 
 

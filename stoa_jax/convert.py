@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from stoa_jax import command_line, weights
@@ -66,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         help="for a CLIP file that does not state it; open_clip models without quickgelu in their "
         "name use gelu",
     )
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="to safetensors: the type in the file; it is read as float32 (default: float32)",
+    )
     p.add_argument("--seed", type=int, default=0, help="random seed for new parameters")
     p.add_argument("--quiet", action="store_true", help="do not print the report")
     return p
@@ -80,6 +87,7 @@ def convert(
     preset: str = "paper",
     activation: str | None = None,
     seed: int = 0,
+    dtype: str = "float32",
 ) -> Report:
     """Read `source`, write `out` in the format `to`, and return the report on every tensor."""
     source, out = Path(source), Path(out)
@@ -110,6 +118,10 @@ def convert(
     else:
         params, report = weights.initial_parameters(source, c)
     if to == "safetensors":
+        params = {
+            name: x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+            for name, x in params.items()
+        }
         files.save_safetensors(out, params, {weights.METADATA: json.dumps(dataclasses.asdict(c))})
     elif to == "orbax":
         save_orbax(out, params, c)
@@ -188,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
             preset=args.preset,
             activation=args.activation,
             seed=args.seed,
+            dtype=args.dtype,
         )
         if not args.quiet:
             print(report)

@@ -175,9 +175,12 @@ def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, st
 
 
 def check_answers(task: Task, extras: Mapping[str, Any], source: str) -> None:
-    """Raise UserError if the answer head was trained on other answers than the task's."""
+    """Use the trained answer classes; refuse them if the data at hand has other answers."""
     trained = extras.get("answers")
     if trained is None or list(trained) == list(getattr(task, "answers", trained)):
+        return
+    if set(task.answers) <= set(trained):  # fewer examples count them in another order
+        task.answers = tuple(trained)
         return
     raise UserError(
         f"{source}: it was trained on {len(trained)} answers that differ from those of "

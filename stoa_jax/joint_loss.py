@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from stoa_jax import objectives
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures
+from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures, VisionFeatures
 from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 
 Passes = dict[str, tuple[Array, Array]]  # name → sequence [B, S, d] and attention mask [B, S, S]
@@ -37,6 +38,8 @@ class Inputs:
     text: TextFeatures
     fusion_video: VideoFeatures  # what fusion reads: without gradient if the configuration says so
     fusion_text: TextFeatures
+    words: "Words | None"
+    class_words: Array | None  # [classes], the token id that ends each class's name
     keys: Mapping[str, Array]  # for random sampling, by loss
     dropout_keys: Mapping[str, Array | None]
 
@@ -55,7 +58,38 @@ class Inputs:
     @functools.cached_property
     def alignments(self) -> dict[str, objectives.Alignment]:
         """The active ones of OTA and ASP; the authors' code averages over both together."""
-        return align(self.config, self.video, self.text, self.batch, self.settings, self.active)
+        return align(
+            self.model,
+            self.video,
+            self.text,
+            self.batch,
+            self.settings,
+            self.active,
+            self.class_words,
+        )
+
+    def word_logits(self, features: Array, loss: str) -> Array:
+        """Language-model logits [..., W] over `words`, or over the whole vocabulary."""
+        ids = None if self.words is None else self.words.ids
+        return self.model.lm_logits(features, self.dropout_keys.get(loss), ids)
+
+    def word_labels(self, tokens: Array) -> Array:
+        """The columns of `word_logits` that stand for token ids."""
+        return tokens if self.words is None else self.words.column_of[tokens]
+
+
+class Words(NamedTuple):
+    """The part of the vocabulary that language models tell apart."""
+
+    ids: Array  # [W]
+    column_of: Array  # [V], the index in `ids` of each id; of no meaning for others
+
+    @classmethod
+    def of(cls, ids: np.ndarray, vocab_size: int) -> "Words":
+        """Index some ids."""
+        column_of = np.zeros(vocab_size, np.int32)
+        column_of[ids] = np.arange(len(ids))
+        return cls(jnp.asarray(ids), jnp.asarray(column_of))
 
 
 class Loss(NamedTuple):
@@ -69,14 +103,25 @@ class Loss(NamedTuple):
 
 
 def joint_loss(
-    model: Stoa, batch: Mapping[str, Array], key: Array, settings: Mapping[str, Any]
+    model: Stoa,
+    batch: Mapping[str, Array],
+    key: Array,
+    settings: Mapping[str, Any],
+    *,
+    words: np.ndarray | None = None,
+    class_words: np.ndarray | None = None,
+    video: VideoFeatures | None = None,
 ) -> Result:
     """Return the weighted sum of the active losses, and all losses and metrics by name.
 
     `settings` is the section `loss` of the configuration. Fine-tuning uses the same sum with other
-    weights, so an ablation switch means the same everywhere.
+    weights, so an ablation switch means the same everywhere. With `words` [W], the language models
+    tell only these ids apart. With `class_words` [classes], the token ids of the class names,
+    OTA prefers to match a trajectory to the noun that names it. `video` are the clips' features, if
+    they are known already.
     """
-    inputs = _encode(model, batch, key, settings)
+    video = encode_video(model, batch) if video is None else video
+    inputs = _encode(model, video, batch, key, settings, words, class_words)
     losses = {name: loss for name, loss in LOSSES.items() if name in inputs.active}
     passes, carried = {}, {}
     for name, loss in losses.items():
@@ -92,80 +137,114 @@ def joint_loss(
     return total, metrics
 
 
+def encode_video(model: Stoa, batch: Mapping[str, Array]) -> VideoFeatures:
+    """Encode the clips of a batch, from pixels or from kept outputs of the vision tower."""
+    objects = batch["boxes"], batch["classes"], batch["scores"]
+    if "pixels" in batch:
+        return model.encode_video(batch["pixels"], *objects)
+    kept = {name.removeprefix("seen/"): x for name, x in batch.items() if name.startswith("seen/")}
+    return model.encode_objects(VisionFeatures(kept.pop("frames"), kept), *objects)
+
+
 def alignment_loss(
-    config: ModelConfig,
+    model: Stoa,
     video: VideoFeatures,
     text: TextFeatures,
     batch: Mapping[str, Array],
     settings: Mapping[str, Any],
 ) -> Result:
     """Return the weighted sum of the active alignment losses, for tasks with their own loss."""
-    active = active_losses(config, settings)
+    active = active_losses(model.config, settings) - {"verb"}
     total, metrics = jnp.float32(0), {}
-    for name, found in align(config, video, text, batch, settings, active).items():
+    for name, found in align(model, video, text, batch, settings, active).items():
         total += settings[name] * found.loss
         metrics |= {f"loss_{name}": found.loss, **_alignment_metrics(name, found)}
     return total, metrics
 
 
 def active_losses(c: ModelConfig, settings: Mapping[str, Any]) -> set[str]:
-    """Return the losses with a weight; OTA also needs objects, ASP actions."""
+    """Return the losses with a weight, without those whose tokens the model lacks."""
     active = {name for name in LOSSES if settings[name]}
-    return active - ({"ota"} if not c.objects else set()) - ({"asp"} if not c.actions else set())
+    if not c.objects:
+        active -= {"ota", "verb"}
+    if not c.trajectory_verbs:
+        active -= {"verb"}
+    return active if c.actions else active - {"asp"}
 
 
 def align(
-    c: ModelConfig,
+    model: Stoa,
     video: VideoFeatures,
     text: TextFeatures,
     batch: Mapping[str, Array],
     settings: Mapping[str, Any],
     active: set[str],
+    class_words: Array | None = None,
 ) -> dict[str, objectives.Alignment]:
     """Align trajectories with nouns (`ota`) and actions with verbs (`asp`), if active."""
-    tags, valid, solver = batch["tags"], batch["valid"], settings["matching"]
-    found = {}
-    if "ota" in active:
-        nouns = tags == objectives.NOUN
-        if settings["proper_nouns"]:
-            nouns |= tags == objectives.PROPER_NOUN
+    c, valid = model.config, batch["valid"]
+    nouns, verbs = nouns_and_verbs(batch["tags"], settings)
+    target = text.tokens
+    if settings["target"] == "alone":
+        is_sep = jnp.arange(target.shape[1]) == text.sep_index[:, None]
+        alone = model.text.alone(batch["tokens"])
+        target = jnp.where(is_sep[..., None], target, alone)
+    options = {"solver": settings["matching"], "none_weight": settings["none_weight"]}
+    found, named = {}, None
+    if class_words is not None:
+        name = class_words[jnp.maximum(video.object_classes, 0)]  # [B, N]
+        named = (name[:, :, None] == batch["tokens"][:, None]) & nouns[:, None]
+    if active & {"ota", "verb"}:
         found["ota"] = objectives.ota(
             video.objects,
             video.object_mask,
-            text.tokens,
+            target,
             nouns,
             text.sep_index,
             valid,
-            solver=solver,
             similarity=c.alignment,
+            named=named,
+            **options,
         )
-    verbs = tags == objectives.VERB
     if "asp" in active and c.alignment == "cosine":
         found["asp"] = objectives.asp(
-            video.actions, text.tokens, verbs, text.sep_index, valid, solver=solver
+            video.actions, target, verbs, text.sep_index, valid, **options
         )
     elif "asp" in active:
         # The authors' code uses Ø once, as for objects, and leaves out clips without objects.
         found["asp"] = objectives.ota(
             video.actions,
             jnp.ones(video.actions.shape[:2], bool),
-            text.tokens,
+            target,
             verbs,
             text.sep_index,
             valid & video.object_mask.any(-1) if c.objects else valid,
-            solver=solver,
             similarity=c.alignment,
+            **options,
         )
     if c.alignment == "dot":
         found = dict(zip(found, objectives.share_of_one_mean(*found.values()), strict=True))
     return found
 
 
+def nouns_and_verbs(tags: Array, settings: Mapping[str, Any]) -> tuple[Array, Array]:
+    """Return which positions [B, L] of a text end a noun, and which a verb."""
+    nouns = tags == objectives.NOUN
+    if settings["proper_nouns"]:
+        nouns |= tags == objectives.PROPER_NOUN
+    return nouns, tags == objectives.VERB
+
+
 def _encode(
-    model: Stoa, batch: Mapping[str, Array], key: Array, settings: Mapping[str, Any]
+    model: Stoa,
+    video: VideoFeatures,
+    batch: Mapping[str, Array],
+    key: Array,
+    settings: Mapping[str, Any],
+    words: np.ndarray | None,
+    class_words: np.ndarray | None,
 ) -> Inputs:
     c = model.config
-    video = model.encode_video(batch["pixels"], batch["boxes"], batch["classes"], batch["scores"])
     text = model.encode_text(batch["tokens"])
     fusion_video, fusion_text = video, text
     if c.fusion_stop_gradient:
@@ -185,6 +264,8 @@ def _encode(
         text=text,
         fusion_video=fusion_video,
         fusion_text=fusion_text,
+        words=None if words is None else Words.of(words, c.vocab_size),
+        class_words=None if class_words is None else jnp.asarray(class_words),
         keys=dict(zip(sampled, jax.random.split(key, len(sampled)), strict=True)),
         dropout_keys=dict(zip(sampled, dropout_keys, strict=True)),
     )
@@ -254,6 +335,7 @@ def _prepare_mlm(inputs: Inputs) -> tuple[Passes, objectives.MaskedText]:
         is_word,
         inputs.settings["mask_rate"],
         inputs.config.vocab_size,
+        None if inputs.words is None else inputs.words.ids,
     )
     masked_features = model.encode_text(masked.tokens, masked.masked).tokens
     if inputs.config.fusion_stop_gradient:
@@ -270,9 +352,9 @@ def _finish_mlm(
     features = fused["mlm"].text
     onehot = jax.nn.one_hot(masked.positions, features.shape[1], dtype=features.dtype)
     features = jnp.einsum("bml,bld->bmd", onehot, features)
-    logits = inputs.model.lm_logits(features, inputs.dropout_keys["mlm"])
+    logits = inputs.word_logits(features, "mlm")
     valid = masked.valid & inputs.batch["valid"][:, None]
-    loss, accuracy = objectives.mlm(logits, masked.labels, valid)
+    loss, accuracy = objectives.mlm(logits, inputs.word_labels(masked.labels), valid)
     return loss, {"mlm_accuracy": accuracy}
 
 
@@ -295,10 +377,9 @@ def _finish_plm(inputs: Inputs, fused: Mapping[str, Fused], prefix: Array) -> Re
         features = model.next_token_features(inputs.fusion_video, text.tokens)
     else:
         features = fused["plm"].text
-    logits = model.lm_logits(features, inputs.dropout_keys["plm"])
-    loss, accuracy = objectives.plm(
-        logits, inputs.batch["tokens"], text.mask, prefix, inputs.batch["valid"]
-    )
+    logits = inputs.word_logits(features, "plm")
+    labels = inputs.word_labels(inputs.batch["tokens"])
+    loss, accuracy = objectives.plm(logits, labels, text.mask, prefix, inputs.batch["valid"])
     return loss, {"plm_accuracy": accuracy}
 
 
@@ -314,6 +395,24 @@ def _alignment_metrics(name: str, found: objectives.Alignment) -> dict[str, Arra
     return {f"{name}_none": found.none_share, f"{name}_agreement": found.agreement}
 
 
+# What a trajectory does (beyond the paper)
+
+
+def _finish_verb(inputs: Inputs, _: Mapping[str, Fused], __: None) -> Result:
+    """Predict the verb of the noun that OTA matched to a trajectory.
+
+    The language model's table is the classifier, so what the projection learns lies where fusion
+    reads and writes words.
+    """
+    nouns, verbs = nouns_and_verbs(inputs.batch["tags"], inputs.settings)
+    positions = objectives.verb_of_match(inputs.alignments["ota"].columns, nouns, verbs)
+    tokens = jnp.take_along_axis(inputs.batch["tokens"], jnp.maximum(positions, 0), 1)
+    logits, labels = inputs.word_logits(inputs.video.verbs, "verb"), inputs.word_labels(tokens)
+    matched = positions >= 0
+    loss = objectives.mean(objectives.cross_entropy(logits, labels), matched)
+    return loss, {"verb_accuracy": objectives.mean(logits.argmax(-1) == labels, matched)}
+
+
 LOSSES: dict[str, Loss] = {
     "vtc": Loss(_no_passes, _finish_vtc),
     "vtm": Loss(_prepare_vtm, _finish_vtm),
@@ -321,4 +420,5 @@ LOSSES: dict[str, Loss] = {
     "plm": Loss(_prepare_plm, _finish_plm),
     "ota": Loss(_no_passes, functools.partial(_finish_alignment, "ota")),
     "asp": Loss(_no_passes, functools.partial(_finish_alignment, "asp")),
+    "verb": Loss(_no_passes, _finish_verb),
 }

@@ -84,12 +84,18 @@ class MaskedText(NamedTuple):
 
 
 def mask_text(
-    key: Array, tokens: Array, is_word: Array, rate: float, vocab_size: int
+    key: Array,
+    tokens: Array,
+    is_word: Array,
+    rate: float,
+    vocab_size: int,
+    words: Array | None = None,
 ) -> MaskedText:
     """Select `rate` of the words [B, L], at least one, for prediction.
 
     Of these, 80 % become [MASK], 10 % a random word, and 10 % stay. `is_word` [B, L] excludes
     [CLS], [SEP] and padding. The number of positions M is static, so that only they need logits.
+    Random words come from `words` [W], or from the whole vocabulary.
     """
     b, length = tokens.shape
     most = max(1, int(rate * (length - 2) + 0.5))
@@ -104,7 +110,10 @@ def mask_text(
     masked = (at & (kind < 0.8)[..., None]).any(1)
     swapped = (at & (kind >= 0.9)[..., None]).any(1)
     # The last two ids are the start and the end token.
-    random_words = jax.random.randint(word_key, tokens.shape, 0, vocab_size - 2)
+    choices = vocab_size - 2 if words is None else len(words)
+    random_words = jax.random.randint(word_key, tokens.shape, 0, choices)
+    if words is not None:
+        random_words = words[random_words]
     return MaskedText(jnp.where(swapped, random_words, tokens), masked, positions, labels, valid)
 
 
@@ -172,19 +181,23 @@ def ota(
     *,
     solver: str = "device",
     similarity: str = "cosine",
+    none_weight: float = 1.0,
+    named: Array | None = None,
 ) -> Alignment:
     """Match trajectories [B, N, d] to the nouns of their text and regress toward them.
 
     `text` [B, L, d] are the text features, `nouns` [B, L] the candidates; [SEP] is the no-match
-    token Ø. The loss is the squared error over min(valid rows, valid columns) pairs and d.
+    token Ø. The loss is the squared error over min(valid rows, valid columns) pairs and d; a pair
+    with Ø counts `none_weight`. Pairs that are `named` [B, N, L] are matched before all others.
     """
     is_sep = jnp.arange(text.shape[1]) == sep_index[:, None]
     words = nouns | is_sep
     text = jax.lax.stop_gradient(text)
     scores = _affinity(objects, text, words, similarity)
     rows = object_mask & valid[:, None]
-    columns = ops.assign(scores, rows, words, solver=solver)
-    return _regress(objects, text, scores, columns, none=is_sep)
+    weights = scores if named is None else scores + named
+    columns = ops.assign(weights, rows, words, solver=solver)
+    return _regress(objects, text, scores, columns, is_sep, none_weight)
 
 
 def asp(
@@ -196,6 +209,7 @@ def asp(
     *,
     solver: str = "device",
     similarity: str = "cosine",
+    none_weight: float = 1.0,
 ) -> Alignment:
     """Match actions [B, A, d] to the verbs of their text and regress toward them.
 
@@ -216,7 +230,27 @@ def asp(
     matched = ops.assign(scores, rows, columns, solver=solver)
     # All copies of Ø stand for [SEP].
     matched = jnp.where(matched >= length, sep_index[:, None], matched)
-    return _regress(actions, text, scores[..., :length], matched, none=is_sep)
+    return _regress(actions, text, scores[..., :length], matched, is_sep, none_weight)
+
+
+def verb_after_noun(nouns: Array, verbs: Array) -> Array:
+    """Return for each noun [B, L] the position of the verb that follows it, -1 for none.
+
+    With another noun in between, that one is the verb's subject and gets it.
+    """
+    at = jnp.arange(nouns.shape[1])
+    later = at[None, :] > at[:, None]  # [L, L]
+    end = nouns.shape[1]
+    next_verb = jnp.where(later & verbs[:, None], at, end).min(-1)
+    next_noun = jnp.where(later & nouns[:, None], at, end).min(-1)
+    return jnp.where(nouns & (next_verb < next_noun), next_verb, -1)
+
+
+def verb_of_match(columns: Array, nouns: Array, verbs: Array) -> Array:
+    """Return the position [B, N] of the verb of each trajectory's matched noun, -1 for none."""
+    verb = verb_after_noun(nouns, verbs)  # [B, L]
+    found = jnp.take_along_axis(verb, jnp.maximum(columns, 0), 1)
+    return jnp.where(columns >= 0, found, -1)
 
 
 def share_of_one_mean(*alignments: Alignment) -> list[Alignment]:
@@ -235,7 +269,9 @@ def _affinity(x: Array, text: Array, words: Array, similarity: str) -> Array:
     return jax.nn.softmax(jnp.where(words[:, None], logits, -jnp.inf), -1)
 
 
-def _regress(x: Array, text: Array, scores: Array, columns: Array, none: Array) -> Alignment:
+def _regress(
+    x: Array, text: Array, scores: Array, columns: Array, none: Array, none_weight: float
+) -> Alignment:
     """Return the mean squared error of the matched pairs and statistics of the matching."""
     matched = columns >= 0
     onehot = jax.nn.one_hot(columns, text.shape[1], dtype=text.dtype)  # -1: all zero
@@ -243,6 +279,6 @@ def _regress(x: Array, text: Array, scores: Array, columns: Array, none: Array) 
     error = jnp.square(x.astype(jnp.float32) - target).mean(-1)
     got_none = (onehot * none[:, None]).sum(-1)
     got_best = scores.argmax(-1) == columns
-    return Alignment(
-        mean(error, matched), columns, scores, mean(got_none, matched), mean(got_best, matched)
-    )
+    weights = jnp.where(matched, 1 + (none_weight - 1) * got_none.astype(jnp.float32), 0)
+    loss = (weights * jnp.where(matched, error, 0)).sum() / jnp.maximum(weights.sum(), 1e-6)
+    return Alignment(loss, columns, scores, mean(got_none, matched), mean(got_best, matched))

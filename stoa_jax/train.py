@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from stoa_jax import checkpoint, files, monitor, sharding, writers
 from stoa_jax.batches import Loader, Prefetch, make_loader
 from stoa_jax.errors import UserError
+from stoa_jax.kept_vision import KeptVision, check_keeps
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.program import Program, State, make_program
 from stoa_jax.workdir import check_config, claim_workdir, config_json, flat_config, write_config
@@ -72,6 +73,8 @@ def train(
     if profile:
         steps = min(steps, PROFILE_STEPS[1])
     program = make_program(c, task, steps, build_model)
+    if c.train.keep_vision:
+        check_keeps(c, program.rates)
     with (
         jax.set_mesh(program.mesh),
         monitor.Stopper(c.faults.grace_seconds) as stopper,
@@ -104,11 +107,15 @@ class _Run:
         self.latest: dict[str, float] = {}  # the latest value of every metric
         self.checkpoints = None if profile else checkpoint.Checkpoints(workdir, c)
         self.is_main = jax.process_index() == 0  # the process that writes logs and results
+        self.kept_vision: KeptVision | None = None
 
     def run(self) -> dict[str, float]:
         """Train until the last step or until asked to stop; return the latest metrics."""
         self.watchdog.beat("restoring or initialising", patience=4)
         state, step = self.restore()
+        if self.c.train.keep_vision:
+            self.watchdog.beat("running the frozen vision tower over all clips", patience=20)
+            self.kept_vision = KeptVision.of(self.program.model_with(state.params), self.task)
         # Claim the work directory only after restoring succeeded.
         write_config(self.c, self.workdir)
         self.writer = self.open_writer(step)
@@ -206,9 +213,12 @@ class _Run:
                 monitor.say(f"continuing from step {step}")
                 return state, step
         self.offset = 0
-        if not self.c.init.path:
-            return program.init(), 0
-        return program.start(self.with_initial_weights(program.init().params)), 0
+        state = program.init()
+        prepare = getattr(self.task, "prepare", None)
+        if not self.c.init.path and prepare is None:
+            return state, 0
+        params = self.with_initial_weights(state.params) if self.c.init.path else state.params
+        return program.start(params if prepare is None else prepare(params)), 0
 
     def with_initial_weights(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Replace fresh parameters by those at `init.path`, except where `init.reinit` matches."""
@@ -239,7 +249,11 @@ class _Run:
         """Open the training batches at a step, prefetched onto the devices."""
         return Prefetch(
             self.open_loader(step + self.offset),
-            lambda rows: sharding.to_devices(rows, self.program.mesh, self.c.train.batch_size),
+            lambda rows: sharding.to_devices(
+                self.kept_vision.add_to(rows) if self.kept_vision else rows,
+                self.program.mesh,
+                self.c.train.batch_size,
+            ),
             self.c.data.prefetch,
         )
 

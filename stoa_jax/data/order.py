@@ -10,10 +10,17 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from stoa_jax.data.split import Split
+
+PERIOD = 1000  # positions after which a mixture repeats which set stands where
+
+
+@functools.lru_cache(maxsize=16)  # two epochs of each set are in use where one ends
+def _permutation(seed: int, which: int, epoch: int, size: int) -> np.ndarray:
+    """The order of a set in an epoch."""
+    return np.random.default_rng((seed, which, epoch)).permutation(size)
 
 
 class Examples:
@@ -73,22 +80,39 @@ class Order:
         self.__init__(**state)
 
     @functools.cached_property
-    def _shuffled(self) -> grain.MapDataset:
-        """position -> example index, for training: each set shuffled anew every epoch, mixed."""
-        # Grain adds the epoch to a seed, so neighbouring seeds must not be neighbours there.
-        seeds = np.random.SeedSequence(self.seed).generate_state(len(self.sets))
-        sets = [
-            grain.MapDataset.range(start, end).shuffle(seed=int(seed)).repeat()
-            for seed, start, end in zip(seeds, self._starts, self._starts[1:], strict=False)
-        ]
-        return sets[0] if len(sets) == 1 else grain.MapDataset.mix(sets, self.weights)
+    def _mixture(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One period of the mixture: at each position which set, the how-manieth of it, and totals.
+
+        The sets take turns as evenly as their weights allow.
+        """
+        shares = np.array(self.weights, float) / sum(self.weights)
+        period = 1 if len(self.sets) == 1 else PERIOD
+        counts = np.zeros(len(shares), np.int64)
+        which, nth = np.zeros(period, np.int64), np.zeros(period, np.int64)
+        for i in range(period):
+            chosen = int(np.argmax(shares * (i + 1) - counts))
+            which[i], nth[i] = chosen, counts[chosen]
+            counts[chosen] += 1
+        return which, nth, counts
+
+    def _shuffled(self, position: int) -> tuple[int, int]:
+        """(set, example of the set) at a position of training."""
+        which, nth, counts = self._mixture
+        period, at = divmod(position, len(which))
+        chosen = int(which[at])
+        size = len(self.sets[chosen])
+        epoch, index = divmod(period * int(counts[chosen]) + int(nth[at]), size)
+        return chosen, int(_permutation(self.seed, chosen, epoch, size)[index])
 
     def place(self, row: int, position: int) -> Place:
         """What stands at a position, for a row of the batch."""
         valid = self.train or position < self.length
-        example: Any = min(position, self.length - 1)
         if self.train:
-            example = self._shuffled[position]
-        which = bisect.bisect_right(self._starts, example) - 1
-        clip, item = self.sets[which].locate(example - self._starts[which])
+            which, index = self._shuffled(position)
+            example = self._starts[which] + index
+        else:
+            example = min(position, self.length - 1)
+            which = bisect.bisect_right(self._starts, example) - 1
+            index = example - self._starts[which]
+        clip, item = self.sets[which].locate(index)
         return Place(row, position, valid, example, which, clip, item)

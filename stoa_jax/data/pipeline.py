@@ -7,6 +7,7 @@ state to resume from.
 B clips of the batch, T frames, K objects, L text tokens, S pixels.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -15,7 +16,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from absl import flags, logging
 
@@ -46,6 +46,7 @@ class BatchSpec:
     crop: str = "center"  # random, center
     flip: bool = False
     answers: tuple[str, ...] = ()  # QA: the classes, in order
+    pixels: bool = True  # without, batches have none: what a frozen tower said of them is kept
     all_texts: bool = False  # every text of a clip is an example, not one of them
 
 
@@ -116,19 +117,32 @@ class Loader:
         self.train = train
 
     def __iter__(self) -> Iterator[Batch]:
+        stop = ENDLESS if self.train else self.steps_per_epoch
+        if not self.workers:
+            return self._read_ahead(stop)
+        import grain
+
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, also where no app.run was
-        stop = ENDLESS if self.train else self.steps_per_epoch
         steps = grain.MapDataset.range(self.start_step, stop).map(self._batches)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, self.prefetch))
-        batches = steps.to_iter_dataset(options)
-        if self.workers:
-            batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=self.workers, per_worker_buffer_size=max(1, self.prefetch)
-                )
+        batches = steps.to_iter_dataset(options).mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=self.workers, per_worker_buffer_size=max(1, self.prefetch)
             )
+        )
         return iter(batches)
+
+    def _read_ahead(self, stop: int) -> Iterator[Batch]:
+        """The batches in order; a thread makes `prefetch` of them before they are asked for."""
+        with concurrent.futures.ThreadPoolExecutor(1, "batches") as pool:
+            ahead = collections.deque[concurrent.futures.Future[Batch]]()
+            step = self.start_step
+            while step < stop or ahead:
+                while step < stop and len(ahead) <= max(1, self.prefetch):
+                    ahead.append(pool.submit(self._batches, step))
+                    step += 1
+                yield ahead.popleft().result()
 
     def batch(self, step: int) -> Batch:
         """The host-local batch of a step, made here and now."""
@@ -203,7 +217,6 @@ class _Batches:
         t, k, s = spec.frames, spec.objects, spec.image_size
         texts = (records.OPTIONS,) if spec.kind == "multiple_choice" else ()
         batch = {
-            "pixels": np.empty((count, t, s, s, 3), np.uint8),
             "boxes": np.empty((count, t, k, 4), np.float32),
             "classes": np.empty((count, t, k), np.int32),
             "scores": np.empty((count, t, k), np.float32),
@@ -212,6 +225,8 @@ class _Batches:
             "valid": np.empty(count, bool),
             "index": np.empty(count, np.int32),
         }
+        if spec.pixels:
+            batch["pixels"] = np.empty((count, t, s, s, 3), np.uint8)
         if spec.kind != "caption":
             batch["answer"] = np.empty(count, np.int32)
         if spec.all_texts:
@@ -244,13 +259,14 @@ class _Batches:
         batch["tokens"][row] = clip["tokens"][texts]
         batch["tags"][row] = clip["tags"][texts]
 
-        frames = clip["frames"]
-        height, width = frames[0].shape[:2]
+        height, width = clip["size"]
         random = self.order.train and spec.crop == "random"
         window = augment.random_crop(rng, height, width) if random else None
         flip = bool(self.order.train and spec.flip and rng.random() < 0.5)
         flip = flip and not np.any(clip["sided"][texts])
-        augment.crop_frames(frames, window, spec.image_size, flip, batch["pixels"][row])
+        if spec.pixels:
+            out = batch["pixels"][row]
+            augment.crop_frames(clip["frames"], window, spec.image_size, flip, out)
         crop = window or resize.center_crop(height, width, spec.image_size)
         boxes, classes = augment.crop_boxes(
             clip["boxes"], clip["classes"], height, width, crop, flip
@@ -274,7 +290,8 @@ class _Batches:
         spec, split = self.spec, self._splits[which]
         try:
             record = split.read(index)
-            stored = [records.decode_jpeg(record["frames"][t]) for t in self._kept[which]]
+            read = self._kept[which] if spec.pixels else []
+            stored = [records.decode_jpeg(record["frames"][t]) for t in read]
         except Exception as error:
             raise UserError(
                 f"{split.directory}: clip {index} of {split.split!r} is damaged "
@@ -286,6 +303,7 @@ class _Batches:
         )
         clip = {
             "frames": stored,
+            "size": stored[0].shape[:2] if stored else split.stored_size,
             "boxes": record["boxes"][kept],
             "classes": record["classes"][kept],
             "scores": record["scores"][kept],

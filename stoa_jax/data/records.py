@@ -11,13 +11,15 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
 from stoa_jax.errors import UserError
+
+if TYPE_CHECKING:  # TFDS is imported where records are written or read, and not by the live world
+    import tensorflow_datasets as tfds
 
 JPEG_QUALITY = 95
 TEXT_LENGTH = 77  # CLIP's; the pipeline cuts it to what the model reads
@@ -53,8 +55,10 @@ class Encoded:
 Parse = Callable[[list[str]], Sequence[tuple[np.ndarray, np.ndarray]]]
 
 
-def features(frames: int, objects: int) -> tfds.features.FeaturesDict:
+def features(frames: int, objects: int) -> "tfds.features.FeaturesDict":
     """The features of one record of `frames` frames with `objects` boxes each."""
+    import tensorflow_datasets as tfds
+
     text, tensor = tfds.features.Text, tfds.features.Tensor
     return tfds.features.FeaturesDict(
         {
@@ -162,14 +166,14 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def serialize(spec: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> bytes:
+def serialize(spec: "tfds.features.FeaturesDict", example: Mapping[str, Any]) -> bytes:
     """The bytes of a record: equal examples give equal bytes."""
     # protobuf leaves the order of a map's entries open unless it is asked
     message = _serializer(spec).get_tf_example(spec.encode_example(example))
     return message.SerializeToString(deterministic=True)
 
 
-def _serializer(spec: tfds.features.FeaturesDict):
+def _serializer(spec: "tfds.features.FeaturesDict"):
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     info: Any = spec.get_serialized_info()  # TFDS annotates it more widely than it is

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from stoa_jax.data import records
 from stoa_jax.errors import UserError
@@ -33,6 +32,8 @@ class Split:
 
     def __init__(self, directory: Path, dataset: str, split: str):
         self.directory, self.dataset, self.split = Path(directory), dataset, split
+        import tensorflow_datasets as tfds
+
         self._info = tfds.builder_from_directory(self.directory).info
         features: Any = self._info.features
         frames, objects, _ = features["boxes"].shape
@@ -50,6 +51,8 @@ class Split:
 
     @functools.cached_property
     def _source(self):
+        import tensorflow_datasets as tfds
+
         builder: Any = tfds.builder_from_directory(self.directory)
         return builder.as_data_source(self.split)
 
@@ -134,6 +137,8 @@ def open_split(data_dir: str | os.PathLike[str], dataset: str, split: str) -> Sp
             f"data set {dataset!r} is not in {data_dir}; build it: "
             f"python -m stoa_jax.data.build {dataset}{option} --data-dir={data_dir}"
         )
+    import tensorflow_datasets as tfds
+
     try:
         splits = tfds.builder_from_directory(directory).info.splits
     except Exception as error:

@@ -123,6 +123,17 @@ class TextTower(nnx.Module):
         x = run_blocks(self.blocks, x, causal, scan=c.scan_layers, remat=c.remat)
         return self.ln_final(x) @ self.proj[...].astype(x.dtype)
 
+    def alone(self, tokens: Array) -> Array:
+        """[N, L] ids -> [N, L, d]: each piece as if it were the whole text, behind the start."""
+        c = self.config
+        at = jnp.arange(tokens.shape[1])
+        x = self.embed(tokens) + self.positions[...][jnp.minimum(at, 1)]
+        mask = jnp.eye(tokens.shape[1], dtype=bool).at[:, 0].set(True)
+        x = run_blocks(
+            self.blocks, x.astype(c.dtype), mask[None], scan=c.scan_layers, remat=c.remat
+        )
+        return self.ln_final(x) @ self.proj[...].astype(x.dtype)
+
 
 def text_ends(tokens: Array, vocab_size: int) -> tuple[Array, Array]:
     """Return the position of [SEP] [N] and the mask of text positions [N, L], both ends included.

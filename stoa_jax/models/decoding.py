@@ -40,7 +40,7 @@ class Cache(NamedTuple):
 def visual_keys(model: Stoa, video: VideoFeatures) -> Visual:
     """Run the visual half of the fusion encoder, once per clip."""
     if model.config.prefix_lm == "position_query":
-        x, valid = released.visual_sequence(model.fusion.positions[...], video)
+        x, valid = released.visual_sequence(model.fusion.position_table(), video)
         mask = jnp.broadcast_to(valid[:, None], (*valid.shape, valid.shape[1]))
     else:
         b, _, d = video.frames.shape
@@ -48,7 +48,7 @@ def visual_keys(model: Stoa, video: VideoFeatures) -> Visual:
         x, mask = model.fusion_input(
             video, no_text, jnp.zeros((b, 0), bool), jnp.zeros((b, 0, 0), bool)
         )
-        x = x + model.fusion.positions[...][: x.shape[1]].astype(x.dtype)
+        x = x + model.fusion.position_table()[: x.shape[1]].astype(x.dtype)
 
     def layer(x: Array, block: Block) -> tuple[Array, tuple[Array, Array]]:
         q, k, v = block.attention.project(block.ln_1(x))
@@ -91,7 +91,7 @@ def next_word(
     )
     x = text.ln_final(x) @ text.proj[...].astype(x.dtype)
 
-    positions = fusion.positions[...][visual.mask.shape[1] :].astype(x.dtype)
+    positions = fusion.position_table()[visual.mask.shape[1] :].astype(x.dtype)
     x = x + positions[position]
     x, fusion_keys, fusion_values = _run_cached(
         fusion.blocks, x, (cache.fusion_keys, cache.fusion_values), position, so_far, visual

@@ -17,6 +17,14 @@ class VideoFeatures(NamedTuple):
     object_mask: Array  # [B, N]
     object_classes: Array  # [B, N], -1 for padding
     actions: Array  # [B, A, d]
+    verbs: Array  # [B, N, d], what each trajectory does; no rows without `trajectory_verbs`
+
+
+class VisionFeatures(NamedTuple):
+    """Outputs of the vision tower for a batch of clips, which never change while it is frozen."""
+
+    frames: Array  # [B, T, d]
+    taps: dict[str, Array]  # "block i" → output of that block [B, T, 1 + P, h], [CLS] first
 
 
 class TextFeatures(NamedTuple):

@@ -20,13 +20,13 @@ class FusionEncoder(nnx.Module):
         d = c.text_width
         self.config = c
         # Rows for the longest possible text, so that the table does not depend on `text_length`.
-        rows = c.fusion_position_rows or c.visual_length + c.text_positions
-        self.positions = normal(rngs, (rows, d), 0.01)
+        # CLIP provides the first ones; the others are new and learn at another rate.
+        self.positions = normal(rngs, (c.fusion_position_rows or c.text_positions, d), 0.01)
+        new_rows = 0 if c.fusion_position_rows else c.visual_length
+        self.more_positions = normal(rngs, (new_rows, d), 0.01) if new_rows else None
         self.blocks = tie_keys_to_queries(
             stack(c.fusion_depth, d, c.fusion_heads, activation=c.activation, rngs=rngs)
         )
-        # Replaces the text feature of a masked word.
-        self.mask_input = normal(rngs, (d,), 0.02) if c.masked_text == "learned" else None
         # Token embeddings start at 0.02: with this scale the logits start with a spread of about 1.
         self.lm_proj = normal(rngs, (d, d), 1 / (0.02 * d))
         self.lm_bias = nnx.Param(jnp.zeros(c.vocab_size))
@@ -40,17 +40,35 @@ class FusionEncoder(nnx.Module):
         """Encode `x` [B, S, d], attending where `mask` [B, S, S] is True."""
         c = self.config
         if c.fusion_positions == "all":  # otherwise `x` already contains them
-            x = x + self.positions[...][: x.shape[1]].astype(x.dtype)
+            x = x + self.position_table()[: x.shape[1]].astype(x.dtype)
         return run_blocks(self.blocks, x, mask, scan=c.scan_layers, remat=c.remat)
 
-    def lm_logits(self, x: Array, token_embedding: Array, key: Array | None = None) -> Array:
-        """Return float32 logits [..., V] of features [..., d], tied to the token embeddings."""
+    def position_table(self) -> Array:
+        """Return all positions [rows, d]: CLIP's, then the new ones."""
+        if self.more_positions is None:
+            return self.positions[...]
+        return jnp.concatenate([self.positions[...], self.more_positions[...]])
+
+    def lm_logits(
+        self,
+        x: Array,
+        token_embedding: Array,
+        key: Array | None = None,
+        words: Array | None = None,
+    ) -> Array:
+        """Return float32 logits [..., V] of features [..., d], tied to the token embeddings.
+
+        With `words` [W], return the logits [..., W] of these ids alone.
+        """
+        bias = self.lm_bias[...]
+        if words is not None:
+            token_embedding, bias = token_embedding[words], bias[words]
         x = dropout(x, self.config.head_dropout, key)
         x = x @ self.lm_proj[...].astype(x.dtype)
         logits = jnp.einsum(
             "...d,vd->...v", x, token_embedding.astype(x.dtype), preferred_element_type=jnp.float32
         )
-        return logits + self.lm_bias[...]
+        return logits + bias
 
 
 def tie_keys_to_queries(blocks: Block) -> Block:

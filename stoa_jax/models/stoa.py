@@ -16,7 +16,7 @@ from stoa_jax.models import released
 from stoa_jax.models.action import ActionEncoder
 from stoa_jax.models.clip import TextTower, VisionTower, text_ends
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures
+from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures, VisionFeatures
 from stoa_jax.models.fusion import FusionEncoder, fusion_mask
 from stoa_jax.models.layers import unit
 from stoa_jax.models.trajectory import RegionEncoder, TrajectoryEncoder
@@ -44,21 +44,34 @@ class Stoa(nnx.Module):
         Takes uint8 pixels [B, T, S, S, 3], boxes [B, T, K, 4] in [0, 1], classes [B, T, K] (-1 for
         padding) and scores [B, T, K].
         """
+        return self.encode_objects(self.encode_frames(pixels), boxes, classes, scores)
+
+    def encode_frames(self, pixels: Array) -> VisionFeatures:
+        """Run the vision tower: the part of `encode_video` that sees the pixels."""
         c = self.config
         b, t = pixels.shape[:2]
-        taps = (
-            *((c.object_block,) if c.objects else ()),
-            *((c.action_block,) if c.actions else ()),
-        )
+        taps = {c.object_block} if c.objects else set()
+        taps = sorted(taps | ({c.action_block} if c.actions else set()))
         frames, tapped = self.visual(pixels.reshape(b * t, *pixels.shape[2:]), taps, frames=t)
-        frames = frames.reshape(b, t, -1)
+        return VisionFeatures(
+            frames.reshape(b, t, -1),
+            {f"block {i}": tapped[i].reshape(b, t, *tapped[i].shape[1:]) for i in taps},
+        )
+
+    def encode_objects(
+        self, vision: VisionFeatures, boxes: Array, classes: Array, scores: Array
+    ) -> VideoFeatures:
+        """Run what follows the vision tower in `encode_video`."""
+        c = self.config
+        frames = vision.frames.astype(c.dtype)
+        b = frames.shape[0]
 
         def tokens_of(block: int) -> Array:  # [B, T, 1 + P, h], [CLS] first
-            x = tapped[block]
-            return x.reshape(b, t, *x.shape[1:])
+            return vision.taps[f"block {block}"].astype(c.dtype)
 
         empty = jnp.zeros((b, 0, frames.shape[-1]), frames.dtype)
         trajectories, mask, chosen = empty, jnp.zeros((b, 0), bool), jnp.zeros((b, 0), jnp.int32)
+        verbs = empty
         objects, valid = None, None
         if self.regions is not None and self.trajectory is not None:
             valid = classes >= 0
@@ -71,16 +84,19 @@ class Stoa(nnx.Module):
                 )
             )(classes, scores)
             mask = chosen >= 0
-            trajectories = self.trajectory(objects, membership, valid.reshape(b, -1))
+            x = self.trajectory.read(objects, membership, valid.reshape(b, -1))
+            trajectories, verbs = self.trajectory.tokens(x), self.trajectory.verbs(x)
             # Zero the padding, so that nothing downstream depends on it.
             trajectories = jnp.where(mask[..., None], trajectories, 0)
+            if verbs.shape[1]:
+                verbs = jnp.where(mask[..., None], verbs, 0)
         actions = empty
         if self.action is not None:
             x = tokens_of(c.action_block)
             if c.action_patches_stop_gradient:
                 x = jax.lax.stop_gradient(x)
             actions = self.action(x[:, :, 1:], objects, valid, x[:, :, 0])
-        return VideoFeatures(frames, frames.mean(1), trajectories, mask, chosen, actions)
+        return VideoFeatures(frames, frames.mean(1), trajectories, mask, chosen, actions, verbs)
 
     def encode_text(self, tokens: Array, masked: Array | None = None) -> TextFeatures:
         """Encode ids [B, L]; positions where `masked` [B, L] is True read the learned [MASK]."""
@@ -99,7 +115,7 @@ class Stoa(nnx.Module):
         """Run video and text features [B, L, d] through the fusion encoder.
 
         `text_attention` [B, L, L] makes it a language model: text attends to text as it says, and
-        nothing visual attends to text. Where `masked` [B, L], a learned vector replaces the text.
+        nothing visual attends to text. `masked` [B, L] says which words the text tower did not see.
         """
         inputs = self.fusion_input(video, text, text_mask, text_attention, masked)
         return self.fuse_passes({"one": inputs})["one"]
@@ -126,13 +142,11 @@ class Stoa(nnx.Module):
         The encoder adds the positions unless `config.fusion_positions` is "tokens_only": then they
         are added here.
         """
-        if masked is not None:
-            learned = self.fusion.mask_input
-            mask_input = 0 if learned is None else learned[...].astype(text.dtype)
-            text = jnp.where(masked[..., None], mask_input, text)
-        x = jnp.concatenate(
-            [video.frames, video.cls[:, None], video.objects, video.actions, text], 1
-        )
+        if masked is not None and self.config.masked_text == "zero":
+            text = jnp.where(masked[..., None], 0, text)
+        # The losses separate what a trajectory is from what it does; fusion reads the sum.
+        objects = video.objects + video.verbs if video.verbs.shape[1] else video.objects
+        x = jnp.concatenate([video.frames, video.cls[:, None], objects, video.actions, text], 1)
         visual_mask = jnp.concatenate(
             [
                 jnp.ones((text.shape[0], video.frames.shape[1] + 1), bool),
@@ -143,13 +157,16 @@ class Stoa(nnx.Module):
         )
         if self.config.fusion_positions == "tokens_only":
             x = released.add_positions_to_tokens_only(
-                x, self.fusion.positions[...], video.frames.shape[1], text_mask
+                x, self.fusion.position_table(), video.frames.shape[1], text_mask
             )
         return x, fusion_mask(visual_mask, text_mask, text_attention)
 
-    def lm_logits(self, x: Array, key: Array | None = None) -> Array:
-        """Return word logits [..., V] of features [..., d]; a `key` enables `head_dropout`."""
-        return self.fusion.lm_logits(x, self.text.token_embedding[...], key)
+    def lm_logits(self, x: Array, key: Array | None = None, words: Array | None = None) -> Array:
+        """Return word logits [..., V] of features [..., d]; a `key` enables `head_dropout`.
+
+        With `words` [W], return the logits [..., W] of these ids alone.
+        """
+        return self.fusion.lm_logits(x, self.text.token_embedding[...], key, words)
 
     def match_logits(self, fused: Fused, sep_index: Array, key: Array | None = None) -> Array:
         """Return logits [..., B, 2] of "does the text describe the video"; column 1 means yes."""
@@ -170,7 +187,7 @@ class Stoa(nnx.Module):
         For `config.prefix_lm == "position_query"`.
         """
         return released.next_token_features(
-            self.config, self.fusion.blocks, self.fusion.positions[...], video, text
+            self.config, self.fusion.blocks, self.fusion.position_table(), video, text
         )
 
     def first_piece_logits(
@@ -182,13 +199,13 @@ class Stoa(nnx.Module):
         """
         x, mask = self.fusion_input(video, text.tokens, text.mask)
         x = released.answer_features(
-            self.config, self.fusion.blocks, self.fusion.positions[...], x, mask
+            self.config, self.fusion.blocks, self.fusion.position_table(), x, mask
         )
         return self.lm_logits(x, key)
 
     def scale(self) -> Array:
-        """Return the factor of cosine similarities, at most 100 as in CLIP."""
-        return jnp.minimum(jnp.exp(self.logit_scale[...]), 100.0)
+        """Return the factor of cosine similarities; each update keeps it at 100 or below."""
+        return jnp.exp(self.logit_scale[...])
 
 
 def embed_video(video: VideoFeatures) -> Array:

@@ -64,9 +64,25 @@ class TrajectoryEncoder(nnx.Module):
         )
         self.ln_post = LayerNorm(h)
         self.proj = normal(rngs, (h, c.text_width), h**-0.5)
+        verbs = c.trajectory_verbs
+        self.verb_proj = normal(rngs, (h, c.text_width), h**-0.5) if verbs else None
 
     def __call__(self, objects: Array, membership: Array, valid: Array) -> Array:
-        """Return trajectory tokens [B, N, d].
+        """Return trajectory tokens [B, N, d] in the shared space; arguments as in `read`."""
+        return self.tokens(self.read(objects, membership, valid))
+
+    def tokens(self, x: Array) -> Array:
+        """Project trajectories [B, N, h] to the tokens that are aligned with nouns [B, N, d]."""
+        return x @ self.proj[...].astype(x.dtype)
+
+    def verbs(self, x: Array) -> Array:
+        """Project trajectories [B, N, h] to what they do [B, N, d]; [B, 0, d] if this is off."""
+        if self.verb_proj is None:
+            return jnp.zeros((x.shape[0], 0, self.config.text_width), x.dtype)
+        return x @ self.verb_proj[...].astype(x.dtype)
+
+    def read(self, objects: Array, membership: Array, valid: Array) -> Array:
+        """Return trajectories [B, N, h] in the vision tower's width.
 
         Takes objects [B, T, K, h], `membership` [B, N, T·K] (True where the object belongs to the
         trajectory) and `valid` [B, T·K] (False for padded objects).
@@ -85,4 +101,4 @@ class TrajectoryEncoder(nnx.Module):
             scan=c.scan_layers,
             remat=c.remat,
         )
-        return self.ln_post(x[:, :n]) @ self.proj[...].astype(x.dtype)
+        return self.ln_post(x[:, :n])

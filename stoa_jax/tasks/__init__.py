@@ -101,6 +101,7 @@ class Task(Protocol):
 
 TASKS = {
     "pretrain": "pretrain:Pretrain",
+    "joint": "joint:Joint",
     "retrieval": "retrieval:Retrieval",
     "captioning": "captioning:Captioning",
     "qa": "qa:QuestionAnswering",

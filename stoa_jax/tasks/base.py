@@ -21,14 +21,27 @@ from stoa_jax.data import pipeline, records
 from stoa_jax.data.sources.counts import EXPECTED
 from stoa_jax.errors import UserError
 from stoa_jax.inference.sidecars import Calibration
-from stoa_jax.joint_loss import alignment_loss, joint_loss
+from stoa_jax.joint_loss import alignment_loss, encode_video, joint_loss
 from stoa_jax.models.clip import MEAN
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.features import TextFeatures, VideoFeatures
 from stoa_jax.models.stoa import Stoa
+from stoa_jax.text import Tokenizer
+
+__all__ = [
+    "HEADS",
+    "VARIANTS",
+    "Row",
+    "SplitEvaluator",
+    "TaskBase",
+    "ablate",
+    "encode_video",
+    "named",
+]
 
 HEADS = ("fusion/match", "fusion/lm_proj", "fusion/answer")
 VARIANTS = ("single_frame", "text_only")
+UNSEEN_BIAS = -30.0  # of words that are never generated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +89,45 @@ class TaskBase:
         self, model: Stoa, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
         """Compute the joint loss, whose parts the configuration weighs."""
-        return joint_loss(model, batch, key, self.settings)
+        return joint_loss(model, batch, key, self.settings, **self.loss_tables)
+
+    @functools.cached_property
+    def loss_tables(self) -> dict[str, np.ndarray | None]:
+        """What the joint loss needs to know about the training set's vocabulary and classes."""
+        return {"words": self.words, "class_words": self.class_words}
+
+    @functools.cached_property
+    def class_words(self) -> np.ndarray | None:
+        """With `loss.match_names` the token id that ends each class name; -1: none."""
+        if not self.settings["match_names"]:
+            return None
+        tokenizer = Tokenizer(self.model_config().vocab_size)
+        names = self.open_split(self.train_set, self.config.data.train_split).class_names
+        pieces = (
+            [piece for word in tokenizer.pieces(name) for piece in word.ids] for name in names
+        )
+        return np.array([ids[-1] if ids else -1 for ids in pieces], np.int32)
+
+    @functools.cached_property
+    def words(self) -> np.ndarray | None:
+        """With `loss.seen_words` the ids in the training texts, sorted; None: the vocabulary."""
+        if not self.settings["seen_words"]:
+            return None
+        vocab_size = self.model_config().vocab_size
+        found = {vocab_size - 2, vocab_size - 1}  # start and end
+        for name, _ in self.config.data.sets:
+            split = self.open_split(name, self.config.data.train_split)
+            for i in range(len(split)):
+                found.update(np.unique(split.tokens(i, vocab_size=vocab_size)[0]).tolist())
+        return np.array(sorted(found - {0}), np.int32)
+
+    def prepare(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Change initial parameters: with `loss.seen_words`, other words are never generated."""
+        if self.words is None:
+            return params
+        bias = params["fusion/lm_bias"]
+        unseen = np.setdiff1d(np.arange(len(bias)), self.words)
+        return {**params, "fusion/lm_bias": bias.at[unseen].set(UNSEEN_BIAS)}
 
     def add_alignment(
         self,
@@ -88,7 +139,7 @@ class TaskBase:
         watch: dict[str, Array],
     ) -> Array:
         """Add OTA and ASP, where they are on, to a task's loss, and their metrics to `watch`."""
-        alignment, metrics = alignment_loss(model.config, video, text, batch, self.settings)
+        alignment, metrics = alignment_loss(model, video, text, batch, self.settings)
         watch |= metrics
         return loss + alignment
 
@@ -110,7 +161,14 @@ class TaskBase:
         return {}
 
     def open_split(self, dataset: str, split: str) -> pipeline.Split:
-        """Open a split of a built data set."""
+        """Open a split of a built data set, or of the synthetic world if `data.live` is set."""
+        if self.config.data.live:
+            from stoa_jax.data.synthetic import live
+
+            m = configuration.model_config(self.config)
+            return live.open_split(
+                dataset, split, self.config.data.world.to_dict(), m.frames, m.objects_per_frame
+            )
         return pipeline.open_split(configuration.data_folder(self.config), dataset, split)
 
     @property
@@ -283,11 +341,6 @@ _ABLATIONS = {name: jax.jit(functools.partial(ablate, variant=name)) for name in
 def percent(right: Sequence[bool] | np.ndarray) -> float:
     """Return the share of true values in percent."""
     return 100 * float(np.mean(np.asarray(right, bool)))
-
-
-def encode_video(model: Stoa, batch: Mapping[str, Array]) -> VideoFeatures:
-    """Encode the clips of a batch."""
-    return model.encode_video(batch["pixels"], batch["boxes"], batch["classes"], batch["scores"])
 
 
 def named(*parts: str) -> str:

@@ -66,7 +66,8 @@ class MultipleChoice(TaskBase):
             )[:, 0],
             text,
         )
-        batch = {**batch, "tags": tags}
+        right_tokens = jnp.take_along_axis(tokens, answer[:, None, None], 1)[:, 0]
+        batch = {**batch, "tokens": right_tokens, "tags": tags}
         return self.add_alignment(loss, model, video, right_text, batch, watch), watch
 
     def make_evaluator(self) -> "ChoiceEvaluator":

@@ -260,14 +260,16 @@ def initial_from_clip(
             copy(f"{encoder}/blocks{rest}", f"visual/blocks{rest}", slice(-depth, None))
         for rest in ("ln_post/scale", "ln_post/bias", "proj"):
             copy(f"{encoder}/{rest}", f"visual/{rest}")
-    for rest in blocks:
-        copy(f"fusion/blocks{rest}", f"text/blocks{rest}", slice(0, c.fusion_depth))
+    if c.fusion_depth <= c.text_depth:  # a deeper fusion encoder starts anew
+        for rest in blocks:
+            copy(f"fusion/blocks{rest}", f"text/blocks{rest}", slice(0, c.fusion_depth))
 
 
 def fusion_positions(x: np.ndarray, shape: Shape, seed: int, report: Report) -> np.ndarray:
-    """Return fusion's positions: CLIP's 77 text positions, then N(0, 0.01²) as in a fresh model."""
+    """Return CLIP's text positions; where the table is longer, N(0, 0.01²) as in a fresh model."""
     rows = min(77, len(x), shape[0])
-    report.copied["fusion/positions"] = f"text/positions, the first {rows} rows; the rest are new"
+    of = f"text/positions, the first {rows} rows"
+    report.copied["fusion/positions"] = of if rows == shape[0] else f"{of}; the rest are new"
     new = 0.01 * np.random.default_rng(seed).standard_normal(shape, np.float32)
     return np.concatenate([x[:rows], new[rows:]])
 

@@ -62,7 +62,7 @@ _DOES = {
     "front": "passes",
 }
 _REST = "rests"
-_ASKED = {  # a motion, where a question supposes it
+ASKED = {  # a motion, where a question supposes it
     "left": "moves left",
     "right": "moves right",
     "up": "moves up",
@@ -254,7 +254,7 @@ def _askable(scene: Scene, rng: np.random.Generator) -> dict[str, list[tuple[str
                     (f"what color is the thing that {verb} {name(other)}", things[actor].colour)
                 )
         elif len({e.subject for e in events if e.motion == motion}) == 1:
-            verb = _ASKED[motion].format(None if event.other is None else name(event.other))
+            verb = ASKED[motion].format(None if event.other is None else name(event.other))
             asked["what"].append((f"what {verb}{phase}", thing.shape))
             asked["colour"].append((f"what color is the thing that {verb}", thing.colour))
     if len(events) == 2 and events[0].phase == FIRST and events[0].subject != events[1].subject:

@@ -1,0 +1,107 @@
+"""Pack a training of the task `joint` as the checkpoint that ships.
+
+    python -m stoa_jax.checkpoints WORKDIR OUT [--how=TEXT_FILE]
+
+Writes `model.safetensors` (float16), `config.json`, `answers.json` and a card, `README.md`, with
+the metrics of WORKDIR's `results.json`.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stoa_jax import convert, weights
+from stoa_jax.checkpoint import load_params
+from stoa_jax.errors import UserError
+from stoa_jax.files import write_json
+
+MAX_BYTES = 12 * 2**20
+
+# Metrics on the card, in order: name in results.json, label.
+SHOWN = (
+    ("qa/accuracy", "question answering, %"),
+    ("qa/kind/way/accuracy", "… “which way does … move”, %"),
+    ("qa/kind/does/accuracy", "… “what does … do”, %"),
+    ("qa/kind/what/accuracy", "… what does something, %"),
+    ("qa/kind/colour/accuracy", "… the color of what does something, %"),
+    ("qa/kind/order/accuracy", "… which comes first or last, %"),
+    ("qa/kind/many/accuracy", "… “how many”, %"),
+    ("qa/kind/looks/accuracy", "… the color of a thing, %"),
+    ("qa/majority/accuracy", "… always the most frequent answer, %"),
+    ("multiple_choice/accuracy", "multiple choice of 5, %"),
+    ("multiple_choice/dual_encoder/accuracy", "… by the dual encoder, %"),
+    ("captioning/greedy/CIDEr", "captioning, greedy, CIDEr"),
+    ("captioning/most_frequent/CIDEr", "… always the most frequent caption, CIDEr"),
+    ("retrieval/t2v/R@1", "text to video, dual encoder, R@1"),
+    ("retrieval/reranked/t2v/R@1", "text to video, re-ranked, R@1"),
+)
+
+
+def pack(workdir: Path, out: Path, how: str = "") -> None:
+    """Write the checkpoint directory `out`, which must not exist."""
+    if out.exists():
+        raise UserError(f"{out}: exists already; name a new directory")
+    _, _, meta = load_params(workdir)
+    answers = meta.get("extras", {}).get("answers")
+    if not answers:
+        raise UserError(f"{workdir}: its checkpoint lists no answers; train the task `joint`")
+    out.mkdir(parents=True)
+    convert.convert(workdir, out / "model.safetensors", "safetensors", dtype="float16")
+    size = (out / "model.safetensors").stat().st_size
+    if size > MAX_BYTES:
+        raise UserError(f"{out}: {size / 2**20:.1f} MiB; at most {MAX_BYTES >> 20} ship")
+    c, _ = weights.config_of(out / "model.safetensors")
+    write_json(out / "config.json", {"model": dataclasses.asdict(c), "step": meta.get("step")})
+    write_json(out / "answers.json", list(answers))
+    results = workdir / "results.json"
+    rows = json.loads(results.read_text()) if results.exists() else []
+    (out / "README.md").write_text(card(rows, how, size), encoding="utf-8")
+
+
+def card(rows: Sequence[dict[str, Any]], how: str, size: int) -> str:
+    """Return the model card."""
+    found = {row["metric"]: row for row in rows}
+    lines = [
+        '# `stoa_jax.load("synthetic")`',
+        "",
+        f"A small STOA-VLP of the synthetic world with all heads ({size / 2**20:.1f} MiB).",
+        "It knows coloured shapes and fifteen motions, and nothing of real videos.",
+        "",
+        "| metric | value | of |",
+        "|---|---|---|",
+    ]
+    for name, label in SHOWN:
+        if row := found.get(name):
+            lines.append(
+                f"| {label} | {row['value']:.{2 if 'CIDEr' in name else 1}f} | {row['n']} |"
+            )
+    split = next(iter(rows), {}).get("split", "")
+    note = f"Split `{split}`; every row's protocol is printed by `--mode=eval`." if split else ""
+    return "\n".join([*lines, "", note, "", how.strip(), ""])
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stoa_jax.checkpoints",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--how", type=Path, help="a text for the card: how it was trained")
+    args = parser.parse_args()
+    try:
+        pack(args.workdir, args.out, args.how.read_text() if args.how else "")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

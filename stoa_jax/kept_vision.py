@@ -1,0 +1,75 @@
+"""What a frozen vision tower says of each training clip, computed once and kept in memory.
+
+A step then begins behind the tower. The numbers are float16, a few KB a clip for small models.
+T frames, P patches, h vision width, d shared width.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from stoa_jax.errors import UserError
+from stoa_jax.models.stoa import Stoa
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_CLIPS = 64  # that run at once
+
+
+class KeptVision:
+    """Rows of `seen/frames` [n, T, d] and `seen/block i` [n, T, 1 + P, h], by clip."""
+
+    def __init__(self, rows: dict[str, np.ndarray]):
+        self.rows = rows
+
+    @classmethod
+    def of(cls, model: Stoa, task: Any) -> "KeptVision":
+        """Run the tower of `model` over the training clips of `task`."""
+        from stoa_jax.data import pipeline
+
+        c = task.config
+        began = time.monotonic()
+        split = task.open_split(task.train_set, c.data.train_split)
+        spec = task.batch_spec(train=False)
+        loader = pipeline.Loader(split, spec, batch_size=_CLIPS, train=False, cache=False)
+        see = jax.jit(lambda pixels: model.encode_frames(pixels))
+        rows: dict[str, np.ndarray] = {}
+        at = 0
+        for batch in loader:
+            seen = see(batch["pixels"])
+            count = int(batch["valid"].sum())
+            for name, x in (("frames", seen.frames), *seen.taps.items()):
+                if name not in rows:
+                    rows[name] = np.empty((len(split), *x.shape[1:]), np.float16)
+                rows[name][at : at + count] = np.asarray(x[:count], np.float16)
+            at += count
+        size = sum(x.nbytes for x in rows.values()) / 2**20
+        took = time.monotonic() - began
+        print(
+            f"kept what the vision tower says of {at} clips: {size:.0f} MiB, {took:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        return cls({f"seen/{name}": x for name, x in rows.items()})
+
+    def add_to(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch with the rows of its clips, which `index` names."""
+        return {**batch, **{name: x[batch["index"]] for name, x in self.rows.items()}}
+
+
+def check_keeps(c: "ConfigDict", rates: Mapping[str, float]) -> None:
+    """Refuse what would make the kept numbers wrong."""
+    wrong = ""
+    if any(rate > 0 for name, rate in rates.items() if name.startswith("visual/")):
+        wrong = "the vision tower is trained; freeze it with optim.groups"
+    elif c.data.crop != "center" or c.data.flip:
+        wrong = "crops differ from step to step; set data.crop=center and data.flip=false"
+    elif len(c.data.sets) != 1:
+        wrong = f"data.sets mixes {len(c.data.sets)} sets; name one"
+    if wrong:
+        raise UserError(f"config.train.keep_vision: {wrong}")

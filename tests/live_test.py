@@ -1,0 +1,141 @@
+import functools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stoa_jax import config
+from stoa_jax.data import builders, pipeline
+from stoa_jax.data.build import run as build
+from stoa_jax.data.synthetic import live, parts_of_speech
+from stoa_jax.errors import UserError
+from stoa_jax.tasks import make_task
+
+WORLD = {"seed": 3, "size": 32, "siblings": 2, "max_objects": 3}
+COUNTS = {"train": 12, "validation": 2, "test": 3}
+FRAMES, OBJECTS = 4, 5
+SPEC = pipeline.BatchSpec(
+    frames=FRAMES, image_size=24, objects=OBJECTS, text_length=20, vocab_size=8192
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The same world, built."""
+    directory = tmp_path_factory.mktemp("built")
+    for kind in ("captions", "qa", "multiple_choice", "pictures"):
+        build.build(
+            f"synthetic/{kind}",
+            directory,
+            options={**WORLD, **COUNTS},
+            settings=builders.Settings(FRAMES, OBJECTS, 32, tagger="none"),
+            run=functools.partial(build.encode_parts, processes=1, progress=False),
+        )
+    return directory
+
+
+def opened(kind, split="train"):
+    return live.open_split(f"synthetic/{kind}", split, {**WORLD, **COUNTS}, FRAMES, OBJECTS)
+
+
+@pytest.mark.parametrize("kind", ["captions", "qa", "multiple_choice", "pictures"])
+def test_a_live_split_equals_the_built_one(folder, kind):
+    for split in COUNTS:
+        ours, built = opened(kind, split), pipeline.open_split(folder, f"synthetic/{kind}", split)
+        assert len(ours) == len(built) == COUNTS[split]
+        assert ours.fingerprint == built.fingerprint
+        assert ours.kind == built.kind
+        assert ours.stored_size == built.stored_size
+        assert (ours.frames, ours.objects) == (built.frames, built.objects)
+        assert ours.class_names == built.class_names
+        for i in range(len(ours)):
+            assert ours.metadata(i) == built.metadata(i)
+            mine, stored = ours.read(i), built.read(i)
+            assert list(mine["frames"]) == list(stored["frames"])  # the same JPEG bytes
+            for name in ("boxes", "classes", "scores", "tokens"):
+                np.testing.assert_array_equal(mine[name], stored[name], err_msg=name)
+
+
+def test_batches_come_in_the_same_order(folder):
+    def batches(split):
+        loader = pipeline.Loader(split, SPEC, 5, seed=7)
+        return [loader.batch(step) for step in range(6)]  # two epochs and a half
+
+    built = pipeline.open_split(folder, "synthetic/captions", "train")
+    for mine, stored in zip(batches(opened("captions")), batches(built), strict=True):
+        for name in set(mine) - {"tags"}:
+            np.testing.assert_array_equal(mine[name], stored[name], err_msg=name)
+
+
+def test_every_epoch_is_a_permutation_and_mixtures_keep_their_weights():
+    from stoa_jax.data.order import Examples, Order
+
+    sets = [Examples(opened("captions"), False), Examples(opened("captions", "test"), False)]
+    order = Order(sets[:1], [1.0], seed=1, train=True)
+    epochs = [[order.place(0, e * 12 + i).clip for i in range(12)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+    order = Order(sets, [3.0, 1.0], seed=1, train=True)
+    places = [order.place(0, i) for i in range(4000)]
+    assert [p.which for p in places].count(1) == 1000
+    # no long stretch without the rarer set, and each set still goes through all of its clips
+    rare = [i for i, p in enumerate(places) if p.which == 1]
+    assert max(np.diff(rare)) <= 5
+    assert {p.clip for p in places[:40] if p.which == 1} == {0, 1, 2}
+
+
+def test_a_live_world_needs_no_reader_of_files():
+    code = f"""
+import sys
+from stoa_jax.data import pipeline
+from stoa_jax.data.synthetic import live
+split = live.open_split("synthetic/qa", "train", {{**{WORLD}, **{COUNTS}}}, {FRAMES}, {OBJECTS})
+spec = pipeline.BatchSpec("qa", {FRAMES}, 24, {OBJECTS}, 20, 8192, answers=("left",))
+next(iter(pipeline.Loader(split, spec, 4)))
+heavy = {{"grain", "tensorflow_datasets", "tensorflow", "spacy"}}
+print(sorted(heavy & {{name.split(".")[0] for name in sys.modules}}))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_parts_of_speech():
+    def tagged(text):
+        return {w.word: w.upos for w in parts_of_speech.words(text) if w.upos != "X"}
+
+    assert tagged("the red star is turning in a circle while a ball crosses in front of it") == {
+        "star": "NOUN",
+        "turning": "VERB",
+        "circle": "NOUN",
+        "ball": "NOUN",
+        "crosses": "VERB",
+        "front": "NOUN",
+    }
+    assert tagged("how many crosses are there?") == {"crosses": "NOUN"}
+    assert tagged("what circles around first?") == {"circles": "VERB"}
+    assert tagged("what does the pink arrow do?") == {"arrow": "NOUN", "do": "VERB"}
+
+
+def test_the_tagger_mostly_agrees_with_the_world():
+    share, _ = parts_of_speech.agreement(clips=60)
+    assert share > 0.9
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="webvid/captions"):
+        live.open_split("webvid/captions", "train", {**WORLD, **COUNTS}, 2, 2)
+    with pytest.raises(UserError, match="no split 'dev'"):
+        opened("captions", "dev")
+    with pytest.raises(UserError, match=r"data\.workers"):
+        loader = pipeline.Loader(opened("captions"), SPEC, 4, workers=1)
+        next(iter(loader))
+
+
+def test_a_task_opens_the_live_world():
+    c = config.default("captioning", "tiny")
+    c.data.live = True
+    c.data.world.update({**WORLD, **COUNTS})
+    split = make_task(c).open_split("synthetic/captions", "test")
+    assert len(split) == 3 and split.frames == c.model.frames
