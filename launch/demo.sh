@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a trained and evaluated model, a table and a page, on two CPU cores.
-# Arguments are passed to `python -m stoa_jax.demo`; --help lists them.
+# The shipped model on fresh clips, then a small one trained from nothing; a page and a table.
+# On two CPU cores. Arguments go to `python -m stoa_jax.demo`; --help lists them.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt

@@ -30,6 +30,7 @@ run words joint.py:words --config.init.path="$work/clip-hf"
 run motion joint.py:motion --config.init.path="$work/words"
 run heads joint.py:heads --config.init.path="$work/motion"
 run match joint.py:match --config.init.path="$work/heads"
+"$PYTHON" -m stoa_jax.main --config=configs/joint.py:match --workdir="$work/match" --mode=calibrate
 "$PYTHON" -m stoa_jax.main --config=configs/joint.py:match --workdir="$work/match" --mode=eval
 [ -e "$work/checkpoint" ] ||
   "$PYTHON" -m stoa_jax.checkpoints "$work/match" "$work/checkpoint"

@@ -28,7 +28,8 @@ from stoa_jax.files import write_json
 from stoa_jax.inference import sidecars
 from stoa_jax.models.parameters import check_same, named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.tasks import Evaluator, Task, make_task
+from stoa_jax.tasks import make_task
+from stoa_jax.tasks.base import SplitEvaluator, TaskBase
 
 RESULTS, PREDICTIONS = "results.json", "predictions.json"
 
@@ -38,7 +39,7 @@ def run(
     workdir: str | Path,
     model: Stoa | None = None,
     *,
-    task: Task | None = None,
+    task: TaskBase | None = None,
     source: str = "",
     verbose: bool = True,
 ) -> list[dict[str, Any]]:
@@ -58,7 +59,7 @@ def run(
         model, source, untrained = load(c, workdir, task, mesh)
         for evaluator in evaluators.values():
             evaluator.leave_out(untrained, source)
-    calibration = sidecars.read_calibration(workdir) or sidecars.Calibration()
+    calibration = calibration_of(c, workdir)
     for evaluator in evaluators.values():
         evaluator.calibration = calibration
     if jax.process_index() == 0:
@@ -82,7 +83,7 @@ def run(
     return results
 
 
-def rows_of(evaluator: Evaluator, model: Stoa, mesh: Mesh) -> Iterator[dict[str, Any]]:
+def rows_of(evaluator: SplitEvaluator, model: Stoa, mesh: Mesh) -> Iterator[dict[str, Any]]:
     """Yield the metrics of an evaluator as JSON objects."""
     split = evaluator.split
     for row in evaluator.rows(model, mesh):
@@ -109,7 +110,7 @@ def line_of(row: Mapping[str, Any]) -> str:
     return f"{row['metric']:45} {value}  n={row['n']}{mark}"
 
 
-def refuse_partial(evaluator: Evaluator) -> None:
+def refuse_partial(evaluator: SplitEvaluator) -> None:
     """Raise UserError if a published split was built in part, unless a partial one is allowed."""
     if evaluator.missing and not evaluator.config.eval.allow_partial and not evaluator.limit:
         size = len(evaluator.split)
@@ -121,7 +122,7 @@ def refuse_partial(evaluator: Evaluator) -> None:
         )
 
 
-def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, str, list[str]]:
+def load(c: ConfigDict, workdir: Path, task: TaskBase, mesh: Mesh) -> tuple[Stoa, str, list[str]]:
     """Load the work directory's newest checkpoint, or else the weights that `init.path` names.
 
     Returns the model, its source, and the parameters that the weights lack.
@@ -130,9 +131,7 @@ def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, st
     abstract = jax.eval_shape(lambda: Stoa(config, rngs=nnx.Rngs(0)))
     shapes = named_parameters(abstract)
     specs = sharding.param_specs(shapes, mesh)
-    if (workdir / checkpoint.FOLDER).is_dir() and any(
-        path.name.isdigit() for path in (workdir / checkpoint.FOLDER).iterdir()
-    ):
+    if has_checkpoint(workdir):
         values, _, meta = checkpoint.load_params(workdir)
         step = max(int(p.name) for p in (workdir / checkpoint.FOLDER).iterdir() if p.name.isdigit())
         source = f"{workdir}/{checkpoint.FOLDER}/{step}"
@@ -174,10 +173,23 @@ def load(c: ConfigDict, workdir: Path, task: Task, mesh: Mesh) -> tuple[Stoa, st
     return with_parameters(abstract, placed), source, fresh
 
 
-def check_answers(task: Task, extras: Mapping[str, Any], source: str) -> None:
+def has_checkpoint(workdir: Path) -> bool:
+    """Return whether a work directory holds a checkpoint."""
+    return any(path.name.isdigit() for path in (workdir / checkpoint.FOLDER).glob("*"))
+
+
+def calibration_of(c: ConfigDict, workdir: Path) -> sidecars.Calibration:
+    """Return the work directory's calibration, else that of the weights that `init.path` names."""
+    found = sidecars.read_calibration(workdir)
+    if found is None and c.init.path and not has_checkpoint(workdir):
+        found = sidecars.read_calibration(Path(c.init.path))
+    return found or sidecars.Calibration()
+
+
+def check_answers(task: TaskBase, extras: Mapping[str, Any], source: str) -> None:
     """Use the trained answer classes; refuse them if the data at hand has other answers."""
     trained = extras.get("answers")
-    if trained is None or list(trained) == list(getattr(task, "answers", trained)):
+    if trained is None or not task.answers or list(trained) == list(task.answers):
         return
     if set(task.answers) <= set(trained):  # fewer examples count them in another order
         task.answers = tuple(trained)

@@ -2,8 +2,8 @@
 
     python -m stoa_jax.checkpoints WORKDIR OUT [--how=TEXT_FILE]
 
-Writes `model.safetensors` (float16), `config.json`, `answers.json` and a card, `README.md`, with
-the metrics of WORKDIR's `results.json`.
+Writes `model.safetensors` (float16), `config.json`, `answers.json`, the training curve, and a card,
+`README.md`, with the metrics of WORKDIR's `results.json`.
 """
 
 import argparse
@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stoa_jax import convert, weights
 from stoa_jax.checkpoint import load_params
 from stoa_jax.errors import UserError
 from stoa_jax.files import write_json
+from stoa_jax.inference import sidecars
 
 MAX_BYTES = 12 * 2**20
+CURVE, POINTS = "curve.json", 100  # the training curve that the demonstration draws
 
 # Metrics on the card, in order: name in results.json, label.
 SHOWN = (
@@ -57,9 +61,38 @@ def pack(workdir: Path, out: Path, how: str = "") -> None:
     c, _ = weights.config_of(out / "model.safetensors")
     write_json(out / "config.json", {"model": dataclasses.asdict(c), "step": meta.get("step")})
     write_json(out / "answers.json", list(answers))
+    if (calibration := sidecars.read(workdir, sidecars.CALIBRATION)) is not None:
+        write_json(out / sidecars.CALIBRATION, calibration)
+    if curve := training_curve(workdir):
+        write_json(out / CURVE, curve)
     results = workdir / "results.json"
     rows = json.loads(results.read_text()) if results.exists() else []
     (out / "README.md").write_text(card(rows, how, size), encoding="utf-8")
+
+
+def training_curve(workdir: Path) -> dict[str, list[float]]:
+    """Return accuracy on training questions, in percent, by step over all stages of a training.
+
+    A stage follows the work directory that its `init.path` names. At most `POINTS` points, each
+    the mean of its stretch of steps; empty if no stage logged an accuracy.
+    """
+    stages: list[list[tuple[float, float]]] = []
+    folder: Path | None = workdir
+    while folder is not None and (folder / "metrics.jsonl").is_file():
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        stages.insert(0, [(r["step"], 100 * r["accuracy"]) for r in rows if "accuracy" in r])
+        settings = folder / "config.json"
+        before = json.loads(settings.read_text())["init"]["path"] if settings.is_file() else ""
+        folder = Path(before) if before else None
+    points, passed = [], 0.0
+    for stage in stages:
+        points += [(passed + step, value) for step, value in stage]
+        passed = points[-1][0] if stage else passed
+    if not points:
+        return {}
+    parts = np.array_split(np.array(points), min(POINTS, len(points)))
+    steps, values = zip(*(part.mean(0).round(2).tolist() for part in parts), strict=True)
+    return {"steps": list(steps), "values": list(values)}
 
 
 def card(rows: Sequence[dict[str, Any]], how: str, size: int) -> str:

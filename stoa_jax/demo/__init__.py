@@ -1,1 +1,1 @@
-"""The demonstration: everything once, on the synthetic world, in minutes on two CPU cores."""
+"""The demonstration on the synthetic world: the shipped model, a small training, or everything."""

@@ -1,77 +1,30 @@
 """The tasks. Each brings its batches, its loss and its evaluators; all share one train loop."""
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from stoa_jax.data.pipeline import BatchSpec, Split
+from stoa_jax.data.pipeline import BatchSpec
 from stoa_jax.errors import UserError
-from stoa_jax.inference.sidecars import Calibration
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.tasks.base import Row
+from stoa_jax.tasks.base import TaskBase
 
 
 class Evaluator(Protocol):
-    """Measures a model on one split.
-
-    The train loop calls it for metrics by name; `stoa_jax.evaluate` asks for the rows and for what
-    a comparison of them needs to know about the split.
-    """
-
-    config: ConfigDict
-    calibration: Calibration  # of the match head
-    predictions: dict[str, dict[str, Any]]  # of the latest run, by row name and example
-
-    @property
-    def split(self) -> Split:
-        """The split that is evaluated."""
-        ...
-
-    @property
-    def split_name(self) -> str:
-        """The split's name, `dataset:split`."""
-        ...
-
-    @property
-    def missing(self) -> int:
-        """Number of clips of the published split that were not built."""
-        ...
-
-    @property
-    def limit(self) -> int:
-        """Most examples to evaluate; 0 for all."""
-        ...
-
-    @property
-    def full(self) -> int:
-        """Number of examples in the whole split."""
-        ...
-
-    @property
-    def partial(self) -> bool:
-        """Whether less than the published split is evaluated."""
-        ...
-
-    def leave_out(self, names: Sequence[str], source: str) -> None:
-        """Drop the metrics that need the named parameters, which the weights `source` lack."""
-        ...
-
-    def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
-        """Yield every metric; every process calls this and gets the same."""
-        ...
+    """What the train loop asks of an evaluator."""
 
     def __call__(self, model: Stoa, mesh: Mesh) -> Iterator[tuple[str, float]]:
-        """Yield the numeric metrics by name; every process calls this and gets the same."""
+        """Yield metrics by name; every process calls this and gets the same."""
         ...
 
 
 class Task(Protocol):
-    """What the train loop, the planner and the evaluation ask of a task."""
+    """What the train loop and the planner ask of a task; `TaskBase` has what evaluation needs."""
 
     name: str
     config: ConfigDict
@@ -109,7 +62,7 @@ TASKS = {
 }
 
 
-def make_task(config: ConfigDict) -> Task:
+def make_task(config: ConfigDict) -> TaskBase:
     """Create the task that `config.task` names."""
     if config.task not in TASKS:
         raise UserError(f"config.task: no task {config.task!r}; there are {', '.join(TASKS)}")

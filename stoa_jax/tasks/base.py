@@ -62,6 +62,7 @@ class TaskBase:
 
     name = ""
     kind: records.Kind = "caption"  # of its records
+    answers: tuple[str, ...] = ()  # in the order of the answer head's classes
 
     def __init__(self, config: ConfigDict):
         self.config = config
