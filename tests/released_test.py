@@ -95,5 +95,5 @@ def test_checkpoint_of_the_authors(tmp_path):
 
 def test_paper_model_cannot_take_it(tmp_path):
     path = _checkpoint(tmp_path / "stoa.safetensors", TINY.released())
-    with pytest.raises(UserError, match=r"fits the preset `released` only"):
+    with pytest.raises(UserError, match=r"fits only the preset `released`"):
         weights.initial_parameters(path, TINY)

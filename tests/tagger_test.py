@@ -9,7 +9,7 @@ import pytest
 from stoa_jax import text
 from stoa_jax.errors import UserError
 from stoa_jax.tagger import evaluate, treebank
-from stoa_jax.tagger.lemmatize import VerbLemmatizer
+from stoa_jax.text.lemmatize import VerbLemmatizer
 
 DATA = Path(__file__).parent / "data"
 MODEL = Path(evaluate.__file__).parent / "model"

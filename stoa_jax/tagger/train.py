@@ -149,7 +149,7 @@ def train(treebank: str, epochs: int, captions: float, made: int, seed: int):
 
 def verb_lemmas(sentences: list[Sentence]) -> dict:
     """Count the lemmatizer's tables: forms whose lemma no rule gives, and known verbs."""
-    from stoa_jax.tagger.lemmatize import VerbLemmatizer
+    from stoa_jax.text.lemmatize import VerbLemmatizer
 
     counts: dict[str, Counter] = defaultdict(Counter)
     for sentence in sentences:

@@ -10,7 +10,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from stoa_jax.errors import UserError
-from stoa_jax.tagger.lemmatize import VerbLemmatizer
+from stoa_jax.text.lemmatize import VerbLemmatizer
 from stoa_jax.text.tokenizer import Piece, Tokenizer, clean
 
 # The values of `tags`; data sets store them and `objectives` reads them.
