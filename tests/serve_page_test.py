@@ -303,7 +303,8 @@ def test_the_example_library_is_made_once_and_has_true_detections(model, library
     from stoa_jax.data.synthetic import World
     from stoa_jax.data.video import read_frames
 
-    clip = World("test", size=example_library.SIZE, frames=example_library.FRAMES).clip(2)
+    sizes = dict(size=example_library.SIZE, frames=example_library.FRAMES)
+    clip = World("test", **sizes, max_objects=example_library.OBJECTS).clip(2)
     frames, info = read_frames(library / "videos" / f"{clip.video_id}.mp4", 24, short_side=None)
     assert info.video.codec == "h264" and info.video.duration == pytest.approx(4.0)
     assert np.abs(np.stack(frames).astype(int) - clip.frames).mean() < 12

@@ -16,7 +16,8 @@ from stoa_jax.errors import UserError
 
 CLIPS = 24
 FRAMES, RATE, SIZE = 24, 6, 144  # of a clip: 4 seconds
-VERSION = 1  # another when the clips or the index change
+OBJECTS = 3  # at most, as the shipped model was trained on
+VERSION = 2  # another when the clips or the index change
 DETECTIONS = "detections.jsonl"
 
 
@@ -57,7 +58,7 @@ def open_library(model: Any, cache: Path, clips: int = CLIPS) -> Path:
 
 def generate(directory: Path, clips: int) -> None:
     """Write videos, detections and example queries."""
-    world = World("test", size=SIZE, frames=FRAMES)
+    world = World("test", size=SIZE, frames=FRAMES, max_objects=OBJECTS)
     (directory / "videos").mkdir()
     examples = []
     with open(directory / DETECTIONS, "w", encoding="utf-8") as file:
