@@ -21,10 +21,10 @@ TEXTS = ["a dog runs", "two men wrestle", "a pan on a stove"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # some clips have no detections
 
 
-@pytest.fixture(scope="module", params=["stoa", "released"])
+@pytest.fixture(scope="module", params=["stoa", "plus", "released"])
 def model(request, tmp_path_factory):
     c = ModelConfig.tiny()
-    c = c.released() if request.param == "released" else c
+    c = c if request.param == "stoa" else getattr(c, request.param)()
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()
     network = Stoa(c, rngs=nnx.Rngs(0))

@@ -32,6 +32,8 @@ def encode(model: "Model", clips: Sequence[Prepared]) -> np.ndarray:
         16,
         *features_input(clips),
     )
+    if features.verbs.shape[1]:  # fusion reads the sum of the two, so the sum is kept
+        features = features._replace(objects=features.objects + features.verbs)
     parts = [np.asarray(getattr(features, name)) for name in _KEPT]
     return np.concatenate([p.reshape(len(clips), -1).astype(np.float16) for p in parts], 1)
 
@@ -80,4 +82,5 @@ def _unpacked(shapes: "VideoFeatures", stored: np.ndarray) -> "VideoFeatures":
         parts[name] = part.astype(like.dtype)
         first += size
     classes = np.full((len(stored), *shapes.object_classes.shape[1:]), -1, np.int32)
-    return shapes._replace(**parts, object_classes=classes)
+    verbs = np.zeros((len(stored), 0, *shapes.verbs.shape[2:]), shapes.verbs.dtype)
+    return shapes._replace(**parts, object_classes=classes, verbs=verbs)
