@@ -22,7 +22,8 @@ def get_config(dataset: str = "synthetic"):
         return live()
     if dataset != "synthetic":
         raise UserError(
-            f"configs/clip.py:{dataset}: use synthetic or live; start from a real CLIP for others"
+            f"configs/clip.py:{dataset}: the sets are synthetic and live; for others start from a "
+            "real CLIP"
         )
     c = config.small("pretrain")
     c.model.objects = c.model.actions = False

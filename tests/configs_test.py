@@ -14,7 +14,8 @@ from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks import make_task
 
 ARGUMENTS = {
-    "clip": ("synthetic",),
+    "clip": ("synthetic", "live"),
+    "joint": ("words", "motion", "heads", "match"),  # stages on the live synthetic world
     "pretrain": ("synthetic", "webvid", "folder"),
     "retrieval": ("synthetic", "msrvtt", "msvd", "lsmdc", "didemo"),
     "captioning": ("synthetic", "msrvtt", "msvd"),
@@ -38,7 +39,7 @@ def test_it_builds_its_model(name, argument):
     named = named_parameters(model)
     rates, unused = optim.learning_rates(c, named)
     assert set(rates) == set(named) and not unused
-    if argument == "synthetic":
+    if argument in ("synthetic", *ARGUMENTS["joint"], "live"):
         assert c.model.vision_width < 200
     else:
         assert c.model.vision_width == 768 and c.data.sets[0][0].split("/")[0] == argument
@@ -46,7 +47,8 @@ def test_it_builds_its_model(name, argument):
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_an_unknown_set_is_named(name):
-    with pytest.raises(UserError, match=rf"{name}.py:msrvt: the sets are .*synthetic"):
+    known = "the stages are words" if name == "joint" else "the sets are .*synthetic"
+    with pytest.raises(UserError, match=rf"{name}.py:msrvt: {known}"):
         load(name).get_config("msrvt")
 
 
