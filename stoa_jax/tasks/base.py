@@ -93,7 +93,7 @@ class TaskBase:
         return joint_loss(model, batch, key, self.settings, **self.loss_tables)
 
     @functools.cached_property
-    def loss_tables(self) -> dict[str, np.ndarray | None]:
+    def loss_tables(self) -> dict[str, Any]:
         """What the joint loss needs to know about the training set's vocabulary and classes."""
         return {"words": self.words, "class_words": self.class_words}
 
