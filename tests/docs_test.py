@@ -1,3 +1,4 @@
+import fnmatch
 import os
 import re
 import sys
@@ -5,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import documents
+import errors
 import pytest
 from documents import DOCUMENTS, ROOT
 
@@ -63,3 +65,33 @@ def test_the_blocks_run(path, tmp_path, monkeypatch):
         except Exception as error:
             raise AssertionError(f"{path}:{example.line}: {error}") from error
     assert os.getcwd() == str(tmp_path)
+
+
+def families() -> dict[str, tuple[list[str], str]]:
+    """The sections of the troubleshooting page: the modules each covers, and its text."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    found = {}
+    for section in re.split(r"^## ", text, flags=re.M)[1:]:
+        head, _, body = section.partition("\n")
+        modules = re.search(r"<!-- errors: (.+?) -->", body)
+        found[head] = (modules[1].split(", ") if modules else [], body)
+    return found
+
+
+def test_every_family_of_errors_says_how_to_fix_it():
+    for head, (modules, body) in families().items():
+        assert modules, f"{head}: names no modules"
+        assert re.search(r"^\*\*Fix\.\*\* \S", body, re.M), f"{head}: says no fix"
+
+
+def test_every_error_belongs_to_a_family_and_is_a_message():
+    patterns = [pattern for modules, _ in families().values() for pattern in modules]
+    raised = errors.collect()
+    assert len(raised) > 200  # the collector still finds them
+    for error in raised:
+        where = f"stoa_jax/{error.module}:{error.line}"
+        covered = any(fnmatch.fnmatch(error.module, pattern) for pattern in patterns)
+        assert covered, f"{where} belongs to no section of docs/troubleshooting.md"
+        assert re.search(r"\w|\{\}", error.message), f"{where} has no message"
+    for pattern in patterns:
+        assert fnmatch.filter([error.module for error in raised], pattern), f"{pattern}: no error"

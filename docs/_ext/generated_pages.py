@@ -1,10 +1,12 @@
 """Write the reference pages that follow from the code: configuration keys and the command line."""
 
+import argparse
 import ast
 import contextlib
 import dataclasses
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +114,21 @@ def command_page() -> str:
     from stoa_jax import cli
 
     parts = ["# Command line", "What each command prints with `--help`."]
-    for command in ([], *([name] for name in cli.COMMANDS)):
+    for words in ([], *_commands(cli.parser())):
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            cli.main([*command, "--help"])
-        parts.append(f"## `{' '.join(['stoa', *command])}`\n\n```text\n{text.getvalue()}```")
+            cli.main([*words, "--help"])
+        parts.append(f"## `{' '.join(['stoa', *words])}`\n\n```text\n{text.getvalue()}```")
     return "\n\n".join(parts) + "\n"
+
+
+def _commands(parser: argparse.ArgumentParser) -> Iterator[list[str]]:
+    """Yield the words of every subcommand of a parser, those of subcommands included."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield [name]
+                yield from ([name, *words] for words in _commands(inner))
 
 
 def write_pages(*_: Any) -> None:
