@@ -49,6 +49,7 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     # Draw the synthetic world into memory at the start, with the model's frames and objects,
     # instead of reading a built set.
     c.data.live = False
+    # The live world: its seed, pixels a side, clips that look alike, objects and clips per split.
     c.data.world = ConfigDict(dict(seed=0, size=64, siblings=2, max_objects=4))
     c.data.world.update(dict(train=3000, validation=200, test=200))
     c.data.sets = (("synthetic/captions", 1.0),)  # (set, weight) of the training mixture
@@ -56,9 +57,9 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.data.eval_split = "validation"  # the split that is evaluated on
     c.data.eval_set = ""  # what is evaluated on; empty: the first of `sets`
     c.data.questions = ""  # task `joint`: sets about the clips of `sets`, joined by video id
-    c.data.choices = ""
-    c.data.questions_per_clip = 2
-    c.data.options_per_clip = 2
+    c.data.choices = ""  # task `joint`: the set of multiple choices
+    c.data.questions_per_clip = 2  # task `joint`: sampled in each step
+    c.data.options_per_clip = 2  # task `joint`: of a multiple choice, sampled in each step
     c.data.crop = "random"  # training crop: random, center
     c.data.flip = False  # only where left and right do not matter
     c.data.workers = 0  # reader processes a host; 0 reads in this one
