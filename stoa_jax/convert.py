@@ -122,7 +122,10 @@ def convert(
             name: x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
             for name, x in params.items()
         }
-        files.save_safetensors(out, params, {weights.METADATA: json.dumps(dataclasses.asdict(c))})
+        note = {weights.METADATA: json.dumps(dataclasses.asdict(c))}
+        if is_clip:
+            note[weights.UNTRAINED] = json.dumps(["answer", "caption", "match"])
+        files.save_safetensors(out, params, note)
     elif to == "orbax":
         save_orbax(out, params, c)
     elif to == "hugging_face":
@@ -136,7 +139,19 @@ def convert(
         network = load(source).network
         assert network is not None  # a CLIP returned above, and exports are not a source
         save_export(network, out)
+    if to in ("safetensors", "orbax", "export"):
+        _copy_sidecars(source, out, kind)
     return report
+
+
+def _copy_sidecars(source: Path, out: Path, kind: str) -> None:
+    """Write beside `out` the answers and the calibration that `source` has."""
+    from stoa_jax.inference import sidecars
+    from stoa_jax.inference.loading import run_answers
+
+    sidecars.copy(source, out)
+    if answers := sidecars.read_answers(source) or run_answers(source, kind):
+        sidecars.write(out, sidecars.ANSWERS, list(answers))
 
 
 def save_released(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None:

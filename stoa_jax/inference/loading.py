@@ -1,6 +1,7 @@
 """Weights of any kind, opened as a model that is ready for use: `stoa_jax.load`."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -63,12 +64,16 @@ def load(
             raise UserError(f"{path}: no whole model: missing {', '.join(report.new)}")
         abstract = jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(0)))
         network = with_parameters(abstract, _on_device(params))
-        answers = sidecars.read_answers(path) or _run_answers(path, kind)
+        answers = sidecars.read_answers(path) or run_answers(path, kind)
         if answers and c.answer_head == "classifier" and len(answers) > c.num_answers:
             raise UserError(
                 f"{sidecars.path_of(path, sidecars.ANSWERS)}: {len(answers)} answers for a head of "
                 f"{c.num_answers} classes; is it the list of another model?"
             )
+    untrained = set(settings.get("untrained", ()))
+    if kind == "stoa_jax":
+        metadata = weights.open_weights(path)[0].metadata
+        untrained |= set(json.loads(metadata.get(weights.UNTRAINED, "[]")))
     sampled = frames or settings.get("frames") or c.frames
     if c.joint_blocks and sampled != c.frames:
         raise InputError(
@@ -84,7 +89,7 @@ def load(
         truncate=truncate,
         answers=answers,
         calibration=sidecars.read_calibration(path),
-        untrained=settings.get("untrained", ()),
+        untrained=sorted(untrained),
         report=report,
         source=path_or_name if Path(path_or_name).exists() else str(path_or_name),
     )
@@ -120,7 +125,7 @@ def clip_towers(path: str | Path, c: ModelConfig) -> tuple[Towers, weights.Repor
     return with_parameters(abstract, _on_device(params)), report
 
 
-def _run_answers(path: Path, kind: str) -> tuple[str, ...]:
+def run_answers(path: Path, kind: str) -> tuple[str, ...]:
     """Return the answers that a question-answering run keeps in its checkpoint."""
     if kind != "workdir":
         return ()

@@ -32,6 +32,7 @@ KINDS = {
     "workdir": "one of our work directories",
 }
 METADATA = "stoa_jax"  # key in our safetensors' metadata under which the configuration is stored
+UNTRAINED = "stoa_jax_untrained"  # the key of a JSON list of heads that nobody trained
 
 
 def is_workdir(path: str | Path) -> bool:
