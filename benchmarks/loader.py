@@ -123,7 +123,7 @@ def measure_read(out: Path, clips: int, passes: int = 4) -> None:
     rate("raw records, cv2 decode and resize", passes * clips, decode_all)
     for crop in ("center", "random"):
         spec = pipeline.BatchSpec(frames=FRAMES, image_size=IMAGE, crop=crop)
-        loader = pipeline.Loader(split, spec, clips // 4, threads=1, cache=False)
+        loader = pipeline.Loader(split, spec, clips // 4, threads=1, cache="off")
 
         def load(loader: pipeline.Loader = loader) -> None:
             for step in range(4 * passes):

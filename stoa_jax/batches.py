@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +24,17 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
 
 
+@runtime_checkable
+class DeviceLoader(Loader, Protocol):
+    """A loader that moves its batches to the devices itself, since it may keep frames there."""
+
+    def to_devices(
+        self, batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
+    ) -> dict[str, jax.Array]:
+        """Assemble the global batch on a mesh."""
+        ...
+
+
 def make_loader(c: ConfigDict, task: "Task", start_step: int) -> Loader:
     """Open the training batches that the configuration names, from `start_step` on."""
     from stoa_jax.data import pipeline
@@ -42,6 +53,7 @@ def make_loader(c: ConfigDict, task: "Task", start_step: int) -> Loader:
         workers=c.data.workers,
         prefetch=c.data.prefetch,
         start_step=start_step,
+        cache=c.data.cache,
     )
 
 

@@ -64,6 +64,9 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.data.flip = False  # only where left and right do not matter
     c.data.workers = 0  # reader processes a host; 0 reads in this one
     c.data.prefetch = 2  # batches made ahead
+    # Decoded clips that are kept. auto: in memory, if they take less than 512 MB; off; memory;
+    # device: on the accelerators, cropped (needs data.crop=center)
+    c.data.cache = "auto"
 
     c.train = ConfigDict()
     c.train.batch_size = 64  # global, clips

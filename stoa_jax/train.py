@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from stoa_jax import checkpoint, files, monitor, sharding, writers
-from stoa_jax.batches import Loader, Prefetch, make_loader
+from stoa_jax.batches import DeviceLoader, Loader, Prefetch, make_loader
 from stoa_jax.errors import UserError
 from stoa_jax.kept_vision import KeptVision, check_keeps
 from stoa_jax.models.stoa import Stoa
@@ -247,12 +247,14 @@ class _Run:
 
     def batches(self, step: int) -> Prefetch:
         """Open the training batches at a step, prefetched onto the devices."""
+        mesh, kept = self.program.mesh, self.kept_vision
+        loader = self.open_loader(step + self.offset)
+        if isinstance(loader, DeviceLoader) and not kept:
+            return Prefetch(loader, lambda b: loader.to_devices(b, mesh), self.c.data.prefetch)
         return Prefetch(
-            self.open_loader(step + self.offset),
+            loader,
             lambda rows: sharding.to_devices(
-                self.kept_vision.add_to(rows) if self.kept_vision else rows,
-                self.program.mesh,
-                self.c.train.batch_size,
+                kept.add_to(rows) if kept else rows, mesh, self.c.train.batch_size
             ),
             self.c.data.prefetch,
         )

@@ -16,7 +16,7 @@ from stoa_jax.errors import UserError
 # Keys that may change when a run is continued: where it runs, and what it writes.
 MAY_CHANGE = (
     *("mesh.", "log.", "faults.", "checkpoint.", "eval.", "data.dir", "data.workers"),
-    *("data.prefetch", "model.scan_layers", "model.remat"),
+    *("data.prefetch", "data.cache", "model.scan_layers", "model.remat"),
 )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toy_source
 
-from stoa_jax.data import augment, builders, pipeline, records, resize
+from stoa_jax.data import augment, builders, clips, pipeline, records, resize
 from stoa_jax.data import split as splits
 from stoa_jax.errors import UserError
 
@@ -90,7 +90,7 @@ def test_hosts_together_read_what_one_reads(data, hosts):
 
 
 def test_a_run_resumes_exactly_on_another_number_of_hosts_and_threads(data):
-    whole = take(pipeline.Loader(split(data), SPEC, 8, threads=1, cache=True), 12)
+    whole = take(pipeline.Loader(split(data), SPEC, 8, threads=1, cache="memory"), 12)
     parts = [
         take(
             pipeline.Loader(
@@ -101,7 +101,7 @@ def test_a_run_resumes_exactly_on_another_number_of_hosts_and_threads(data):
                 process_count=2,
                 start_step=7,
                 threads=3,
-                cache=False,
+                cache="off",
             ),
             5,
         )
@@ -301,9 +301,9 @@ def test_flips_happen_only_when_asked_and_where_no_side_is_named(data):
 
 def test_a_question_names_a_side_in_its_answer_too():
     asked = {"texts": [b"Where is it?", b"who is it"], "answers": [b"on the Right", b"cat"]}
-    assert pipeline._sided(asked).tolist() == [True, False]
+    assert clips._sided(asked).tolist() == [True, False]
     options = {"texts": [b"it goes left", b"cleft palate", b"b", b"c", b"d"], "answers": [b"1"]}
-    assert pipeline._sided(options).tolist() == [True] + [False] * 4
+    assert clips._sided(options).tolist() == [True] + [False] * 4
 
 
 def test_training_says_where_objects_are_padding(data, tmp_path, caplog):

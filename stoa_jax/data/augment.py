@@ -29,19 +29,23 @@ def random_crop(rng: np.random.Generator, height: int, width: int) -> Window:
 
 
 def crop_frames(
-    frames: Sequence[np.ndarray], crop: Window | None, size: int, flip: bool, out: np.ndarray
+    frames: Sequence[np.ndarray], crop: Window, size: int, flip: bool, out: np.ndarray
 ) -> None:
-    """Crop and resize [T, H, W, 3] into `out` [T, S, S, 3]; mirror it if `flip`.
-
-    Without a `crop`, take the middle as CLIP does.
-    """
+    """Crop and resize [T, H, W, 3] into `out` [T, S, S, 3]; mirror it if `flip`."""
+    left, top, width, height = crop
     for t, frame in enumerate(frames):
-        if crop is None:
-            part = resize.resize_and_crop(frame, size)
-        else:
-            left, top, width, height = crop
-            part = resize.resample(frame[top : top + height, left : left + width], size, size)
+        part = resize.resample(frame[top : top + height, left : left + width], size, size)
         out[t] = part[:, ::-1] if flip else part
+
+
+def copy_frames(frames: Sequence[np.ndarray], flip: bool, out: np.ndarray) -> None:
+    """Copy frames [T, S, S, 3] into `out`; mirror them if `flip`."""
+    if flip:
+        frames = [frame[:, ::-1] for frame in frames]
+    if isinstance(frames, np.ndarray):
+        out[...] = frames
+    else:
+        np.stack(frames, out=out)
 
 
 def crop_boxes(
@@ -55,9 +59,16 @@ def crop_boxes(
     seen = np.clip(moved, 0, 1)
     area = _area(moved)
     kept = (classes >= 0) & (area > 0) & (_area(seen) >= MIN_AREA_LEFT * area)
+    classes = np.where(kept, classes, -1)
     if flip:
-        seen = np.stack([1 - seen[..., 2], seen[..., 1], 1 - seen[..., 0], seen[..., 3]], -1)
-    return np.where(kept[..., None], seen, np.float32(0)), np.where(kept, classes, -1)
+        return mirror_boxes(seen, classes), classes
+    return np.where(kept[..., None], seen, np.float32(0)), classes
+
+
+def mirror_boxes(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Mirror boxes [..., 4] left to right; those of class -1 are 0."""
+    mirrored = np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
+    return np.where((classes >= 0)[..., None], mirrored, np.float32(0))
 
 
 def best_objects(

@@ -1,8 +1,8 @@
-"""From ArrayRecord files to batches: crops and captions are functions of (seed, position).
+"""Batches of a split or a mixture: crops and captions are functions of (seed, position).
 
-`order` says which example stands at a position, here it is read, cropped and put in its row. So
-nothing of a batch depends on the number of hosts, workers and devices, and the step alone is the
-state to resume from.
+`order` says which example stands at a position, `clips` decodes it, and here it is cropped and
+written to its row. No batch depends on the number of hosts, workers and devices, and the step alone
+is the state to resume from.
 
 B clips of the batch, T frames, K objects, L text tokens, S pixels.
 """
@@ -12,51 +12,42 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import flags, logging
 
-from stoa_jax.data import augment, records, resize
+from stoa_jax.data import augment, clips, records
+from stoa_jax.data.clips import BatchSpec
 from stoa_jax.data.order import Examples, Order, Place
-from stoa_jax.data.split import Split, fit_tokens, one_line, open_split
+from stoa_jax.data.split import Split, open_split
 from stoa_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
+    from stoa_jax.data.device_frames import DeviceFrames
 
 __all__ = ["Batch", "BatchSpec", "Loader", "Split", "open_split"]
 
 Batch = dict[str, np.ndarray]
 
-CACHE_BYTES = 512 * 2**20  # decoded frames up to this are kept in memory by default
 ENDLESS = 2**40  # training steps
-_LEFT_OR_RIGHT = re.compile(rb"\b(left|right)", re.IGNORECASE)
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchSpec:
-    """What a task wants of its batches."""
-
-    kind: records.Kind = "caption"
-    frames: int = 12  # T
-    image_size: int = 224  # S
-    objects: int = 10  # K
-    text_length: int = 32  # L
-    vocab_size: int = 49408
-    crop: str = "center"  # random, center
-    flip: bool = False
-    answers: tuple[str, ...] = ()  # QA: the classes, in order
-    pixels: bool = True  # without, batches have none: what a frozen tower said of them is kept
-    all_texts: bool = False  # every text of a clip is an example, not one of them
 
 
 class Loader:
-    """Iterates the host-local batches of one split, or of a weighted mixture.
+    """The host-local batches of one split, or of a weighted mixture.
 
     Training never ends and starts at `start_step`. Evaluation is one pass in order; the rows that
-    fill its last batch have `valid` False and `index` -1. Host p of P gets rows
-    [p*B/P, (p+1)*B/P) of each global batch. With `workers` the reading is done by that many
-    processes, without by `threads` threads of this one.
+    fill up its last batch have `valid` False and `index` -1. Host p of P gets rows
+    [p*B/P, (p+1)*B/P) of each global batch. Clips are read by `workers` processes, or by `threads`
+    threads of this one if that is 0.
+
+    `cache` decides whether decoded clips are kept: "auto" (in memory, if all of them take less than
+    512 MB and there are no workers), "off", "memory", or "device": cropped frames are kept on the
+    accelerators, and `to_devices` adds them to the batch there. The batches are the same.
     """
 
     def __init__(
@@ -73,7 +64,7 @@ class Loader:
         *,
         prefetch: int = 2,
         threads: int | None = None,
-        cache: bool | None = None,
+        cache: clips.Cache = "auto",
         max_examples: int = 0,
     ):
         pairs = [(source, 1.0)] if isinstance(source, Split) else list(source)
@@ -88,9 +79,17 @@ class Loader:
             if weight <= 0:
                 raise UserError(f"data.sets: the weight of {split.dataset} is {weight}, not > 0")
         self.workers, self.prefetch, self.start_step = workers, prefetch, start_step
-        if cache is None:
-            cache = workers == 0 and sum(_decoded_bytes(s, spec) for s, _ in pairs) <= CACHE_BYTES
+        splits = [split for split, _ in pairs]
+        middle = not (train and spec.crop == "random")
+        on_device = cache == "device" and spec.pixels
+        if on_device and not middle:
+            raise UserError("data.cache=device keeps cropped frames; set data.crop=center")
+        keep = clips.keep_in_memory(cache, splits, spec, middle, workers)
+        self._on_device = (splits, spec) if on_device else None
+        self._device_frames: DeviceFrames | None = None
+        self.batch_size = batch_size
         threads = threads or (1 if workers else min(16, os.cpu_count() or 1))
+        self._threads = threads
         by_item = spec.kind != "caption" or spec.all_texts
         order = Order(
             sets=[Examples(split, by_item) for split, _ in pairs],
@@ -108,7 +107,9 @@ class Loader:
                 (process_index + 1) * batch_size // process_count,
             ),
             threads=threads,
-            cache=cache,
+            keep=keep,
+            middle=middle,
+            on_device=on_device,
         )
         self.num_examples = order.length
         self.steps_per_epoch = -(-self.num_examples // batch_size)
@@ -145,8 +146,25 @@ class Loader:
                 yield ahead.popleft().result()
 
     def batch(self, step: int) -> Batch:
-        """The host-local batch of a step, made here and now."""
+        """Return the host-local batch of a step, made now."""
         return self._batches(step)
+
+    def to_devices(self, batch: Mapping[str, np.ndarray], mesh: "Mesh") -> dict[str, "jax.Array"]:
+        """Assemble the global batch on a mesh, with its frames if those are kept there."""
+        from stoa_jax import sharding
+
+        placed = sharding.to_devices(batch, mesh, self.batch_size)
+        if self._on_device is None:
+            return placed
+        from stoa_jax.data.device_frames import DeviceFrames
+
+        if self._device_frames is None or self._device_frames.mesh != mesh:
+            self._device_frames = DeviceFrames(*self._on_device, mesh, self._threads)
+        return self._device_frames.gather(placed)
+
+    def close(self) -> None:
+        """Let go of frames on the devices."""
+        self._device_frames = None
 
 
 def _check_fits(split: Split, spec: BatchSpec) -> None:
@@ -180,27 +198,28 @@ def _check_fits(split: Split, spec: BatchSpec) -> None:
         )
 
 
-def _decoded_bytes(split: Split, spec: BatchSpec) -> int:
-    height, width = split.stored_size
-    return len(split) * spec.frames * height * width * 3
-
-
 @dataclasses.dataclass
 class _Batches:
-    """step -> the host-local batch. A pure function, which Grain maps over the steps."""
+    """The function from a step to its host-local batch; Grain maps it over the steps."""
 
     order: Order
     spec: BatchSpec
     batch_size: int
     rows: range
     threads: int
-    cache: bool
+    keep: bool  # decoded clips, in memory
+    middle: bool  # every crop is the middle one
+    on_device: bool  # the frames are: batches name them by `frame_row`
 
     def __post_init__(self) -> None:
         self._splits = [e.split for e in self.order.sets]
-        self._kept = [augment.frame_indices(s.frames, self.spec.frames) for s in self._splits]
         self._answers = {answer: i for i, answer in enumerate(self.spec.answers)}
-        self._clips: dict[tuple[int, int], dict[str, Any]] = {}
+        self._decoded = self.spec  # the spec of the clips that are decoded here
+        if self.on_device:
+            self._decoded = dataclasses.replace(self.spec, pixels=False)
+        self._kept: list[clips.Kept] = []
+        if self.keep:
+            self._kept = [clips.kept_clips(s, self._decoded, self.middle) for s in self._splits]
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -225,8 +244,12 @@ class _Batches:
             "valid": np.empty(count, bool),
             "index": np.empty(count, np.int32),
         }
-        if spec.pixels:
+        if self._decoded.pixels:
             batch["pixels"] = np.empty((count, t, s, s, 3), np.uint8)
+        if self.on_device:
+            batch["frame_row"] = np.empty(count, np.int32)
+            if spec.flip:
+                batch["mirrored"] = np.empty(count, bool)
         if spec.kind != "caption":
             batch["answer"] = np.empty(count, np.int32)
         if spec.all_texts:
@@ -237,89 +260,70 @@ class _Batches:
             place = self.order.place(row, step * self.batch_size + global_row)
             places.setdefault((place.which, place.clip), []).append(place)
         fill = functools.partial(self._fill, batch)
-        for _ in (map if self.threads == 1 else self._pool.map)(fill, places.values()):
+        # Kept clips that need no cropping are only copied, which threads would not speed up.
+        alone = self.threads == 1 or (self.middle and self._all_kept(places))
+        for _ in (map if alone else self._pool.map)(fill, places.values()):
             pass
         return batch
 
+    def _all_kept(self, places: Iterable[tuple[int, int]]) -> bool:
+        return self.keep and all(self._kept[which].has(clip) for which, clip in places)
+
     def _fill(self, batch: Batch, places: list[Place]) -> None:
-        """Writes all examples of one clip into their rows of the batch."""
-        clip = self._clip(places[0].which, places[0].clip)
+        """Write all examples of one clip into their rows of the batch."""
+        which, index = places[0].which, places[0].clip
+        if self.keep:
+            clip = self._kept[which][index]
+        else:
+            clip = clips.decode(self._splits[which], index, self._decoded, self.middle)
         for place in places:
             self._write(batch, place, clip)
 
-    def _write(self, batch: Batch, place: Place, clip: dict[str, Any]) -> None:
-        spec, row, item = self.spec, place.row, place.item
-        rng = np.random.default_rng((self.order.seed, place.position))
+    def _write(self, batch: Batch, place: Place, clip: clips.Decoded) -> None:
+        spec, row, item, train = self.spec, place.row, place.item, self.order.train
+        window, flip = None, False
         if spec.kind == "multiple_choice":
             texts = slice(item * records.OPTIONS, (item + 1) * records.OPTIONS)
-        elif item >= 0:
-            texts = item
         else:
-            texts = int(rng.integers(len(clip["tokens"]))) if self.order.train else 0
-        batch["tokens"][row] = clip["tokens"][texts]
-        batch["tags"][row] = clip["tags"][texts]
+            texts = max(item, 0)
+        if train and (not self.middle or spec.flip or (item < 0 and len(clip.tokens) > 1)):
+            rng = np.random.default_rng((self.order.seed, place.position))
+            if item < 0:
+                texts = int(rng.integers(len(clip.tokens)))
+            if not self.middle:
+                window = augment.random_crop(rng, *clip.size)
+            flip = spec.flip and rng.random() < 0.5 and not np.any(clip.sided[texts])
+        batch["tokens"][row] = clip.tokens[texts]
+        batch["tags"][row] = clip.tags[texts]
 
-        height, width = clip["size"]
-        random = self.order.train and spec.crop == "random"
-        window = augment.random_crop(rng, height, width) if random else None
-        flip = bool(self.order.train and spec.flip and rng.random() < 0.5)
-        flip = flip and not np.any(clip["sided"][texts])
-        if spec.pixels:
-            out = batch["pixels"][row]
-            augment.crop_frames(clip["frames"], window, spec.image_size, flip, out)
-        crop = window or resize.center_crop(height, width, spec.image_size)
-        boxes, classes = augment.crop_boxes(
-            clip["boxes"], clip["classes"], height, width, crop, flip
-        )
-        best = augment.best_objects(boxes, classes, clip["scores"], spec.objects)
-        batch["boxes"][row], batch["classes"][row], batch["scores"][row] = best
+        if window is not None:
+            pixels = batch.get("pixels")
+            if pixels is not None:
+                augment.crop_frames(clip.frames, window, spec.image_size, flip, pixels[row])
+            boxes, classes = augment.crop_boxes(clip.boxes, clip.classes, *clip.size, window, flip)
+            boxes, classes, scores = augment.best_objects(boxes, classes, clip.scores, spec.objects)
+        else:
+            boxes, classes, scores = clip.boxes, clip.classes, clip.scores
+            if flip:
+                boxes = augment.mirror_boxes(boxes, classes)
+            if "pixels" in batch:
+                augment.copy_frames(clip.frames, flip, batch["pixels"][row])
+        batch["boxes"][row], batch["classes"][row], batch["scores"][row] = boxes, classes, scores
+        if self.on_device:
+            batch["frame_row"][row] = self._first_rows[place.which] + place.clip
+            if spec.flip:
+                batch["mirrored"][row] = flip
 
         batch["valid"][row] = place.valid
         batch["index"][row] = place.example if place.valid else -1
         if spec.all_texts:
             batch["clip"][row] = place.clip if place.valid else -1
         if spec.kind == "qa":
-            batch["answer"][row] = self._answers.get(clip["answers"][item], -1)
+            batch["answer"][row] = self._answers.get(clip.answers[item], -1)
         elif spec.kind == "multiple_choice":
-            batch["answer"][row] = int(clip["answers"][item])
+            batch["answer"][row] = int(clip.answers[item])
 
-    def _clip(self, which: int, index: int) -> dict[str, Any]:
-        """A record cut to the spec and decoded; kept, with the cache on."""
-        if (which, index) in self._clips:
-            return self._clips[which, index]
-        spec, split = self.spec, self._splits[which]
-        try:
-            record = split.read(index)
-            read = self._kept[which] if spec.pixels else []
-            stored = [records.decode_jpeg(record["frames"][t]) for t in read]
-        except Exception as error:
-            raise UserError(
-                f"{split.directory}: clip {index} of {split.split!r} is damaged "
-                f"({one_line(error)}); build again with --overwrite"
-            ) from error
-        kept = self._kept[which]
-        tokens, tags = fit_tokens(
-            record["tokens"], record["tags"], spec.text_length, spec.vocab_size
-        )
-        clip = {
-            "frames": stored,
-            "size": stored[0].shape[:2] if stored else split.stored_size,
-            "boxes": record["boxes"][kept],
-            "classes": record["classes"][kept],
-            "scores": record["scores"][kept],
-            "tokens": tokens,
-            "tags": tags,
-            "sided": _sided(record),
-            "answers": [a.decode() for a in record["answers"]],
-        }
-        if self.cache:
-            self._clips[which, index] = clip
-        return clip
-
-
-def _sided(record: Mapping[str, Any]) -> np.ndarray:
-    """Which texts of a clip speak of left or right, in their answer perhaps; bool [n]."""
-    texts, answers = record["texts"], record["answers"]
-    if len(answers) == len(texts):
-        texts = [b"%b %b" % pair for pair in zip(texts, answers, strict=True)]
-    return np.array([bool(_LEFT_OR_RIGHT.search(text)) for text in texts])
+    @functools.cached_property
+    def _first_rows(self) -> list[int]:
+        """The row of each set's first clip in the frames on the devices."""
+        return [0, *np.cumsum([len(split) for split in self._splits]).tolist()]

@@ -282,6 +282,7 @@ class SplitEvaluator:
             process_count=jax.process_count(),
             workers=c.data.workers,
             prefetch=c.data.prefetch,
+            cache="auto" if c.data.cache == "device" else c.data.cache,
             max_examples=self.limit,
         )
 
