@@ -36,7 +36,7 @@ class KeptVision:
         began = time.monotonic()
         split = task.open_split(task.train_set, c.data.train_split)
         spec = task.batch_spec(train=False)
-        loader = pipeline.Loader(split, spec, batch_size=_CLIPS, train=False, cache=False)
+        loader = pipeline.Loader(split, spec, batch_size=_CLIPS, train=False, cache="off")
         see = jax.jit(lambda pixels: model.encode_frames(pixels))
         rows: dict[str, np.ndarray] = {}
         at = 0
