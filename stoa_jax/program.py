@@ -188,7 +188,7 @@ def update(
     updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
     updated: Any = optax.apply_updates(trainable, updates)
     updated = {**state.params, **updated}
-    if "logit_scale" in updates:  # CLIP's limit; inside the loss it would stop the gradient
+    if "logit_scale" in trainable:  # CLIP's limit; inside the loss it would stop the gradient
         updated["logit_scale"] = jnp.minimum(updated["logit_scale"], jnp.log(100.0))
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),

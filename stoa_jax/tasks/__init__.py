@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from stoa_jax.data.pipeline import BatchSpec
+from stoa_jax.data.pipeline import BatchSpec, Split
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.stoa import Stoa
@@ -35,6 +35,10 @@ class Task(Protocol):
 
     def batch_spec(self, train: bool) -> BatchSpec:
         """Describe the content of a batch."""
+        ...
+
+    def open_split(self, dataset: str, split: str) -> Split:
+        """Open a split of a data set."""
         ...
 
     def loss(
