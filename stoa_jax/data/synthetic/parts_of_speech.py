@@ -11,8 +11,8 @@ import functools
 import re
 
 from stoa_jax.data.synthetic import language, scene
-from stoa_jax.tagger.lemmatize import VerbLemmatizer
 from stoa_jax.text import tagging
+from stoa_jax.text.lemmatize import VerbLemmatizer
 from stoa_jax.text.tokenizer import Tokenizer
 
 _WORD = re.compile(r"[a-z]+")
