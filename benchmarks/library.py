@@ -1,0 +1,37 @@
+"""Videos per second of each call of the library, on video files.
+
+    python benchmarks/library.py MODEL VIDEO... [--copies=8]
+
+Compilation is not counted: each call runs once before it is timed. Decoding is.
+"""
+
+import argparse
+import os
+import time
+import warnings
+
+import stoa_jax
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("model")
+parser.add_argument("videos", nargs="+")
+parser.add_argument("--copies", type=int, default=8, help="times each video is given")
+arguments = parser.parse_args()
+warnings.simplefilter("ignore")
+
+model = stoa_jax.load(arguments.model, truncate=True)
+videos = arguments.videos * arguments.copies
+text = "a red square moves right"
+calls = {
+    "encode_video": lambda: model.encode_video(videos),
+    "match": lambda: model.match(videos, [text], pairs=False),
+    "caption, beam 5": lambda: model.caption(videos),
+    "answer": lambda: model.answer(videos, [text] * len(videos)),
+    "explain": lambda: [model.explain(video, text) for video in videos],
+}
+print(f"{len(videos)} videos, {os.cpu_count()} cores, {model!r}")
+for name, call in calls.items():
+    call()
+    started = time.perf_counter()
+    call()
+    print(f"{name:16} {len(videos) / (time.perf_counter() - started):8.1f} videos/s", flush=True)
