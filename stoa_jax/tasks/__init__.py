@@ -58,11 +58,11 @@ class Task(Protocol):
 
 TASKS = {
     "pretrain": "pretrain:Pretrain",
-    "joint": "joint:Joint",
     "retrieval": "retrieval:Retrieval",
     "captioning": "captioning:Captioning",
     "qa": "qa:QuestionAnswering",
     "multiple_choice": "multiple_choice:MultipleChoice",
+    "joint": "joint:Joint",
 }
 
 
