@@ -126,7 +126,7 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_last_good_one(tmp_path, m
         return save(self, step, *args, **kwargs)
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", fill_up)
-    with pytest.raises(UserError, match=r"checkpoint 10 could not be written.*of step 5; free"):
+    with pytest.raises(UserError, match=r"checkpoint 10 could not be written.*is step 5; free"):
         run(tmp_path, toy_config(train__steps=10))
     monkeypatch.undo()
     assert steps_of(tmp_path) == [5]
@@ -149,7 +149,7 @@ def test_a_full_disk_for_real(tmp_path):
         )
     )
     assert code == 2, printed
-    assert re.search(r"error: checkpoint 10 could not .*, no space left.*of step 5; free", printed)
+    assert re.search(r"error: checkpoint 10 could not .*, no space left.*is step 5; free", printed)
     assert steps_of(tmp_path) == [5] and not (tmp_path / "result.json").exists()
     assert checkpoint.load_params(tmp_path)[2]["step"] == 5
     assert run(tmp_path, toy_config(train__steps=10))["step"] == 10

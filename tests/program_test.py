@@ -17,7 +17,7 @@ class Absent:
             raise ImportError(f"{{name}} is not there")
 
 sys.meta_path.insert(0, Absent())
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/support")
 
 import numpy as np
 import jax
