@@ -101,4 +101,10 @@ def claim_workdir(c: ConfigDict, workdir: Path) -> None:
 def write_config(c: ConfigDict, workdir: Path) -> None:
     """Write config.json, which marks the work directory as belonging to this configuration."""
     if jax.process_index() == 0:
-        files.write_json(workdir / "config.json", config_json(c))
+        try:
+            files.write_json(workdir / "config.json", config_json(c))
+        except OSError as error:
+            raise UserError(
+                f"--workdir: {workdir}/config.json cannot be written ({error.strerror}); free some "
+                "space and run the same command again"
+            ) from error
