@@ -101,8 +101,11 @@ def claim_workdir(c: ConfigDict, workdir: Path) -> None:
 def write_config(c: ConfigDict, workdir: Path) -> None:
     """Write config.json, which marks the work directory as belonging to this configuration."""
     if jax.process_index() == 0:
+        path, content = workdir / "config.json", config_json(c)
         try:
-            files.write_json(workdir / "config.json", config_json(c))
+            if path.exists() and json.loads(path.read_text()) == content:
+                return  # a run that continues needs no space for it
+            files.write_json(path, content)
         except OSError as error:
             raise UserError(
                 f"--workdir: {workdir}/config.json cannot be written ({error.strerror}); free some "

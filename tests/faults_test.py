@@ -137,7 +137,8 @@ def test_a_full_disk_for_real(tmp_path):
     """The operating system itself refuses what TensorStore writes beyond 3000 bytes a file."""
     run(tmp_path, toy_config(train__steps=5))
     c = json.loads((tmp_path / "config.json").read_text())
-    c["train"]["steps"] = 10  # the run goes on
+    c["train"]["steps"] = 10  # the run continues, with config.json as it will be
+    c["log"]["every_steps"] = 1000
     (tmp_path / "config.json").write_text(json.dumps(c))
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "result.json").unlink()
@@ -149,7 +150,7 @@ def test_a_full_disk_for_real(tmp_path):
         )
     )
     assert code == 2, printed
-    assert re.search(r"error: checkpoint 10 could not .*, no space left.*is step 5; free", printed)
+    assert re.search(r"checkpoint 10 could not be written: no space left.*is step 5; free", printed)
     assert steps_of(tmp_path) == [5] and not (tmp_path / "result.json").exists()
     assert checkpoint.load_params(tmp_path)[2]["step"] == 5
     assert run(tmp_path, toy_config(train__steps=10))["step"] == 10
