@@ -169,7 +169,7 @@ def test_a_plan_for_gpus_says_what_is_an_estimate():
     )
     text = plan.describe(found)
     assert "NVIDIA H100" in text and "note: memory is an estimate by the CPU compiler" in text
-    assert "roofline" in text and "clips a second" in text and found.fits
+    assert "roofline" in text and "clips/s" in text and found.fits
 
 
 def test_it_says_whether_it_fits_and_what_would():
