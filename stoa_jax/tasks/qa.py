@@ -139,24 +139,25 @@ class QuestionEvaluator(SplitEvaluator):
         for variant in self.variants:
             name = named(self.prefix, variant)
             probabilities, ids = self.run(best_answers, model, mesh, variant)
-            # With fewer answers than classes, a spare class is a wrong answer.
-            spell = (
-                (lambda i: tokenizer.decode([i]))
-                if by_piece
-                else (lambda i: answers[i] if i < len(answers) else "")
-            )
-            listed = [[spell(i) for i in row] for row in ids]
-            predicted = [row[0] for row in listed]
+            # A head may have more classes than there are answers; those say nothing.
+            spell = (lambda i: tokenizer.decode([i])) if by_piece else answers.__getitem__
+            listed = [
+                [
+                    (spell(i), float(p))
+                    for i, p in zip(row, shares, strict=True)
+                    if by_piece or i < len(answers)
+                ]
+                or [("", 0.0)]
+                for row, shares in zip(ids, probabilities, strict=True)
+            ]
+            predicted = [row[0][0] for row in listed]
             pieces = list(ids[:, 0]) if by_piece else [first(answer) for answer in predicted]
             self.predictions[name] = {
                 f"{i}: {video}: {question}": {
-                    "answer": listed[i][0],
+                    "answer": listed[i][0][0],
                     "right": right,
-                    "probability": float(probabilities[i, 0]),
-                    "top": [
-                        [answer, float(p)]
-                        for answer, p in zip(listed[i], probabilities[i], strict=True)
-                    ],
+                    "probability": listed[i][0][1],
+                    "top": [list(pair) for pair in listed[i]],
                 }
                 for i, (video, question, right) in enumerate(questions)
             }
