@@ -8,10 +8,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 # Old dotted key → new dotted key; None: the key was removed and its value no longer matters.
 CONFIG_KEYS: dict[str, str | None] = {
     "init.anew": "init.reinit",
 }
+
+# Parameters that models no longer have; what an older version saved under these names is left out.
+REMOVED_PARAMETERS = ("fusion/mask_input",)
 
 # Regex over the whole old parameter name → replacement, as in `re.sub`; the first match applies.
 PARAMETERS: dict[str, str] = {}
@@ -45,3 +50,19 @@ def migrate_parameter_name(name: str) -> str:
 def parameter_renames(names: Iterable[str]) -> dict[str, str]:
     """Return `{old: new}` for those of `names` that have a new name today."""
     return {name: new for name in names if (new := migrate_parameter_name(name)) != name}
+
+
+def migrate_parameters(
+    params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Return an older version's parameters in today's layout, for a model of these shapes.
+
+    The fusion encoder's table of positions is two parameters today: the rows that CLIP brings, and
+    those beyond.
+    """
+    found = {name: x for name, x in params.items() if name not in REMOVED_PARAMETERS}
+    table, more = "fusion/positions", "fusion/more_positions"
+    if table in found and more in shapes and more not in found:
+        rows = shapes[table][0]
+        found[table], found[more] = found[table][:rows], found[table][rows:]
+    return found

@@ -13,6 +13,8 @@ from toy_run import ToyLoader, ToyTask, build_model, run, toy_config
 from stoa_jax import checkpoint, config, config_flags, migrations, monitor, train, weights, workdir
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.parameters import named_parameters
+from stoa_jax.models.stoa import Stoa
 from stoa_jax.weights import files as weights_files
 
 
@@ -147,3 +149,19 @@ def test_safetensors_of_an_older_version_load(tmp_path, monkeypatch):
     assert loaded.keys() == params.keys()
     for name, x in params.items():
         np.testing.assert_array_equal(loaded[name], x)
+
+
+def test_safetensors_with_one_table_of_positions_load(tmp_path):
+    c = ModelConfig.tiny()
+    params = {n: np.asarray(x) for n, x in named_parameters(Stoa(c, rngs=nnx.Rngs(0))).items()}
+    old = dict(params)
+    old["fusion/positions"] = np.concatenate(
+        [old["fusion/positions"], old.pop("fusion/more_positions")]
+    )
+    old["fusion/mask_input"] = np.ones(c.text_width, np.float32)
+    path = tmp_path / "old.safetensors"
+    weights_files.save_safetensors(path, old, {weights.METADATA: json.dumps(dataclasses.asdict(c))})
+    found, report = weights.initial_parameters(path, weights.config_of(path)[0])
+    assert not report.new and set(found) == set(params)
+    for name, x in params.items():
+        np.testing.assert_array_equal(found[name], x, err_msg=name)

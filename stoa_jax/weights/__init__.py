@@ -141,6 +141,7 @@ def _from_workdir(path: str | Path, shapes: dict[str, Shape]) -> tuple[dict, Rep
     from stoa_jax.checkpoint import load_params
 
     params, _, meta = load_params(path)
+    params = migrations.migrate_parameters(params, shapes)
     report = Report(str(path), f"{KINDS['workdir']}, step {meta.get('step')}")
     names = _matching_names(str(path), {n: x.shape for n, x in params.items()}, shapes, report)
     return {name: np.asarray(params[name], np.float32) for name in names}, report
@@ -149,8 +150,10 @@ def _from_workdir(path: str | Path, shapes: dict[str, Shape]) -> tuple[dict, Rep
 def _from_safetensors(
     tensors: TensorFile, shapes: dict[str, Shape], report: Report
 ) -> dict[str, np.ndarray]:
-    saved = {n: t.shape for n, t in tensors.items()}
-    return {n: tensors.take(n) for n in _matching_names(str(tensors.path), saved, shapes, report)}
+    params = {name: tensors.take(name) for name in tensors}
+    params = migrations.migrate_parameters(params, shapes)
+    saved = {name: x.shape for name, x in params.items()}
+    return {n: params[n] for n in _matching_names(str(tensors.path), saved, shapes, report)}
 
 
 def _matching_names(
