@@ -55,7 +55,7 @@ def test_every_configuration_key_has_a_meaning():
 @pytest.mark.timeout(1800)
 @named
 def test_the_blocks_run(path, tmp_path, monkeypatch):
-    for name in ("configs", "launch"):
+    for name in ("configs", "launch", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", documents.environment()["PATH"])

@@ -2,8 +2,8 @@
 
 A block is preceded by `<!-- needs: WHAT -->` where it needs an accelerator, published data, a
 network or more than two minutes. It is then parsed and not run: flags exist, configurations load.
-Blocks of one document run in order, in one directory that holds the checkout's `configs` and
-`launch` and nothing else; Python blocks share their names.
+Blocks of one document run in order, in one directory that holds the checkout's `configs`, `docs`
+and `launch` and nothing else; Python blocks share their names.
 """
 
 import ast
