@@ -1,4 +1,4 @@
-"""Pure functions of arrays and masks, which jit, vmap and differentiate as they are."""
+"""Pure functions of arrays and masks, for use under jit, vmap and grad."""
 
 from stoa_jax.ops.matching import assign
 from stoa_jax.ops.roi_align import roi_align

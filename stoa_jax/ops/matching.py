@@ -1,8 +1,8 @@
-"""Maximum-weight assignment: each row gets its column, by one of three solvers.
+"""Maximum-weight assignment of rows to columns, by one of three solvers.
 
-`device` and `auction` need no float64: their prices are pairs of float32 (a value and its rounding
-error, about 48 bits), since a softmax puts scores of 1 and of 1e-9 beside each other, and the small
-ones decide once the large ones are taken.
+A softmax puts scores of 1 and of 1e-9 beside each other, and the small ones decide once the large
+ones are taken. `device` and `auction` therefore keep prices as pairs of float32 (a value and its
+rounding error, about 48 bits) and need no float64.
 
 Shapes: n rows, m columns; s = max(n, m) after padding to a square.
 """
@@ -15,6 +15,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.sharding import AxisType, PartitionSpec
 
 SOLVERS = ("device", "scipy", "auction")
@@ -27,18 +28,18 @@ def assign(
     col_mask: Array | None = None,
     solver: str = "device",
 ) -> Array:
-    """Scores [..., n, m] -> for each row its column, or -1: [..., n] int32, of the largest sum.
+    """Return each row's column [..., n] for the largest sum of scores [..., n, m]; -1 for none.
 
     Masks [..., n] and [..., m] say which rows and columns exist; min(existing rows, existing
     columns) pairs are made. A row with a NaN in an existing column counts as missing. An infinity
-    weighs more than all finite scores together. Scores are read as float32; no gradient flows.
+    outweighs all finite scores together. Scores are read as float32; no gradient flows.
 
-    Solvers: `device` (shortest augmenting paths) and `scipy` (on the host) are exact; `auction`
+    Solvers: `device` (shortest augmenting paths) and `scipy` (on the host) are exact. `auction`
     comes within s·2⁻³⁰ of the best sum, times the largest |score| (see `_auction`).
 
-    Inside jit and `jax.set_mesh(mesh)`, the leading dimension of scores [B, ..., n, m] is taken to
-    be sharded over the mesh axes "data" and "fsdp", and each device solves its own part, without a
-    collective, if B divides. Without a mesh in context, or under an outer vmap, XLA may gather.
+    Inside jit and `jax.set_mesh(mesh)`, the leading dimension of scores [B, ..., n, m] counts as
+    sharded over the mesh axes "data" and "fsdp". If B divides, each device solves its own part
+    without a collective. Without a mesh in context, or under an outer vmap, XLA may gather.
     """
     if solver not in SOLVERS:
         raise ValueError(f"assign: solver is {solver!r}; use one of {', '.join(SOLVERS)}")
@@ -47,7 +48,7 @@ def assign(
     *batch, n, m = scores.shape
     if 0 in scores.shape:
         return jnp.full((*batch, n), -1, jnp.int32)
-    # If no column can be missing and there are enough, rows never outnumber columns.
+    # With enough columns and none missing, rows never outnumber columns.
     wide = n <= m and col_mask is None
     args = (
         scores,
@@ -61,7 +62,7 @@ def assign(
 
     if _in_auto_mesh(args):
         axes = _batch_axes(batch)
-        # A call-back that is not under shard_map runs on one device, which jit cannot always take.
+        # A callback outside shard_map runs on one device, which jit does not always accept.
         if axes or solver == "scipy":
             spec = PartitionSpec(axes or None)
             solve = jax.shard_map(solve, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
@@ -70,7 +71,7 @@ def assign(
 
 @partial(jax.jit, static_argnames=("solver", "wide"))
 def _solve(scores: Array, rows: Array, columns: Array, *, solver: str, wide: bool) -> Array:
-    """`assign` on one device. Under a jit of its own, so that a call outside jit compiles once."""
+    """Solve on one device, jitted so that calls outside jit compile once."""
     scores, rows = _sanitise(scores, rows, columns)
     if solver == "scipy":
         return _scipy(scores, rows, columns)
@@ -90,18 +91,18 @@ def _mask(mask: Array | None, shape: tuple[int, ...], name: str) -> Array:
 
 
 def _in_auto_mesh(args: tuple[Array, ...]) -> bool:
-    """Whether this is being traced where XLA, and not the caller, shards over a mesh."""
+    """Return whether XLA, and not the caller, shards what is being traced over a mesh."""
     types = jax.sharding.get_abstract_mesh().axis_types
-    # Outside jit arrays lie where they lie; inside a shard_map the work is local already.
+    # Outside jit, arrays stay where they are. Inside a shard_map, the work is already local.
     return (
         AxisType.Auto in types
         and AxisType.Manual not in types
-        and any(isinstance(x, jax.core.Tracer) for x in args)
+        and any(isinstance(x, Tracer) for x in args)
     )
 
 
 def _batch_axes(batch: list[int]) -> tuple[str, ...]:
-    """The mesh axes over which to run the leading dimension device by device; () for none."""
+    """Return the mesh axes that shard the leading dimension; () for none."""
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     axes = tuple(a for a in _BATCH_AXES if types.get(a) == AxisType.Auto)
@@ -110,7 +111,7 @@ def _batch_axes(batch: list[int]) -> tuple[str, ...]:
 
 
 def _sanitise(scores: Array, rows: Array, columns: Array) -> tuple[Array, Array]:
-    """Finite scores, scaled by a power of two into [-1, 1] but for infinities; rows without NaN."""
+    """Scale scores by a power of two into [-1, 1], replace infinities, and drop rows with NaN."""
     n, m = scores.shape[-2:]
     scores = scores.astype(jnp.float32)
     rows = rows & ~(jnp.isnan(scores) & columns[..., None, :]).any(-1)
@@ -118,11 +119,11 @@ def _sanitise(scores: Array, rows: Array, columns: Array) -> tuple[Array, Array]
     scores = jnp.where(exists, scores, 0)
     finite = jnp.isfinite(scores)
     largest = jnp.where(finite, jnp.abs(scores), 0).max((-2, -1), keepdims=True)
-    # Two halves, since the whole power may be subnormal, and XLA reads subnormals as zero.
+    # In two halves: the whole power may be subnormal, which XLA flushes to zero.
     exponent = jnp.where(largest > 0, jnp.frexp(largest)[1], 0)
     half = exponent // 2
     scaled = scores * _power_of_two(-half) * _power_of_two(half - exponent)
-    # Two assignments of finite scores differ by 2 · min(n, m) at most.
+    # Sums of two assignments of finite scores differ by at most 2 · min(n, m).
     return jnp.where(finite, scaled, jnp.sign(scores) * 4 * min(n, m)), rows
 
 
@@ -131,7 +132,7 @@ def _power_of_two(exponent: Array) -> Array:
 
 
 def _as_wide(solve, scores: Array, rows: Array, columns: Array, *, wide: bool) -> Array:
-    """Runs `solve` on one problem with no more rows than columns, transposed if need be."""
+    """Run `solve` on one problem, transposed if it has more rows than columns."""
     n, m = scores.shape
     if wide:
         return jnp.where(rows, solve(scores, rows, columns), -1)
@@ -144,13 +145,13 @@ def _as_wide(solve, scores: Array, rows: Array, columns: Array, *, wide: bool) -
         jnp.where(flip, columns, rows),
         jnp.where(flip, rows, columns),
     )
-    # Read the other way round, the result says for each column its row.
-    place = jnp.arange(s, dtype=jnp.int32)
-    inverse = jnp.where(column[:, None] == place, place[:, None], -1).max(0)
+    # In the transposed problem the result gives the row of each column: invert it.
+    index = jnp.arange(s, dtype=jnp.int32)
+    inverse = jnp.where(column[:, None] == index, index[:, None], -1).max(0)
     return jnp.where(rows, jnp.where(flip, inverse, column), -1)[:n]
 
 
-# Pairs of float32: (value, rounding error), normalised, so that they compare like words.
+# Pairs of float32 (value, rounding error), normalised, so that they compare lexicographically.
 
 Pair = tuple[Array, Array]
 
@@ -185,22 +186,22 @@ def _at(a: Pair, index: Array) -> Pair:
 
 
 def _minimum(a: Pair, allowed: Array, axis: int) -> tuple[Pair, Array]:
-    """The least allowed pair along an axis and its first place; (inf, inf), 0 if none is."""
+    """Return the least allowed pair along an axis and its first index; (inf, inf), 0 if none is."""
     high = jnp.where(allowed, a[0], jnp.inf).min(axis, keepdims=True)
     low = jnp.where(allowed & (a[0] == high), a[1], jnp.inf)
     lowest = low.min(axis, keepdims=True)
     # Three plain reductions are faster than an argmin, which does not vectorise.
-    place = lax.broadcasted_iota(jnp.int32, low.shape, axis % low.ndim)
-    index = jnp.where(low == lowest, place, low.shape[axis] - 1).min(axis)
+    positions = lax.broadcasted_iota(jnp.int32, low.shape, axis % low.ndim)
+    index = jnp.where(low == lowest, positions, low.shape[axis] - 1).min(axis)
     return (high.squeeze(axis), lowest.squeeze(axis)), index
 
 
 def _augment(scores: Array, rows: Array, columns: Array) -> Array:
-    """Shortest augmenting paths, one existing row after another; at most as many as columns.
+    """Solve by shortest augmenting paths, one existing row after another.
 
-    One flat loop, in which each problem of a batch is at its own row and its own place of the
-    path: under vmap the batch then takes as many steps as its longest problem, and not, for each
-    row anew, as many as the longest path.
+    Rows must not outnumber columns. It is one flat loop, in which each problem of a batch has its
+    own row and its own position in the path. Under vmap a batch therefore takes as many steps as
+    its longest problem, rather than the longest path of every row.
     """
     n, m = scores.shape
     cost = -scores
@@ -208,16 +209,16 @@ def _augment(scores: Array, rows: Array, columns: Array) -> Array:
     far = jnp.full((m,), jnp.inf, jnp.float32)
     zero = jnp.zeros((), jnp.float32)
 
-    # column_of [n], row_of [m]: the pairs so far; `price` [m]. For the row under way, `root`:
-    # `distance` [m] to each column, the row `via` [m] that it is reached from, columns `done` [m];
-    # `row`, from which to look next, and `base`, the distance to that row less what it pays;
-    # `end`, the column from which to walk back, or -1 while looking.
+    # column_of [n], row_of [m]: the pairs so far; `price` [m]. For the current row, `root`:
+    # `distance` [m] to each column, the row `via` [m] it is reached from, and the columns `done`
+    # [m]. `row` is scanned next; `base` is the distance to it minus what it pays. `end` is the
+    # column to walk back from, or -1 while scanning.
     def step(s: dict) -> dict:
         scanning = s["end"] < 0
-        # Look from `row`: relax the distances, take the nearest column that is not done.
+        # Scan `row`: relax the distances and take the nearest column that is not done.
         price, done = s["price"], s["done"]
-        edge = cost[s["row"]], jnp.zeros((m,), jnp.float32)
-        through = _add(_add(edge, _negative(price)), s["base"])
+        weight = cost[s["row"]], jnp.zeros((m,), jnp.float32)
+        through = _add(_add(weight, _negative(price)), s["base"])
         open_ = columns & ~done
         nearer = scanning & open_ & _less(through, s["distance"])
         distance = _where(nearer, through, s["distance"])
@@ -229,11 +230,11 @@ def _augment(scores: Array, rows: Array, columns: Array) -> Array:
         found = scanning & (end >= 0)
         lower = _add(price, _add(distance, _negative(nearest)))
         price = _where(found & done, lower, price)
-        # A pair costs what its row pays, so that the row's price need not be kept.
+        # The cost of a pair is what its row pays, so the row's price need not be stored.
         paid = _add((cost[owner, column], zero), _negative(_at(s["price"], column)))
         base = _where(scanning, _add(nearest, _negative(paid)), s["base"])
         row = jnp.where(scanning, owner, s["row"])
-        # Walk back one pair of the path, in the same step in which its end was found.
+        # Walk back one pair of the path, already in the step that found its end.
         walking = end >= 0
         giver = via[jnp.maximum(end, 0)]
         before = s["column_of"][giver]
@@ -273,40 +274,40 @@ def _augment(scores: Array, rows: Array, columns: Array) -> Array:
         "column_of": jnp.full((n,), -1, jnp.int32),
         "steps": jnp.int32(0),
     }
-    # A path has at most as many places as there are rows, to look from and to walk back.
+    # A path scans and walks back over at most as many pairs as there are rows.
     limit = n * (2 * n + 1)
     state = lax.while_loop(lambda s: s["todo"].any() & (s["steps"] < limit), step, state)
     return state["column_of"]
 
 
-_FINEST = 2.0**-30  # the auction's last step, in units of the largest |score|
-_COARSER = 8.0  # and each step before it, times this
+_FINEST = 2.0**-30  # ε of the auction's last phase, in units of the largest |score|
+_COARSER = 8.0  # ratio of ε between one phase and the next
 
 
 def _auction(scores: Array, rows: Array, columns: Array) -> Array:
-    """Bertsekas's auction with ε-scaling: rows bid for columns, all rows without one at once.
+    """Solve by Bertsekas's auction with ε-scaling: all rows without a column bid at once.
 
-    Filled up to s×s with rows and columns that are worth nothing to anyone, every row ends with a
-    column within ε of its best, so the sum is within s·ε of the largest; the last ε is 2⁻³⁰ (the
-    largest score is 1; prices stay below 4·s, and pairs resolve that to 2⁻⁴⁶·s).
+    The problem is padded to s×s with rows and columns of value zero. Every row ends with a column
+    within ε of its best, so the sum is within s·ε of the largest. The last ε is 2⁻³⁰ (the largest
+    score is 1; prices stay below 4·s, which pairs resolve to 2⁻⁴⁶·s).
     """
     n, m = scores.shape
     s = max(n, m)
     scores = jnp.pad(scores, ((0, s - n), (0, s - m)))
     rows, columns = jnp.pad(rows, (0, s - n)), jnp.pad(columns, (0, s - m))
-    # There are columns enough for the rows that exist; the others take what is left.
+    # There are enough columns for the existing rows; the other rows take the rest.
     allowed = columns | ~rows[:, None]
     worth = scores, jnp.zeros_like(scores)
-    place = jnp.arange(s, dtype=jnp.int32)
+    index = jnp.arange(s, dtype=jnp.int32)
     largest = jnp.abs(scores).max()
-    # What a row gives for its only column: more than any other could.
+    # What a row pays for its only column: more than any other row could.
     only = (-8.0 * s * jnp.maximum(largest, 1), jnp.float32(0))
 
     def step(state: dict) -> dict:
         bidding = state["column_of"] < 0
         cost = _add(state["price"], _negative(worth))  # [row, column]
         best, choice = _minimum(cost, allowed, 1)
-        chosen = choice[:, None] == place
+        chosen = choice[:, None] == index
         second, _ = _minimum(cost, allowed & ~chosen, 1)
         second = _where(allowed.sum(1) > 1, second, _add(best, _negative(only)))
         rise = _add(second, _negative(best))
@@ -316,12 +317,12 @@ def _auction(scores: Array, rows: Array, columns: Array) -> Array:
         top, winner = _minimum(negative, offers, 0)
         sold = offers.any(0)
         price = _where(sold, _negative(top), state["price"])
-        # A column that is sold leaves its row without one, and its new row gives up nothing.
-        won = sold & (winner == place[:, None])  # [row, column]
-        lost = (state["column_of"][:, None] == place) & sold
+        # A sold column leaves its previous row without one; its new row had none.
+        won = sold & (winner == index[:, None])  # [row, column]
+        lost = (state["column_of"][:, None] == index) & sold
         column_of = jnp.where(lost.any(1), -1, state["column_of"])
         column_of = jnp.where(won.any(1), choice, column_of)
-        # All have one: start again from these prices with a finer step, unless it was the finest.
+        # When every row has a column, restart from these prices with a finer ε.
         settled = (column_of >= 0).all()
         finest = state["step"] <= _FINEST
         return {
@@ -342,8 +343,8 @@ def _auction(scores: Array, rows: Array, columns: Array) -> Array:
         "settled": jnp.bool_(False),
         "rounds": jnp.int32(0),
     }
-    # Each round raises a price by ε or more, and from the prices of the step before no price can
-    # rise by more than s·(1 + _COARSER)·ε.
+    # Each round raises a price by at least ε, and within a phase no price rises by more than
+    # s·(1 + _COARSER)·ε.
     phases = 2 + math.ceil(math.log(4 * s / _FINEST, _COARSER))
     limit = phases * s * s * (2 + int(_COARSER))
     state = lax.while_loop(lambda s: ~s["settled"] & (s["rounds"] < limit), step, state)
@@ -351,7 +352,7 @@ def _auction(scores: Array, rows: Array, columns: Array) -> Array:
 
 
 def _scipy(scores: Array, rows: Array, columns: Array) -> Array:
-    """`scipy.optimize.linear_sum_assignment` on the host, one call-back for the whole batch."""
+    """Solve by `scipy.optimize.linear_sum_assignment` on the host, one callback for the batch."""
     out = jax.ShapeDtypeStruct(rows.shape, jnp.int32)
     return jax.pure_callback(_on_host, out, scores, rows, columns, vmap_method="broadcast_all")
 

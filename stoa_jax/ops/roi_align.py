@@ -1,6 +1,6 @@
 """RoIAlign as two interpolation matrices and one einsum.
 
-Shapes: K boxes, H×W features of C channels, oh×ow bins.
+Shapes: K boxes, H×W grid of C channels, oh×ow bins.
 """
 
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ def roi_align(
     sampling_ratio: int = 2,
     spatial_scale: float = 1.0,
 ) -> Array:
-    """Features [H, W, C] averaged in the bins of boxes [K, 4] (xyxy) -> [K, oh, ow, C].
+    """Average features [H, W, C] in the bins of boxes [K, 4] (x1, y1, x2, y2): [K, oh, ow, C].
 
-    Half-pixel aligned; `spatial_scale` takes box coordinates to cells of the grid. A sample more
-    than one cell outside the grid counts as zero, one nearer is moved to the edge, and an inverted
-    box is read mirrored: ONNX Runtime's `RoiAlign` (opset 16, `half_pixel`, `avg`).
+    Half-pixel aligned; `spatial_scale` converts box coordinates to cells of the grid. A sample more
+    than one cell outside the grid counts as zero, a nearer one is clamped to the edge, and an
+    inverted box is read mirrored, as in ONNX Runtime's `RoiAlign` (opset 16, `half_pixel`, `avg`).
 
-    A box with a coordinate that is not finite gives zeros, and takes and sends no gradient.
-    Coordinates are always float32; the products run in the dtype of `features`.
+    A box with a coordinate that is not finite gives zeros and passes no gradient. Coordinates are
+    always float32; the products run in the dtype of `features`.
     """
     if sampling_ratio < 1:
         raise ValueError(
@@ -37,28 +37,29 @@ def roi_align(
         features = jnp.asarray(features, jnp.float32)
     boxes = jnp.asarray(boxes, jnp.float32)
     finite = jnp.isfinite(boxes).all(-1, keepdims=True)
-    # Far outside rather than at zero, so that such a box is like any other that sees nothing.
+    # Far outside the grid, so that such a box is handled like any other that covers nothing.
     boxes = jnp.where(finite, boxes * spatial_scale - 0.5, -2.0)
     height, width, _ = features.shape
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     rows = _interpolation(y1, y2, height, output_size[0], sampling_ratio).astype(features.dtype)
     columns = _interpolation(x1, x2, width, output_size[1], sampling_ratio).astype(features.dtype)
-    # The work is nothing beside a tower's, so float32 stays float32 on accelerators too.
+    # This is little work beside a tower, so float32 stays exact on accelerators too.
     return jnp.einsum("koh,kpw,hwc->kopc", rows, columns, features, precision=lax.Precision.HIGHEST)
 
 
 def _interpolation(start: Array, end: Array, size: int, bins: int, samples: int) -> Array:
-    """How much of each of `size` cells each bin between start and end [K] reads: [K, bins, size].
+    """Return the weight of each of `size` cells in each bin between start and end [K].
 
-    A two-dimensional sample is outside if either coordinate is, so the product of the two axes'
-    weights is exactly the weight of the sample, and the mean over samples separates as well.
+    The result is [K, bins, size]. A two-dimensional sample is outside if either coordinate is, so
+    the product of both axes' weights is the weight of the sample, and the mean over samples also
+    separates.
     """
     bin_size = ((end - start) / bins)[:, None, None]
     bin_index = jnp.arange(bins, dtype=jnp.float32)[:, None]
     sample = jnp.arange(samples, dtype=jnp.float32) + 0.5
     at = start[:, None, None] + bin_index * bin_size + sample * bin_size / samples  # [K, bins, S]
     inside = (at >= -1) & (at <= size)
-    # A huge box overflows to inf or NaN: replace it before the arithmetic, for the gradient's sake.
+    # A huge box overflows to inf or NaN. Replace it before the arithmetic to keep gradients finite.
     at = jnp.clip(jnp.where(inside, at, 0), 0, size - 1)
     distance = jnp.abs(at[..., None] - jnp.arange(size, dtype=jnp.float32))
     weights = jnp.maximum(1 - distance, 0) * inside[..., None]  # [K, bins, S, size]

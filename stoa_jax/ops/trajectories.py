@@ -1,6 +1,6 @@
-"""Which classes are trajectories, and who sees whom when all of them run as one sequence.
+"""Selection of trajectories, and the attention mask of all of them in one packed sequence.
 
-Shapes: T frames, K objects a frame, N trajectories.
+Shapes: T frames, K objects per frame, N trajectories.
 """
 
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from jax import Array, lax
 def select_trajectories(
     classes: Array, scores: Array, num: int, choice: str = "largest"
 ) -> tuple[Array, Array]:
-    """Classes and confidences [T, K] -> the chosen classes [num] and their objects [num, T·K].
+    """Choose `num` classes of one clip: return them [num] and their objects [num, T·K].
 
-    A negative class is padding. `choice="largest"`: the classes of the largest summed confidence,
-    largest first, ties by class id. `choice="first_met"`: in the order in which they appear, frame
-    by frame and slot by slot. Unused trajectories have class -1 and no objects. A confidence that
-    is not finite counts as 0.
+    Takes classes and confidences [T, K]; a negative class is padding. `choice="largest"` takes the
+    classes with the largest summed confidence, largest first, ties by class id.
+    `choice="first_met"` takes them in order of appearance, frame by frame and slot by slot. Unused
+    trajectories have class -1 and no objects. A confidence that is not finite counts as 0.
     """
     if choice not in ("largest", "first_met"):
         raise ValueError(f"select_trajectories: choice is {choice!r}; use 'largest' or 'first_met'")
@@ -29,18 +29,18 @@ def select_trajectories(
     if num < 1 or classes.size == 0:
         return jnp.full((num,), -1, jnp.int32), jnp.zeros((num, classes.size), bool)
     valid = classes >= 0
-    place = jnp.arange(classes.size, dtype=jnp.int32)
+    index = jnp.arange(classes.size, dtype=jnp.int32)
     same = (classes[:, None] == classes) & valid  # [object, object]
-    # Objects stand for their class (there is no vocabulary): the first one met speaks for it.
-    first = valid & ~(same & (place < place[:, None])).any(1)
+    # There is no table of classes: the first object of a class represents it.
+    first = valid & ~(same & (index < index[:, None])).any(1)
     if choice == "first_met":
-        keys = (~first, place)
+        keys = (~first, index)
     else:
         scores = jnp.where(jnp.isfinite(scores), scores, 0)
         total = jnp.where(same, scores, 0).sum(1)
         keys = (~first, -total, classes)
-    # Every object that does not speak sorts behind all that do.
-    *_, order = lax.sort((*keys, place), num_keys=len(keys))
+    # Objects that represent no class sort last.
+    *_, order = lax.sort((*keys, index), num_keys=len(keys))
     order = order[:num]
     order = jnp.pad(order, (0, num - order.size))
     used = jnp.arange(num) < first.sum()
@@ -49,11 +49,11 @@ def select_trajectories(
 
 
 def packed_attention_mask(membership: Array, object_valid: Array) -> Array:
-    """Objects of each trajectory [N, T·K] and which are real [T·K] -> who (row) sees whom (column).
+    """Return the attention mask [N + T·K, N + T·K] of N [CLS] tokens followed by T·K objects.
 
-    The sequence is N [CLS] tokens, then T·K objects; the result [N + T·K, N + T·K] lets each
-    trajectory see itself and no other, so that its numbers are those of a sequence of its own.
-    What belongs to no trajectory sees itself, so that no softmax is empty, and is seen by none.
+    Takes the objects of each trajectory [N, T·K] and which objects are valid [T·K]. Each trajectory
+    attends to itself only, so its outputs are those of a sequence of its own. An object of no
+    trajectory attends only to itself, so that no softmax is empty, and nothing attends to it.
     """
     num = membership.shape[0]
     membership = membership & object_valid
