@@ -19,10 +19,10 @@ from jax import Array
 
 from stoa_jax import objectives
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures, VisionFeatures
+from stoa_jax.models.features import FusionPass, TextFeatures, VideoFeatures, VisionFeatures
 from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 
-Passes = dict[str, tuple[Array, Array]]  # name → sequence [B, S, d] and attention mask [B, S, S]
+Passes = dict[str, FusionPass]
 Result = tuple[Array, dict[str, Array]]  # a loss and its metrics
 
 
@@ -99,7 +99,7 @@ class Loss(NamedTuple):
     """
 
     prepare: Callable[[Inputs], tuple[Passes, Any]]
-    finish: Callable[[Inputs, Mapping[str, Fused], Any], Result]
+    finish: Callable[[Inputs, Mapping[str, Array], Any], Result]
 
 
 def joint_loss(
@@ -278,7 +278,7 @@ def _no_passes(_: Inputs) -> tuple[Passes, None]:
     return {}, None
 
 
-def _finish_vtc(inputs: Inputs, _: Mapping[str, Fused], __: None) -> Result:
+def _finish_vtc(inputs: Inputs, _: Mapping[str, Array], __: None) -> Result:
     return inputs.contrast[0], _retrieval_metrics(inputs)
 
 
@@ -291,7 +291,7 @@ def _retrieval_metrics(inputs: Inputs) -> dict[str, Array]:
 # Video-text matching
 
 
-def _prepare_vtm(inputs: Inputs) -> tuple[Passes, tuple[TextFeatures, Array]]:
+def _prepare_vtm(inputs: Inputs) -> tuple[Passes, Array]:
     model, video, text = inputs.model, inputs.fusion_video, inputs.fusion_text
     negative_video, negative_text, exists = objectives.hard_negatives(
         inputs.keys["vtm"], inputs.contrast[1], inputs.batch["tokens"], inputs.batch["valid"]
@@ -299,22 +299,17 @@ def _prepare_vtm(inputs: Inputs) -> tuple[Passes, tuple[TextFeatures, Array]]:
     wrong_video = jax.tree.map(lambda x: x[negative_video], video)
     wrong_text = jax.tree.map(lambda x: x[negative_text], text)
     passes = {
-        "vtm_pair": model.fusion_input(video, text.tokens, text.mask),
-        "vtm_wrong_video": model.fusion_input(wrong_video, text.tokens, text.mask),
-        "vtm_wrong_text": model.fusion_input(video, wrong_text.tokens, wrong_text.mask),
+        "vtm_pair": model.pair_pass(video, text),
+        "vtm_wrong_video": model.pair_pass(wrong_video, text),
+        "vtm_wrong_text": model.pair_pass(video, wrong_text),
     }
-    return passes, (wrong_text, exists)
+    return passes, exists
 
 
-def _finish_vtm(
-    inputs: Inputs, fused: Mapping[str, Fused], carried: tuple[TextFeatures, Array]
-) -> Result:
-    wrong_text, exists = carried
-    sep_index, valid = inputs.text.sep_index, inputs.batch["valid"]
+def _finish_vtm(inputs: Inputs, fused: Mapping[str, Array], exists: Array) -> Result:
+    valid = inputs.batch["valid"]
     outputs = [fused[f"vtm_{name}"] for name in ("pair", "wrong_video", "wrong_text")]
-    stacked = Fused(*map(jnp.stack, zip(*outputs, strict=True)))
-    ends = jnp.stack([sep_index, sep_index, wrong_text.sep_index])
-    logits = inputs.model.match_logits(stacked, ends, inputs.dropout_keys["vtm"])  # [3, B, 2]
+    logits = inputs.model.match_logits(jnp.stack(outputs), inputs.dropout_keys["vtm"])  # [3, B, 2]
     matches = jnp.array([True, False, False])[:, None] & valid
     counts = jnp.stack([valid, exists, exists])
     accuracy = objectives.mean(logits.argmax(-1) == matches, counts)
@@ -340,19 +335,17 @@ def _prepare_mlm(inputs: Inputs) -> tuple[Passes, objectives.MaskedText]:
     masked_features = model.encode_text(masked.tokens, masked.masked).tokens
     if inputs.config.fusion_stop_gradient:
         masked_features = jax.lax.stop_gradient(masked_features)
-    sequence = model.fusion_input(
+    x, mask = model.fusion_input(
         inputs.fusion_video, masked_features, text.mask, masked=masked.masked
     )
-    return {"mlm": sequence}, masked
+    read = inputs.config.visual_length + masked.positions
+    return {"mlm": FusionPass(x, mask, read)}, masked
 
 
 def _finish_mlm(
-    inputs: Inputs, fused: Mapping[str, Fused], masked: objectives.MaskedText
+    inputs: Inputs, fused: Mapping[str, Array], masked: objectives.MaskedText
 ) -> Result:
-    features = fused["mlm"].text
-    onehot = jax.nn.one_hot(masked.positions, features.shape[1], dtype=features.dtype)
-    features = jnp.einsum("bml,bld->bmd", onehot, features)
-    logits = inputs.word_logits(features, "mlm")
+    logits = inputs.word_logits(fused["mlm"], "mlm")
     valid = masked.valid & inputs.batch["valid"][:, None]
     loss, accuracy = objectives.mlm(logits, inputs.word_labels(masked.labels), valid)
     return loss, {"mlm_accuracy": accuracy}
@@ -366,17 +359,20 @@ def _prepare_plm(inputs: Inputs) -> tuple[Passes, Array]:
     prefix = objectives.sample_prefix(inputs.keys["plm"], text.sep_index + 1)
     if inputs.config.prefix_lm == "position_query":  # a sequence of another shape, run by itself
         return {}, prefix
-    attention = objectives.prefix_attention(prefix, text.tokens.shape[1])
-    sequence = inputs.model.fusion_input(inputs.fusion_video, text.tokens, text.mask, attention)
-    return {"plm": sequence}, prefix
+    b, length, _ = text.tokens.shape
+    attention = objectives.prefix_attention(prefix, length)
+    x, mask = inputs.model.fusion_input(inputs.fusion_video, text.tokens, text.mask, attention)
+    # The last position predicts nothing.
+    read = jnp.broadcast_to(inputs.config.visual_length + jnp.arange(length - 1), (b, length - 1))
+    return {"plm": FusionPass(x, mask, read)}, prefix
 
 
-def _finish_plm(inputs: Inputs, fused: Mapping[str, Fused], prefix: Array) -> Result:
+def _finish_plm(inputs: Inputs, fused: Mapping[str, Array], prefix: Array) -> Result:
     model, text = inputs.model, inputs.fusion_text
     if inputs.config.prefix_lm == "position_query":
-        features = model.next_token_features(inputs.fusion_video, text.tokens)
+        features = model.next_token_features(inputs.fusion_video, text.tokens)[:, :-1]
     else:
-        features = fused["plm"].text
+        features = fused["plm"]
     logits = inputs.word_logits(features, "plm")
     labels = inputs.word_labels(inputs.batch["tokens"])
     loss, accuracy = objectives.plm(logits, labels, text.mask, prefix, inputs.batch["valid"])
@@ -386,7 +382,7 @@ def _finish_plm(inputs: Inputs, fused: Mapping[str, Fused], prefix: Array) -> Re
 # Object-text alignment and action set prediction
 
 
-def _finish_alignment(name: str, inputs: Inputs, _: Mapping[str, Fused], __: None) -> Result:
+def _finish_alignment(name: str, inputs: Inputs, _: Mapping[str, Array], __: None) -> Result:
     found = inputs.alignments[name]
     return found.loss, _alignment_metrics(name, found)
 
@@ -398,7 +394,7 @@ def _alignment_metrics(name: str, found: objectives.Alignment) -> dict[str, Arra
 # What a trajectory does (beyond the paper)
 
 
-def _finish_verb(inputs: Inputs, _: Mapping[str, Fused], __: None) -> Result:
+def _finish_verb(inputs: Inputs, _: Mapping[str, Array], __: None) -> Result:
     """Predict the verb of the noun that OTA matched to a trajectory.
 
     The language model's table is the classifier, so what the projection learns lies where fusion

@@ -5,7 +5,7 @@ devices hold them. Shapes: B clips, L text positions, N trajectories, A actions,
 V vocabulary, M masked positions of a text.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,35 @@ NOUN, PROPER_NOUN, VERB = 1, 2, 3  # values of a batch's `tags`, at the last pie
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Return `-log softmax(logits)[label]` over the last axis."""
-    picked = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return jax.nn.logsumexp(logits, -1) - (jnp.where(picked > 0, logits, 0)).sum(-1)
+    return cross_entropy_and_hits(logits, labels)[0]
+
+
+@jax.custom_vjp
+def cross_entropy_and_hits(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the cross-entropy over the last axis, and whether the label has the largest logit.
+
+    The maximum that the cross-entropy needs anyway replaces an argmax over the vocabulary. The
+    backward pass keeps the logits and one number per row.
+    """
+    return _cross_entropy(logits, labels)[0]
+
+
+def _cross_entropy(logits: Array, labels: Array) -> tuple[tuple[Array, Array], Any]:
+    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
+    picked = jnp.where(is_label, logits, 0).sum(-1)
+    largest = logits.max(-1)
+    normaliser = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
+    return (normaliser - picked, picked >= largest), (logits, labels, normaliser)
+
+
+def _cross_entropy_backward(saved: Any, gradients: tuple[Array, Any]) -> tuple[Array, None]:
+    logits, labels, normaliser = saved
+    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
+    probabilities = jnp.exp(logits - normaliser[..., None])
+    return gradients[0][..., None] * (probabilities - is_label), None
+
+
+cross_entropy_and_hits.defvjp(_cross_entropy, _cross_entropy_backward)
 
 
 # Video-text contrastive
@@ -119,8 +146,8 @@ def mask_text(
 
 def mlm(logits: Array, labels: Array, valid: Array) -> tuple[Array, Array]:
     """Return cross-entropy and accuracy of word logits [B, M, V] where `valid` [B, M] is True."""
-    loss = mean(cross_entropy(logits, labels), valid)
-    return loss, mean(logits.argmax(-1) == labels, valid)
+    loss, right = cross_entropy_and_hits(logits, labels)
+    return mean(loss, valid), mean(right, valid)
 
 
 # Prefix language modelling
@@ -149,13 +176,13 @@ def plm(
 ) -> tuple[Array, Array]:
     """Return next-token cross-entropy and accuracy over the suffix.
 
-    Logits [B, L, V] at each position predict the token at the next one.
+    Logits [B, L - 1, V] at each position but the last predict the token at the next one.
     """
     target = tokens[:, 1:]
     counts = text_mask[:, 1:] & (jnp.arange(1, tokens.shape[1]) >= prefix[:, None])
     counts &= valid[:, None]
-    logits = logits[:, :-1]
-    return mean(cross_entropy(logits, target), counts), mean(logits.argmax(-1) == target, counts)
+    loss, right = cross_entropy_and_hits(logits, target)
+    return mean(loss, counts), mean(right, counts)
 
 
 # Object-text alignment and action set prediction

@@ -176,9 +176,7 @@ def test_a_run_is_calibrated_and_evaluated_at_its_threshold(run, capsys):
     def one(model, video, text):
         clip = retrieval.encode_video(model, {k: v[video][None] for k, v in images.items()})
         encoded = model.encode_text(text[None])
-        logits = model.match_logits(
-            model.fuse(clip, encoded.tokens, encoded.mask), encoded.sep_index
-        )
+        logits = model.match_logits(model.pair(clip, encoded))
         return logits[0, 1] - logits[0, 0]
 
     rows = [batch, *list(evaluator.loader())[1:]]

@@ -297,8 +297,8 @@ def test_full_size_shapes(variant, dtype):
         fused = fuse(m, video, text.tokens, text.mask)
         heads = (
             m.lm_logits(fused.text),
-            m.match_logits(fused, text.sep_index),
-            m.answer_logits(fused, text.sep_index),
+            m.match_logits(m.pair(video, text)),
+            m.answer_logits(m.pair(video, text)),
         )
         return m, video, text, fused, heads
 

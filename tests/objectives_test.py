@@ -178,7 +178,7 @@ def test_plm(seed):
             terms.append(-log_softmax(logits[b, i - 1])[x["tokens"][b, i]])
     text_mask = np.arange(L) < x["length"][:, None]
     loss, _ = objectives.plm(
-        jnp.asarray(logits), jnp.asarray(x["tokens"]), text_mask, prefix, x["valid"]
+        jnp.asarray(logits[:, :-1]), jnp.asarray(x["tokens"]), text_mask, prefix, x["valid"]
     )
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
 

@@ -116,8 +116,7 @@ def test_retrieval_is_what_plain_numpy_finds(ran):
 
         def against(one):  # every text with one clip
             clip = jax.tree.map(lambda x: jnp.repeat(x[one][None], len(tokens), 0), video)
-            fused = model.fuse(clip, text.tokens, text.mask)
-            return jax.nn.softmax(model.match_logits(fused, text.sep_index), -1)[:, 1]
+            return jax.nn.softmax(model.match_logits(model.pair(clip, text)), -1)[:, 1]
 
         match = jax.lax.map(against, jnp.arange(11)).T
         return embed_text(text) @ embed_video(video).T, match
@@ -228,8 +227,7 @@ def test_multiple_choice_takes_the_best_match(ran):
     @jax.jit
     def one_option(model, batch, tokens):
         text = model.encode_text(tokens)
-        fused = model.fuse(base.encode_video(model, batch), text.tokens, text.mask)
-        logits = model.match_logits(fused, text.sep_index)
+        logits = model.match_logits(model.pair(base.encode_video(model, batch), text))
         return logits[:, 1] - logits[:, 0]
 
     scores = np.stack([one_option(model, batch, batch["tokens"][:, i]) for i in range(5)], 1)

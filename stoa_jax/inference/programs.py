@@ -17,7 +17,7 @@ from stoa_jax import decode, objectives
 from stoa_jax.models import decoding
 from stoa_jax.models.clip import TextTower, VisionTower, text_ends
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures
+from stoa_jax.models.features import TextFeatures, VideoFeatures
 from stoa_jax.models.layers import unit
 from stoa_jax.models.stoa import Stoa, at_position
 
@@ -70,14 +70,14 @@ def text_features(model: Stoa, tokens: Array) -> TextFeatures:
 @jax.jit
 def fuse_pairs(model: Stoa, video: VideoFeatures, text: TextFeatures) -> tuple[Array, Array]:
     """Return the fused outputs [R, d] of R pairs at the clip's position and at [SEP]."""
-    fused = model.fuse(video, text.tokens, text.mask)
-    return fused.cls, at_position(fused.text, text.sep_index)
+    pair = model.pair(video, text)
+    return pair[:, 0], pair[:, 1]
 
 
 @jax.jit
 def match_logits(model: Stoa, cls: Array, sep: Array) -> Array:
     """Return match logits [R, 2] of `fuse_pairs`; in the preset `released` rows are not apart."""
-    return model.match_logits(Fused(cls, sep[:, None]), jnp.zeros(len(sep), jnp.int32))
+    return model.match_logits(jnp.stack([cls, sep], 1))
 
 
 @jax.jit
@@ -85,8 +85,7 @@ def answer_logits(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Arra
     """Return logits [R, C] over the answers, or [R, V] over first pieces in `released`."""
     if model.config.answer_head == "first_piece":
         return model.first_piece_logits(video, text)
-    fused = model.fuse(video, text.tokens, text.mask)
-    return model.answer_logits(fused, text.sep_index)
+    return model.answer_logits(model.pair(video, text))
 
 
 class Alignments(NamedTuple):

@@ -72,6 +72,6 @@ class ActionEncoder(nnx.Module):
             cls = frame_cls.mean(1)[:, None, None]
         cls = jnp.broadcast_to(cls, (b, a, 1, h))
         x = jnp.concatenate([cls, x], 2).reshape(b * a, t + 1, h)
-        x = run_blocks(self.blocks, x, scan=c.scan_layers, remat=c.remat)
+        x = run_blocks(self.blocks, x, keep=slice(0, 1), scan=c.scan_layers, remat=c.remat)
         x = self.ln_post(x[:, 0]) @ self.proj[...].astype(x.dtype)
         return x.reshape(b, a, -1)

@@ -5,7 +5,6 @@ L text positions, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,18 +63,36 @@ class VisionTower(nnx.Module):
 
         Takes uint8 pixels [N, S, S, 3]. The second result is `{block: [N, 1 + P, h]}`, blocks
         counted from 1, before `ln_post`, [CLS] first. Every `frames` consecutive rows are one
-        clip, which matters only to the last `joint_blocks`.
+        clip, which matters only to the last `joint_blocks`. Unless it is tapped, the last block
+        computes [CLS] alone, the only output that is read.
         """
         c = self.config
         x = self.embed(pixels)
         out = {}
         start, joint = 0, c.vision_depth - c.joint_blocks
         for stop in sorted({*taps, joint, c.vision_depth} - {0}):
-            run: dict[str, Any] = dict(start=start, stop=stop, scan=c.scan_layers, remat=c.remat)
+            cls_only = stop == c.vision_depth and stop not in taps
             if start < joint:
-                x = run_blocks(self.blocks, x, **run)
+                x = run_blocks(
+                    self.blocks,
+                    x,
+                    start=start,
+                    stop=stop,
+                    keep=slice(0, 1) if cls_only else None,
+                    scan=c.scan_layers,
+                    remat=c.remat,
+                )
             else:
-                x = joint_frames(self.blocks, x, frames, **run)
+                x = joint_frames(
+                    self.blocks,
+                    x,
+                    frames,
+                    start=start,
+                    stop=stop,
+                    cls_only=cls_only,
+                    scan=c.scan_layers,
+                    remat=c.remat,
+                )
             out[stop] = x
             start = stop
         tokens = self.ln_post(x[:, 0]) @ self.proj[...].astype(x.dtype)

@@ -47,9 +47,10 @@ class ModelConfig:
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
     # How it runs: parameters and results do not depend on these
-    scan_layers: bool = True
-    # what the backward pass computes again: nothing, all but products, all
-    remat: Literal["none", "dots", "full"] = "none"
+    scan_layers: bool | None = None  # a loop over layers; None: a loop, but unrolled on a GPU
+    # what the backward pass computes again: nothing, all but products (with or without the
+    # products of attention), all
+    remat: Literal["none", "dots", "products", "full"] = "none"
     attention: Literal["xla", "cudnn"] = "xla"  # implementation in the video encoder
 
     # Differences between the presets. The defaults are `paper`; `released()` is the authors' code.

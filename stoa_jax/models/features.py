@@ -1,6 +1,7 @@
 """The features that the towers and the fusion encoder return.
 
-Shapes: B clips, T frames, N trajectories, A actions, L text positions, d shared width.
+Shapes: B clips, T frames, N trajectories, A actions, L text positions,
+S fusion positions, Q of them that are read, d shared width.
 """
 
 from typing import NamedTuple
@@ -36,8 +37,16 @@ class TextFeatures(NamedTuple):
     sep_index: Array  # [B]
 
 
+class FusionPass(NamedTuple):
+    """One sequence of the fusion encoder, S positions long."""
+
+    x: Array  # [B, S, d]
+    mask: Array  # [B, S, S], True where a position may attend
+    read: Array  # [B, Q], positions whose outputs are needed
+
+
 class Fused(NamedTuple):
-    """Outputs of the fusion encoder."""
+    """Outputs of the fusion encoder for a whole text."""
 
     cls: Array  # [B, d], at the position of the clip token
     text: Array  # [B, L, d]

@@ -1,15 +1,29 @@
 """The modality-agnostic encoder and the heads on top of it.
 
 The fusion sequence is T frames, the clip token, N trajectories, A actions, L text positions.
-Shapes: B clips, S fusion positions, L text positions, d width, V vocabulary.
+Shapes: B clips, S fusion positions, Q of them that are read, L text positions, d width,
+V vocabulary.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from stoa_jax import ops
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.layers import Block, Linear, dropout, normal, run_blocks, stack
+from stoa_jax.models.layers import (
+    Block,
+    Linear,
+    depth_of,
+    dropout,
+    normal,
+    run_blocks,
+    stack,
+)
 from stoa_jax.models.released import BilinearMatch
 
 
@@ -36,12 +50,24 @@ class FusionEncoder(nnx.Module):
         )
         self.answer = Linear(2 * d, c.num_answers, std=0.02, rngs=rngs) if c.num_answers else None
 
-    def __call__(self, x: Array, mask: Array) -> Array:
-        """Encode `x` [B, S, d], attending where `mask` [B, S, S] is True."""
+    def __call__(self, x: Array, mask: Array, reads: Sequence[Array]) -> list[Array]:
+        """Encode several sequences and return the outputs that are read of each, [B, Q, d].
+
+        `x` is [passes, B, S, d] and `mask` [passes, B, S, S], True where a position may attend.
+        `reads` holds the positions [B, Q] of each pass whose outputs are needed. The last layer
+        computes no others.
+        """
         c = self.config
         if c.fusion_positions == "all":  # otherwise `x` already contains them
-            x = x + self.position_table()[: x.shape[1]].astype(x.dtype)
-        return run_blocks(self.blocks, x, mask, scan=c.scan_layers, remat=c.remat)
+            x = x + self.position_table()[: x.shape[2]].astype(x.dtype)
+        depth = depth_of(self.blocks)
+        run = partial(run_blocks, self.blocks, scan=c.scan_layers, remat=c.remat)
+        # vmap, not a reshape: merging a sharded axis with another would gather it.
+        x = jax.vmap(partial(run, stop=depth - 1))(x, mask)
+        return [
+            run(one, one_mask, start=depth - 1, keep=read)
+            for one, one_mask, read in zip(x, mask, reads, strict=True)
+        ]
 
     def position_table(self) -> Array:
         """Return all positions [rows, d]: CLIP's, then the new ones."""
@@ -65,10 +91,9 @@ class FusionEncoder(nnx.Module):
             token_embedding, bias = token_embedding[words], bias[words]
         x = dropout(x, self.config.head_dropout, key)
         x = x @ self.lm_proj[...].astype(x.dtype)
-        logits = jnp.einsum(
-            "...d,vd->...v", x, token_embedding.astype(x.dtype), preferred_element_type=jnp.float32
-        )
-        return logits + bias
+        rows = x.reshape(-1, x.shape[-1])
+        logits = ops.einsum_float32("nd,vd->nv", rows, token_embedding.astype(x.dtype))
+        return logits.reshape(*x.shape[:-1], -1) + bias
 
 
 def tie_keys_to_queries(blocks: Block) -> Block:

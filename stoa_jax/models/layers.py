@@ -1,19 +1,30 @@
 """Transformer layers as plain pytrees: parameters in float32, computation in the input's dtype.
 
-Shapes: N rows, S positions, h width, H heads, D head width.
+Shapes: N rows, S positions, Q positions that are kept, h width, H heads, D head width.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from stoa_jax import ops
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": ops.quick_gelu,
+    "gelu": ops.gelu,
 }
+# What `remat="products"` keeps of a block: results of products, from which the rest is elementwise
+# (and the attention weights one product).
+PRODUCTS = ("queries", "keys", "values", "attended", "residual", "expanded")
+
+GPUS = ("gpu", "cuda", "rocm")
+
+Keep = slice | Array  # positions: a slice of them, or indices [N, Q]
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
@@ -43,10 +54,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Normalise `x`; the result has the dtype of the input."""
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return ops.layer_norm(x, self.scale[...], self.bias[...])
 
 
 class Mlp(nnx.Module):
@@ -69,7 +77,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map [..., d_in] to [..., d_out]."""
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        expanded = checkpoint_name(self.up(x), "expanded")
+        return self.down(ACTIVATIONS[self.activation](expanded))
 
 
 class Heads(nnx.Module):
@@ -98,29 +107,32 @@ class Attention(nnx.Module):
         self.out = Merge(width, heads, std=out_std, rngs=rngs)
         self.implementation = implementation
 
-    def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """Return queries, keys and values, each [N, S, H, D]."""
-        qkv = jnp.einsum("nsh,hcad->cnsad", x, self.qkv.kernel[...].astype(x.dtype))
-        q, k, v = qkv + self.qkv.bias[...].astype(x.dtype)[:, None, None]
-        return q, k, v
+    def project(self, x: Array, keep: Keep | None = None) -> tuple[Array, Array, Array]:
+        """Return queries, keys and values, each [N, S, H, D]; queries only of positions `keep`."""
+        kernel = self.qkv.kernel[...].astype(x.dtype)
+        bias = self.qkv.bias[...].astype(x.dtype)
+        if keep is None:
+            q, k, v = jnp.einsum("nsh,hcad->cnsad", x, kernel) + bias[:, None, None]
+        else:
+            q = jnp.einsum("nsh,had->nsad", take_positions(x, keep), kernel[:, 0]) + bias[0]
+            k, v = jnp.einsum("nsh,hcad->cnsad", x, kernel[:, 1:]) + bias[1:, None, None]
+        return (
+            checkpoint_name(q, "queries"),
+            checkpoint_name(k, "keys"),
+            checkpoint_name(v, "values"),
+        )
 
     def attend(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         """Attend from queries to keys and values where `mask` [N or 1, S, S'] is True."""
         # cuDNN turns a boolean mask into a bias of full size, which is slower than XLA.
-        fused = self.implementation == "cudnn" and mask is None and q.dtype != jnp.float32
-        x = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            mask=None if mask is None else mask[:, None],
-            implementation="cudnn" if fused else "xla",
-        )
+        whole = mask is None and q.shape[1] == k.shape[1]
+        if self.implementation == "cudnn" and whole:
+            x = ops.cudnn_attention(q, k, v)
+        else:
+            x = ops.attention(q, k, v, mask)
+        x = checkpoint_name(x, "attended")
         y = jnp.einsum("nsad,adh->nsh", x, self.out.kernel[...].astype(x.dtype))
         return y + self.out.bias[...].astype(x.dtype)
-
-    def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        """Attend within `x` [N, S, h] where `mask` [N or 1, S, S] is True."""
-        return self.attend(*self.project(x), mask)
 
 
 class Block(nnx.Module):
@@ -152,10 +164,38 @@ class Block(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        """Apply the block to `x` [N, S, h], attending where `mask` [N or 1, S, S] is True."""
-        x = x + self.attention(self.ln_1(x), mask)
+    def __call__(self, x: Array, mask: Array | None = None, keep: Keep | None = None) -> Array:
+        """Apply the block to `x` [N, S, h], attending where `mask` [N or 1, S, S] is True.
+
+        With `keep`, only the outputs at these positions are computed, [N, Q, h]; every position
+        still serves as key and value.
+        """
+        projected = self.attention.project(self.ln_1(x), keep)
+        if keep is not None:
+            x = take_positions(x, keep)
+            mask = None if mask is None else take_rows(mask, keep)
+        x = checkpoint_name(x + self.attention.attend(*projected, mask), "residual")
         return x + self.mlp(self.ln_2(x))
+
+
+def take_positions(x: Array, keep: Keep) -> Array:
+    """Return the positions `keep` of `x` [N, S, ...]: [N, Q, ...].
+
+    Indices select by a product with a one-hot matrix, because a gather does not shard over rows.
+    """
+    if isinstance(keep, slice):
+        return x[:, keep]
+    onehot = jax.nn.one_hot(keep, x.shape[1], dtype=x.dtype)
+    # Default precision would round float32 values on a GPU or TPU.
+    return jnp.einsum("nqs,ns...->nq...", onehot, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def take_rows(mask: Array, keep: Keep) -> Array:
+    """Return the rows `keep` of an attention mask [N or 1, S, S']: [N or 1, Q, S']."""
+    if isinstance(keep, slice):
+        return mask[:, keep]
+    mask = jnp.broadcast_to(mask, (keep.shape[0], *mask.shape[1:]))
+    return take_positions(mask.astype(jnp.float32), keep) > 0
 
 
 def stack(depth: int, width: int, heads: int, *, rngs: nnx.Rngs, **kwargs) -> Block:
@@ -185,42 +225,77 @@ def run_blocks(
     *,
     start: int = 0,
     stop: int | None = None,
-    scan: bool = True,
+    keep: Keep | None = None,
+    scan: bool | None = None,
     remat: str = "none",
 ) -> Array:
     """Apply blocks `start` to `stop` of a stack to `x` [N, S, h].
 
-    `scan` (loop or unrolled) and `remat` (recomputation in the backward pass) change compile time,
-    speed and memory, not the result.
+    With `keep`, the last of these blocks computes only the outputs at these positions, [N, Q, h].
+    `scan` (a loop, or unrolled; None: by platform) and `remat` (recomputation in the backward pass)
+    change compile time, speed and memory, not the result.
     """
     stop = depth_of(blocks) if stop is None else stop
+    if keep is not None and stop == start:
+        return take_positions(x, keep)
+    last = stop if keep is None else stop - 1
 
-    def step(x: Array, block: Block) -> Array:
-        return block(x, mask)
+    def step(x: Array, block: Block, keep: Keep | None = None) -> Array:
+        return block(x, mask, keep)
 
-    if remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        step = jax.checkpoint(step, policy=policy if remat == "dots" else None)
-    if scan and stop - start > 1:
-        chosen = block_slice(blocks, slice(start, stop))
-        return jax.lax.scan(lambda x, block: (step(x, block), None), x, chosen)[0]
-    for i in range(start, stop):
-        x = step(x, block_slice(blocks, i))
-    return x
+    run = rematerialised(step, remat)
+    if (loop_over_layers() if scan is None else scan) and last - start > 1:
+        chosen = block_slice(blocks, slice(start, last))
+        x = jax.lax.scan(lambda x, block: (run(x, block), None), x, chosen)[0]
+    else:
+        for i in range(start, last):
+            x = run(x, block_slice(blocks, i))
+    if keep is None:
+        return x
+    final = rematerialised(partial(step, keep=keep), remat)
+    return final(x, block_slice(blocks, last))
+
+
+def rematerialised(step: Callable[..., Array], remat: str) -> Callable[..., Array]:
+    """Return `step` with the recomputation that `config.remat` names."""
+    policies = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "products": jax.checkpoint_policies.save_only_these_names(*PRODUCTS),
+        "full": None,
+    }
+    return step if remat == "none" else jax.checkpoint(step, policy=policies[remat])
+
+
+def loop_over_layers(platform: str | None = None) -> bool:
+    """Return whether layers run in a loop by default: everywhere but on a GPU.
+
+    A loop compiles faster; on a GPU unrolled layers run 1.4 times as fast.
+    """
+    return (platform or jax.default_backend()) not in GPUS
 
 
 def joint_frames(
-    blocks: Block, x: Array, frames: int, *, start: int, stop: int, scan: bool, remat: str
+    blocks: Block,
+    x: Array,
+    frames: int,
+    *,
+    start: int,
+    stop: int,
+    cls_only: bool,
+    scan: bool | None,
+    remat: str,
 ) -> Array:
     """Apply blocks in which all positions of a clip attend to each other.
 
     `x` [B·T, 1 + P, h] holds the T = `frames` frames of each clip one after another. These are the
-    last `config.joint_blocks` of the video encoder.
+    last `config.joint_blocks` of the video encoder. With `cls_only`, the last block computes only
+    the first position of every frame: [B·T, 1, h].
     """
     n, positions, h = x.shape
+    keep = slice(None, None, positions) if cls_only else None
     x = x.reshape(-1, frames * positions, h)
-    x = run_blocks(blocks, x, start=start, stop=stop, scan=scan, remat=remat)
-    return x.reshape(n, positions, h)
+    x = run_blocks(blocks, x, start=start, stop=stop, keep=keep, scan=scan, remat=remat)
+    return x.reshape(n, -1, h)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

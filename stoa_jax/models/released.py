@@ -149,8 +149,9 @@ def next_token_features(
     words = jnp.block([[before | itself, nothing], [before, itself]])  # [2 L, 2 L]
     mask = jnp.zeros((b, s + 2 * length, s + 2 * length), bool)
     mask = mask.at[:, :, :s].set(visual_mask[:, None]).at[:, s:, s:].set(words)
-    x = run_blocks(blocks, x, mask, stop=c.fusion_depth, scan=c.scan_layers, remat=c.remat)
-    return jnp.pad(x[:, s + length + 1 :], ((0, 0), (0, 1), (0, 0)))
+    queries_only = slice(s + length + 1, None)
+    x = run_blocks(blocks, x, mask, keep=queries_only, scan=c.scan_layers, remat=c.remat)
+    return jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
 
 
 def answer_features(
@@ -167,4 +168,5 @@ def answer_features(
     x = jnp.concatenate([x, answer], 1)
     valid = jnp.concatenate([mask[:, 0], jnp.ones((b, 1), bool)], 1)
     mask = jnp.broadcast_to(valid[:, None], (b, length + 1, length + 1))
-    return run_blocks(blocks, x, mask, scan=c.scan_layers, remat=c.remat)[:, -1]
+    last = slice(length, None)
+    return run_blocks(blocks, x, mask, keep=last, scan=c.scan_layers, remat=c.remat)[:, 0]

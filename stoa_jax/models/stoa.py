@@ -16,9 +16,15 @@ from stoa_jax.models import released
 from stoa_jax.models.action import ActionEncoder
 from stoa_jax.models.clip import TextTower, VisionTower, text_ends
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.features import Fused, TextFeatures, VideoFeatures, VisionFeatures
+from stoa_jax.models.features import (
+    Fused,
+    FusionPass,
+    TextFeatures,
+    VideoFeatures,
+    VisionFeatures,
+)
 from stoa_jax.models.fusion import FusionEncoder, fusion_mask
-from stoa_jax.models.layers import unit
+from stoa_jax.models.layers import take_positions, unit
 from stoa_jax.models.trajectory import RegionEncoder, TrajectoryEncoder
 
 
@@ -117,17 +123,34 @@ class Stoa(nnx.Module):
         `text_attention` [B, L, L] makes it a language model: text attends to text as it says, and
         nothing visual attends to text. `masked` [B, L] says which words the text tower did not see.
         """
-        inputs = self.fusion_input(video, text, text_mask, text_attention, masked)
-        return self.fuse_passes({"one": inputs})["one"]
+        positions = jnp.arange(text.shape[1]) + self.config.visual_length
+        read = jnp.concatenate([jnp.array([self.config.frames]), positions])
+        read = jnp.broadcast_to(read, (text.shape[0], read.size))
+        x, mask = self.fusion_input(video, text, text_mask, text_attention, masked)
+        (y,) = self.fuse_passes({"one": FusionPass(x, mask, read)}).values()
+        return Fused(y[:, 0], y[:, 1:])
 
-    def fuse_passes(self, passes: Mapping[str, tuple[Array, Array]]) -> dict[str, Fused]:
-        """Run several `fusion_input`s of the same shape through the fusion encoder at once."""
+    def fuse_passes(self, passes: Mapping[str, FusionPass]) -> dict[str, Array]:
+        """Run several sequences of the same shape through the fusion encoder at once.
+
+        Returns the outputs that each pass reads, [B, Q, d].
+        """
         if not passes:
             return {}
-        x, mask = (jnp.stack(parts) for parts in zip(*passes.values(), strict=True))
-        fused = jax.vmap(self.fusion)(x, mask)  # [passes, B, S, d]
-        clip, text = self.config.frames, self.config.visual_length
-        return {name: Fused(y[:, clip], y[:, text:]) for name, y in zip(passes, fused, strict=True)}
+        x, mask = (jnp.stack([getattr(p, part) for p in passes.values()]) for part in ("x", "mask"))
+        outputs = self.fusion(x, mask, [one.read for one in passes.values()])
+        return dict(zip(passes, outputs, strict=True))
+
+    def pair_pass(self, video: VideoFeatures, text: TextFeatures) -> FusionPass:
+        """Return the pass of a video and a text that is read at the clip token and at [SEP]."""
+        clip = jnp.full_like(text.sep_index, self.config.frames)
+        read = jnp.stack([clip, self.config.visual_length + text.sep_index], 1)
+        return FusionPass(*self.fusion_input(video, text.tokens, text.mask), read)
+
+    def pair(self, video: VideoFeatures, text: TextFeatures) -> Array:
+        """Return the fused outputs at the clip token and at [SEP], [B, 2, d]."""
+        (y,) = self.fuse_passes({"pair": self.pair_pass(video, text)}).values()
+        return y
 
     def fusion_input(
         self,
@@ -168,18 +191,25 @@ class Stoa(nnx.Module):
         """
         return self.fusion.lm_logits(x, self.text.token_embedding[...], key, words)
 
-    def match_logits(self, fused: Fused, sep_index: Array, key: Array | None = None) -> Array:
-        """Return logits [..., B, 2] of "does the text describe the video"; column 1 means yes."""
-        if isinstance(self.fusion.match, released.BilinearMatch):
-            text = at_position(fused.text, sep_index)
-            return self.fusion.match(fused.cls, text, self.config.head_dropout, key)
-        return self.fusion.match(_clip_and_sep(fused, sep_index)).astype(jnp.float32)
+    def match_logits(self, pair: Array, key: Array | None = None) -> Array:
+        """Return logits [..., 2] of "the text describes the video"; column 1 means yes.
 
-    def answer_logits(self, fused: Fused, sep_index: Array) -> Array:
-        """Return logits [B, num_answers] over the answers of the training set."""
+        `pair` [..., 2, d] are the fused outputs at the clip token and at [SEP]; a `key` enables
+        `head_dropout`.
+        """
+        match = self.fusion.match
+        if isinstance(match, released.BilinearMatch):
+            return match(pair[..., 0, :], pair[..., 1, :], self.config.head_dropout, key)
+        return match(_flat_float32(pair))
+
+    def answer_logits(self, pair: Array) -> Array:
+        """Return logits [..., num_answers] over the answers of the training set.
+
+        `pair` [..., 2, d] are the fused outputs at the clip token and at [SEP].
+        """
         if self.fusion.answer is None:
             raise ValueError("answer_logits: config.num_answers is 0, so there is no answer head")
-        return self.fusion.answer(_clip_and_sep(fused, sep_index)).astype(jnp.float32)
+        return self.fusion.answer(_flat_float32(pair))
 
     def next_token_features(self, video: VideoFeatures, text: Array) -> Array:
         """Return the features [B, L, d] that predict the next token of text [B, L, d].
@@ -219,13 +249,10 @@ def embed_text(text: TextFeatures) -> Array:
 
 
 def at_position(x: Array, index: Array) -> Array:
-    """Return `x[b, index[b]]` for `x` [..., B, L, d] and `index` [..., B].
-
-    A product with a one-hot matrix, because a gather does not shard over the batch.
-    """
-    onehot = jax.nn.one_hot(index, x.shape[-2], dtype=x.dtype)
-    return jnp.einsum("...l,...ld->...d", onehot, x)
+    """Return `x[b, index[b]]` for `x` [B, L, d] and `index` [B]."""
+    return take_positions(x, index[:, None])[:, 0]
 
 
-def _clip_and_sep(fused: Fused, sep_index: Array) -> Array:  # [..., B, 2 d]
-    return jnp.concatenate([fused.cls, at_position(fused.text, sep_index)], -1)
+def _flat_float32(pair: Array) -> Array:  # [..., 2, d] -> [..., 2 d]
+    # Small heads are cheap, and bfloat16 logits of a match or an answer tie too often.
+    return pair.reshape(*pair.shape[:-2], -1).astype(jnp.float32)

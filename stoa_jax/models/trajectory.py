@@ -98,7 +98,8 @@ class TrajectoryEncoder(nnx.Module):
             x,
             mask,
             stop=c.trajectory_layers_run,
+            keep=slice(0, n),
             scan=c.scan_layers,
             remat=c.remat,
         )
-        return self.ln_post(x[:, :n])
+        return self.ln_post(x)

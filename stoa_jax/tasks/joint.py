@@ -108,8 +108,7 @@ class Joint(TaskBase):
             count = batch["questions"].shape[1]
             text = model.encode_text(flat(batch["questions"]))
             repeated = jax.tree.map(lambda x: jnp.repeat(x, count, 0), video)
-            fused = model.fuse(repeated, text.tokens, text.mask)
-            logits = model.answer_logits(fused, text.sep_index)
+            logits = model.answer_logits(model.pair(repeated, text))
             answer = batch["answers"].reshape(-1)  # -1: none
             counts = (answer >= 0) & jnp.repeat(valid, count)
             loss = objectives.mean(objectives.cross_entropy(logits, answer), counts)

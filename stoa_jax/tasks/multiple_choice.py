@@ -102,7 +102,7 @@ def match_scores(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Array
     """Return the log-odds [B, O] that each option, of texts [B O], matches its clip."""
     options = text.sep.shape[0] // video.cls.shape[0]
     video = jax.tree.map(lambda x: jnp.repeat(x, options, 0), video)
-    logits = model.match_logits(model.fuse(video, text.tokens, text.mask), text.sep_index)
+    logits = model.match_logits(model.pair(video, text))
     return (logits[:, 1] - logits[:, 0]).reshape(-1, options)
 
 

@@ -98,8 +98,7 @@ def answer_logits(
     """Return logits over the classes, or over first pieces as the authors do [B, C or V]."""
     if model.config.answer_head == "first_piece":
         return model.first_piece_logits(video, text, key)
-    fused = model.fuse(video, text.tokens, text.mask)
-    return model.answer_logits(fused, text.sep_index)
+    return model.answer_logits(model.pair(video, text))
 
 
 def best_answers(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, Array]:

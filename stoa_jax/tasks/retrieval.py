@@ -63,8 +63,7 @@ def match_margins(
     """Return the log-odds [R] that pairs match, `video` [R] and `text` [R] being indices."""
     of_video = jax.tree.map(lambda x: x[video], videos)
     of_text = jax.tree.map(lambda x: x[text], texts)
-    fused = model.fuse(of_video, of_text.tokens, of_text.mask)
-    logits = model.match_logits(fused, of_text.sep_index)
+    logits = model.match_logits(model.pair(of_video, of_text))
     return logits[:, 1] - logits[:, 0]
 
 

@@ -157,12 +157,10 @@ def _numbers(m: Stoa, data, drawn):
     wrong_video = jax.tree.map(lambda x: x[drawn["wrong_video"]], video)
     wrong_text = jax.tree.map(lambda x: x[drawn["wrong_text"]], text)
     three = [
-        m.fuse(video, text.tokens, text.mask),
-        m.fuse(wrong_video, text.tokens, text.mask),
-        m.fuse(video, wrong_text.tokens, wrong_text.mask),
+        m.pair(video, text),
+        m.pair(wrong_video, text),
+        m.pair(video, wrong_text),
     ]
-    ends = jax.numpy.stack([text.sep_index, text.sep_index, wrong_text.sep_index])
-    three = jax.tree.map(lambda *x: jax.numpy.stack(x), *three)
     _, watch = joint_loss(m, data, jax.random.key(0), SETTINGS)
     losses = {name.removeprefix("loss_"): x for name, x in watch.items() if "loss_" in name}
     return {
@@ -173,7 +171,7 @@ def _numbers(m: Stoa, data, drawn):
         "actions": video.actions,
         "mlm_logits": m.lm_logits(masked.text),
         "plm_logits": m.lm_logits(next_token_features),
-        "match_scores": m.match_logits(three, ends),  # [3, B, 2]
+        "match_scores": m.match_logits(jax.numpy.stack(three)),  # [3, B, 2]
         "losses": {
             "vtm": losses["vtm"],
             "mlm": losses["mlm"],

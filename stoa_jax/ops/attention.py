@@ -1,0 +1,75 @@
+"""Scaled dot-product attention, by XLA or by cuDNN.
+
+Shapes: N rows, S queries, S' keys, H heads, D head width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from stoa_jax.ops.products import einsum_float32
+
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row without keys is no NaN
+
+
+@jax.custom_vjp
+def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Attend from queries [N, S, H, D] to keys and values [N, S', H, D]: [N, S, H, D].
+
+    `mask` [N or 1, S or 1, S'] is True where a query may attend. The softmax runs in float32. The
+    backward pass keeps the weights once, in the dtype of the queries.
+    """
+    return _forward(q, k, v, mask)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Any]:
+    logits = einsum_float32("nsad,ntad->nast", q, k) * q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None], logits, _MASKED)
+    weights = jax.nn.softmax(logits, -1).astype(q.dtype)
+    return jnp.einsum("nast,ntad->nsad", weights, v), (q, k, v, weights)
+
+
+def _backward(saved: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, weights = saved
+    to_v = jnp.einsum("nast,nsad->ntad", weights, gradient)
+    to_weights = einsum_float32("nsad,ntad->nast", gradient, v)
+    wide = weights.astype(jnp.float32)
+    # Masked weights are zero, so no gradient reaches their logits.
+    to_logits = wide * (to_weights - (to_weights * wide).sum(-1, keepdims=True))
+    to_logits = (to_logits * q.shape[-1] ** -0.5).astype(q.dtype)
+    to_q = jnp.einsum("nast,ntad->nsad", to_logits, k)
+    to_k = jnp.einsum("nast,nsad->ntad", to_logits, q)
+    return to_q, to_k, to_v, None
+
+
+attention.defvjp(_forward, _backward)
+
+
+def cudnn_length(length: int) -> int:
+    """Return the length that `cudnn_attention` pads to: a multiple of 8 that cuDNN can train.
+
+    cuDNN 9 refuses odd lengths in training, and its gradient with lengths is NaN where the padded
+    length is 64 modulo 128.
+    """
+    padded = -(-length // 8) * 8
+    return padded + 8 if padded % 128 == 64 else padded
+
+
+def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
+    """Attend without a mask from all positions to all, by cuDNN, on a GPU and in bfloat16 only.
+
+    Queries, keys and values are [N, S, H, D]; they are padded, and cuDNN is told their true length.
+    """
+    n, length = q.shape[:2]
+    pad = ((0, 0), (0, cudnn_length(length) - length), (0, 0), (0, 0))
+    lengths = jnp.full((n,), length, jnp.int32)
+    x = jax.nn.dot_product_attention(
+        *(jnp.pad(part, pad) for part in (q, k, v)),
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return x[:, :length]
