@@ -7,18 +7,22 @@ import jax.numpy as jnp
 from jax import Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum_float32(equation: str, x: Array, y: Array) -> Array:
     """Return the einsum of two arrays in float32, with the gradient rounded to their dtype.
 
     Without the rounding, the backward pass multiplies a float32 gradient by a bfloat16 operand,
     which is slow on a GPU. `equation` is "a,b->c" with an explicit result.
     """
+    return _einsum(equation, x, y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _einsum(equation: str, x: Array, y: Array) -> Array:
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
 
 
 def _forward(equation: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return einsum_float32(equation, x, y), (x, y)
+    return _einsum(equation, x, y), (x, y)
 
 
 def _backward(equation: str, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -31,4 +35,4 @@ def _backward(equation: str, saved: tuple[Array, Array], gradient: Array) -> tup
     return to_x.astype(x.dtype), to_y.astype(y.dtype)
 
 
-einsum_float32.defvjp(_forward, _backward)
+_einsum.defvjp(_forward, _backward)
