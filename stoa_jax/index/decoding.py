@@ -80,6 +80,7 @@ class Processes:
             ok, result = pickle.loads(_receive(process.stdout, self._timeout))
         except TimeoutError:
             process.kill()
+            process.wait()  # or the next task could still be given to it
             raise UserError(f"not decoded in {self._timeout:g} s; given up") from None
         except (EOFError, BrokenPipeError):
             code = process.wait()
