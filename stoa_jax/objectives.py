@@ -307,5 +307,5 @@ def _regress(
     got_none = (onehot * none[:, None]).sum(-1)
     got_best = scores.argmax(-1) == columns
     weights = jnp.where(matched, 1 + (none_weight - 1) * got_none.astype(jnp.float32), 0)
-    loss = (weights * jnp.where(matched, error, 0)).sum() / jnp.maximum(weights.sum(), 1e-6)
+    loss = mean(error, weights)
     return Alignment(loss, columns, scores, mean(got_none, matched), mean(got_best, matched))

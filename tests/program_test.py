@@ -31,8 +31,9 @@ class Weights(Section):
 
 c = Section(
     seed=0,
-    loss=Weights(vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0, mask_rate=0.15,
-                 proper_nouns=False, matching="device"),
+    loss=Weights(vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0, verb=0.0, mask_rate=0.15,
+                 proper_nouns=False, matching="device", none_weight=1.0, target="sentence",
+                 match_names=False, seen_words=False),
     train=Section(batch_size=8, accumulate=1),
     mesh=dict(data=-1, fsdp=1, tensor=1),
     optim=Section(groups=((".*", 1e-3),), weight_decay=0.2, no_decay="bias$", betas=(0.9, 0.98),

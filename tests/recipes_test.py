@@ -23,6 +23,7 @@ BLOCKS = {
     block.split("\n", 1)[0].removeprefix("# recipe: "): block
     for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 }
+POSITIONS = ("positions", "more_positions")  # the parameters of the fusion encoder's table
 
 
 @pytest.fixture
@@ -126,7 +127,8 @@ def test_add_an_encoder(written):
     task.model_config = lambda: module.ColourConfig(**fields)
     program = make_program(c, task, 2, module.ColourStoa, devices=jax.devices()[:1])
     assert program.state.params["colour/proj"].shape == (3 * 2, 32)
-    rows = program.state.params["fusion/positions"].shape[0]
-    assert rows == task.model_config().visual_length + task.model_config().text_positions
+    rows = {name: program.state.params[f"fusion/{name}"].shape[0] for name in POSITIONS}
+    c_model = task.model_config()
+    assert rows == {"positions": c_model.text_positions, "more_positions": c_model.visual_length}
     _, moved = two_steps(program, c)
     assert "colour/proj" in moved
