@@ -60,6 +60,12 @@ def checked(found: Detections, frames: int, what: str) -> Detections:
     return Detections(np.clip(boxes, 0, 1), classes.astype(np.int32), scores, names)
 
 
+def names_video(path: str | Path, video: Path) -> bool:
+    """Return whether a file or directory of detections has any for a video file, by its name."""
+    path = Path(path)
+    return path.exists() and video.stem in _open(path, path.stat().st_mtime_ns)
+
+
 def from_file(path: Path, video: Path | None, info, objects: int) -> Detections:
     """Return the detections that a file holds for the sampled frames of a video file."""
     if video is None or info is None:

@@ -119,7 +119,12 @@ class Finder:
             raise UserError(f"this model cannot do that: it has {', '.join(sorted(self.has))}")
         opened = self.library.open(moment.row)
         opened.file.close()
-        clip = stoa_jax.Clip(str(opened.path), moment.start, moment.end, self.detections)
+        from stoa_jax.inference.detections import names_video  # here: it imports the data readers
+
+        found = self.detections
+        if found is not None and not names_video(found, opened.path):
+            found = None  # a library may hold videos that the detector did not see
+        clip = stoa_jax.Clip(str(opened.path), moment.start, moment.end, found)
         try:
             return call(clip)
         except UserError as error:
