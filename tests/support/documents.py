@@ -104,7 +104,7 @@ def _check_flags(module: str, arguments: list[str]) -> None:
             continue
         flag = argument.partition("=")[0]
         if flag.startswith("--config."):
-            from stoa_jax.main import known_keys
+            from stoa_jax.config_flags import known_keys
 
             assert flag.removeprefix("--config.") in known_keys(), f"{flag}: no such key"
         elif flag == "--config":
