@@ -1,8 +1,14 @@
 """What pyproject.toml says about the package: files, extras, and version ranges that stand once."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
+import venv
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -52,3 +58,36 @@ def test_every_requirement_has_an_upper_bound():
         if not re.search(r"(<|==)\d", line) and not line.startswith("furo")  # calendar versions
     ]
     assert open_ended == []
+
+
+FIVE_LINES = """
+import numpy as np
+import stoa_jax
+model = stoa_jax.load("synthetic")
+frames = np.zeros((8, 64, 64, 3), np.uint8)
+print(model.encode_video([frames]).shape, model.caption([frames]), model.has)
+"""
+
+
+@pytest.mark.slow
+def test_a_wheel_in_a_new_environment_runs_the_five_lines(tmp_path):
+    """Without a checkout around it, and without what only training needs."""
+    build = ["wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run([sys.executable, "-m", "pip", *build], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "new", with_pip=True)
+    python = tmp_path / "new" / "bin" / "python"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    install = [python, "-m", "pip", "install", "--quiet", wheel]
+    subprocess.run(install, env=env, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [python, "-c", FIVE_LINES], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(1, 128)" in done.stdout and "'caption'" in done.stdout
+    console = subprocess.run(
+        [python.with_name("stoa"), "--version"], cwd=tmp_path, env=env, capture_output=True
+    )
+    assert console.returncode == 0 and b"stoa_jax" in console.stdout
+    absent = "import importlib.util as u; assert not u.find_spec('tensorflow')"
+    subprocess.run([python, "-c", absent], cwd=tmp_path, env=env, check=True)
