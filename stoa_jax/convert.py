@@ -145,13 +145,15 @@ def convert(
 
 
 def _copy_sidecars(source: Path, out: Path, kind: str) -> None:
-    """Write beside `out` the answers and the calibration that `source` has."""
-    from stoa_jax.inference import sidecars
+    """Write beside `out` the answers, the calibration and the record of the run of `source`."""
+    from stoa_jax.inference import run_record, sidecars
     from stoa_jax.inference.loading import run_answers
 
     sidecars.copy(source, out)
     if answers := sidecars.read_answers(source) or run_answers(source, kind):
         sidecars.write(out, sidecars.ANSWERS, list(answers))
+    if record := run_record.read(source):
+        sidecars.write(out, sidecars.RUN, record)
 
 
 def save_released(out: Path, params: dict[str, np.ndarray], c: ModelConfig) -> None:

@@ -46,6 +46,7 @@ def test_create_add_search_delete_compact_merge(folder, tmp_path, capsys):
     assert run(capsys, "compact", index)[0]["segments"] == len(stoa_jax.Index.open(index))
     (info,) = run(capsys, "info", index)
     assert info["videos"] == 1 and info["model"] == str(FOLDER)
+    assert info["search"].split()[0] in ("numkong", "usearch", "numpy")
 
 
 def test_exit_codes(folder, tmp_path, capsys):

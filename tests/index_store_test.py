@@ -1,5 +1,6 @@
 """The flat store against a plain list of rows, in any order of changes."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -155,13 +156,40 @@ Changes.TestCase.settings = settings(
 TestChanges = Changes.TestCase
 
 
-@pytest.mark.parametrize("kernel", ["numkong", "numpy"])
+def only(patch: pytest.MonkeyPatch, library: str) -> None:
+    """Let the scan find no other library than this one."""
+    if library != "numkong":
+        patch.setattr(exact.scan, "half_kernel", lambda dim: None)
+    if library == "numpy":
+        patch.setattr(exact.scan, "half_lists", lambda dim: None)
+
+
+def test_the_fastest_library_that_is_installed_scans(monkeypatch):
+    assert scan.library(512) == "numkong"
+    only(monkeypatch, "usearch")
+    assert scan.library(512) == "usearch"
+    assert scan.described(512).startswith("usearch 2.")
+    only(monkeypatch, "numpy")
+    assert scan.library(512) == "numpy"
+
+
+@pytest.mark.parametrize("module", ["numkong", "usearch"])
+def test_a_library_that_is_missing_or_inaccurate_does_not_scan(monkeypatch, module):
+    found = {"numkong": scan.half_kernel, "usearch": scan.half_lists}[module].__wrapped__
+    assert found(64) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "gamma", lambda dim: -1.0)
+        assert found(64) is None
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, f"{module}.index", None)
+    assert found(64) is None
+
+
+@pytest.mark.parametrize("kernel", ["numkong", "usearch", "numpy"])
 @pytest.mark.parametrize("dim", [1, 3, 64, 512])
 @given(seed=st.integers(0, 2**32 - 1), step=st.sampled_from([0.0, 1e-8, 1e-6, 3e-4, 1.0]))
 @settings(max_examples=8, deadline=None)
 def test_near_ties_are_told_apart(kernel, dim, seed, step):
-    if kernel == "numkong" and scan.half_kernel(dim) is None:
-        pytest.skip("numkong is not installed")
     rng = np.random.default_rng(seed)
     base = rng.standard_normal(dim)
     found = base + step * rng.standard_normal((3000, dim))
@@ -169,16 +197,20 @@ def test_near_ties_are_told_apart(kernel, dim, seed, step):
     rows = [(Row(f"{i % 1500}", None, float(i // 1500), None), v) for i, v in enumerate(found)]
     queries = np.stack([base, found[5], rng.standard_normal(dim)]).astype(np.float32)
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
-        if kernel == "numpy":
-            patch.setattr(exact.scan, "half_kernel", lambda dim: None)
+        only(patch, kernel)
+        assert scan.library(dim) == kernel
         store = FlatStore.create(Path(root) / "index", Settings(dim))
         append(store, rows[:2000])
         append(store, rows[2000:])
         for k in (1, 100):
             check_search(store, rows, queries, k)
+        store.delete([f"{i}" for i in range(0, 1500, 2)])
+        check_search(store, [row for row in rows if int(row[0].id) % 2], queries, 100)
 
 
-def test_one_long_vector_does_not_hide_short_ones(tmp_path):
+@pytest.mark.parametrize("kernel", ["numkong", "usearch", "numpy"])
+def test_one_long_vector_does_not_hide_short_ones(kernel, tmp_path, monkeypatch):
+    only(monkeypatch, kernel)
     rng = np.random.default_rng(0)
     found = rng.standard_normal((500, DIM)).astype(np.float32)
     found[0] *= 1e6

@@ -12,8 +12,8 @@ from typing import Any
 from stoa_jax.cli import shared
 from stoa_jax.command_line import DONE, FAILED
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "av", "opencv-python-headless", "spacy")
-OPTIONAL = ("huggingface_hub", "torch", "transformers", "tensorflow-datasets", "grain")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "av", "opencv-python-headless", "spacy", "numkong")
+OPTIONAL = ("usearch", "huggingface_hub", "torch", "transformers", "tensorflow-datasets", "grain")
 
 
 def register(subparsers: Any) -> None:
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("devices", _devices),
         ("a video file to vectors, matches and a caption", _tiny_run),
         ("nouns and verbs", _tag),
+        ("the search index", _search),
     ]
     for name, step in steps:
         started = time.perf_counter()
@@ -114,3 +115,18 @@ def _tag() -> str:
 
     words = Tagger().tag("a dog runs")
     return " ".join(f"{word.word}/{word.upos}" for word in words)  # type: ignore[union-attr]
+
+
+def _search() -> str:
+    import numpy as np
+
+    import stoa_jax
+    from stoa_jax.index import scan
+
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = np.eye(64, dtype=np.float32)
+        with stoa_jax.Index.create(Path(folder) / "index", dim=64) as index:
+            index.add_vectors(vectors, [str(i) for i in range(64)])
+            (best,) = index.search(vectors[7], 1)
+    assert best.id == "7"
+    return f"fine, scanned by {scan.described(512)}"

@@ -39,6 +39,11 @@ def register(subparsers: Any) -> None:
         "--shard", type=_shard, default=(0, 1), help="I/N: only every N-th video from the I-th on"
     )
     add.add_argument(
+        "--detections",
+        type=Path,
+        help="a file or folder of detections; videos that it does not name are added without",
+    )
+    add.add_argument(
         "--ray", type=int, metavar="WORKERS", help="embed with so many workers of Ray Data"
     )
 
@@ -109,6 +114,8 @@ def _create(arguments: argparse.Namespace) -> int:
 
 def _add(arguments: argparse.Namespace) -> int:
     videos = find_videos(arguments.videos)
+    if arguments.ray and arguments.detections:
+        raise UserError("--detections: Ray workers read no detections; leave out --ray")
     with _opened(arguments) as index:
         progress = sys.stderr.isatty()
         if arguments.ray:
@@ -120,12 +127,36 @@ def _add(arguments: argparse.Namespace) -> int:
                 index, source, videos[first::count], workers=arguments.ray, progress=progress
             )
         else:
-            added = index.add(videos, progress=progress, shard=arguments.shard)
+            clips = _with_detections(videos, arguments.detections)
+            added = index.add(clips, progress=progress, shard=arguments.shard)
         _print(arguments, dataclasses.asdict(added))
     if added.failed:
         record = os.path.join(arguments.index, "failures.jsonl")
         print(f"{added.failed} failed; the reasons are in {record}", file=sys.stderr)
     return 1 if added.failed else 0
+
+
+def _with_detections(videos: list[str], detections: Path | None) -> list[Any]:
+    """Return the videos, those that a file of detections names as clips with them."""
+    if detections is None:
+        return list(videos)
+    from stoa_jax import Clip
+    from stoa_jax.inference.detections import names_video
+
+    if not detections.exists():
+        raise UserError(f"--detections: {detections}: no such file or directory")
+    clips = [
+        Clip(v, None, None, str(detections)) if names_video(detections, Path(v)) else v
+        for v in videos
+    ]
+    without = sum(isinstance(clip, str) for clip in clips)
+    if without:
+        print(
+            f"note: {detections} has nothing about {without} of {len(videos)} videos; they are "
+            "added without objects",
+            file=sys.stderr,
+        )
+    return clips
 
 
 def _search(arguments: argparse.Namespace) -> int:
@@ -182,7 +213,12 @@ def _info(arguments: argparse.Namespace) -> int:
         videos = len(index.ids())
         _print(
             arguments,
-            {"segments": len(index), "videos": videos, **dataclasses.asdict(index.settings)},
+            {
+                "segments": len(index),
+                "videos": videos,
+                "search": index.searched_by,
+                **dataclasses.asdict(index.settings),
+            },
         )
     return 0
 

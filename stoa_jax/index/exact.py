@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from stoa_jax.index import scan
+from stoa_jax.index.manifest import SegmentEntry
 from stoa_jax.index.rows import decoded, ordered
 from stoa_jax.index.segments import Segment, exponent_of
 
@@ -47,7 +48,10 @@ def search(segments: Sequence[Segment], queries: np.ndarray, k: int) -> Iterator
         empty = np.zeros(0, np.int64)
         yield from (Found(empty, empty, np.zeros(0, np.float32), nothing) for _ in queries)
         return
-    few = len(queries) <= _FEW and scan.half_kernel(queries.shape[1]) is not None
+    few = len(queries) <= _FEW and scan.library(queries.shape[1]) != "numpy"
+    if few and scan.library(queries.shape[1]) == "usearch":
+        yield from (_search_lists(segments, query, k) for query in queries)
+        return
     count = sum(map(len, segments))
     step = 1 if few else max(1, _BATCH_BYTES // (4 * count))
     for first in range(0, len(queries), step):
@@ -58,27 +62,67 @@ def search(segments: Sequence[Segment], queries: np.ndarray, k: int) -> Iterator
             yield _best(segments, query, scanned, slack, k)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Half:
+    """One query, rounded to float16 for scanning."""
+
+    values: np.ndarray  # float16 [d], the query times 2**exponent
+    exponent: int
+    norm: float  # of the query
+    near_norm: float  # of the rounded query
+    shift: float  # the distance between the two
+
+    @classmethod
+    def of(cls, query: np.ndarray) -> "_Half":
+        exponent = exponent_of(float(np.abs(query).max(initial=0)))
+        half = np.ldexp(query, exponent).astype(np.float16)
+        near = np.ldexp(half.astype(np.float64), -exponent)
+        norms = (float(np.linalg.norm(x)) for x in (query, near, query - near))
+        return cls(half, exponent, *norms)
+
+    def scale(self, entry: SegmentEntry) -> float:
+        """Return what turns a scanned product into a score."""
+        return 2.0 ** -(entry.exponent + self.exponent)
+
+    def slack(self, entry: SegmentEntry) -> float:
+        """Return how far a scanned score may be from the true one."""
+        return (
+            self.norm * entry.error
+            + self.shift * entry.norm
+            + (scan.gamma(len(self.values)) + 2.0**-22)
+            * (self.near_norm * entry.norm + self.norm * entry.error)
+        )
+
+
 def _scan_half(segments: Sequence[Segment], queries: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Scan float16 for one query; returns the slack [segments, 1]."""
-    (query,) = queries
-    exponent = exponent_of(float(np.abs(query).max(initial=0)))
-    half = np.ldexp(query, exponent).astype(np.float16)
-    near = np.ldexp(half.astype(np.float64), -exponent)
-    norm, near_norm = np.linalg.norm(query), np.linalg.norm(near)
-    shift = np.linalg.norm(query - near)
-    slacks = []
+    half = _Half.of(queries[0])
     for segment, part in _parts(segments, out[0]):
-        entry = segment.entry
-        scan.half_scores(segment.scan, half, part)
-        part *= np.float32(2.0 ** -(entry.exponent + exponent))
-        product = near_norm * entry.norm
-        slacks.append(
-            norm * entry.error
-            + shift * entry.norm
-            + (scan.gamma(len(query)) + 2.0**-22) * (product + norm * entry.error)
-        )
+        scan.half_scores(segment.scan, half.values, part)
+        part *= np.float32(half.scale(segment.entry))
         _bury(segment, part)
-    return _widened(slacks)[:, None]
+    return _widened([half.slack(segment.entry) for segment in segments])[:, None]
+
+
+def _search_lists(segments: Sequence[Segment], query: np.ndarray, k: int) -> Found:
+    """Search by lists of each segment's best rows, longer until no other row can be among them."""
+    half = _Half.of(query)
+    slack = _widened(
+        # usearch rounds 1 - p, an error of LIST_ERROR * (1 + |p|); the slack covers the part in p.
+        [half.slack(s.entry) + scan.LIST_ERROR * half.scale(s.entry) for s in segments]
+    )
+    count = 2 * k + 32
+    while True:
+        scores = np.full(sum(map(len, segments)), -np.inf, np.float32)
+        outside = []  # the most that a row outside of its segment's list may have scored
+        for segment, part in _parts(segments, scores):
+            rows, found = scan.best_half(segment.scan, half.values, min(count, len(segment)))
+            part[rows] = found * half.scale(segment.entry)
+            outside.append(part[rows].min() if count < len(segment) else -np.inf)
+            _bury(segment, part)
+        if np.isfinite(scores).sum() >= k and (outside < _lowest(scores, slack, k)).all():
+            return _best(segments, query, scores, slack, k)
+        count *= 4
 
 
 def _scan_single(segments: Sequence[Segment], queries: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -116,12 +160,10 @@ def _bury(segment: Segment, scores: np.ndarray) -> None:
 def _best(
     segments: Sequence[Segment], query: np.ndarray, scanned: np.ndarray, slack: np.ndarray, k: int
 ) -> Found:
-    kth = float(np.partition(scanned, len(scanned) - k)[len(scanned) - k])
-    floor = kth - slack.max()
+    lowest = _lowest(scanned, slack, k)
     where, positions, scores, tables = [], [], [], []
     for index, (segment, part) in enumerate(_parts(segments, scanned)):
-        lowest = np.nextafter(np.float32(floor - slack[index]), np.float32(-np.inf))
-        near = np.flatnonzero(part >= lowest)
+        near = np.flatnonzero(part >= lowest[index])
         if len(near):
             where.append(np.full(len(near), index))
             positions.append(near)
@@ -134,6 +176,13 @@ def _best(
     rows = pa.concat_tables(tables)
     order = ordered(rows, scores)[:k]
     return Found(where[order], positions[order], scores[order], rows.take(order))
+
+
+def _lowest(scanned: np.ndarray, slack: np.ndarray, k: int) -> np.ndarray:
+    """Return the scanned score [segments] below which no row can be among the best `k`."""
+    kth = float(np.partition(scanned, len(scanned) - k)[len(scanned) - k])
+    lowest = (kth - slack.max() - slack).astype(np.float32)
+    return np.nextafter(lowest, np.float32(-np.inf))
 
 
 def true_scores(vectors: np.ndarray, positions: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from stoa_jax.errors import UserError
-from stoa_jax.index import exact, files, manifest, segments
+from stoa_jax.index import exact, files, manifest, scan, segments
 from stoa_jax.index.lock import Locked, writer_lock
 from stoa_jax.index.manifest import Manifest, SegmentEntry, Settings
 from stoa_jax.index.rows import Rows, decoded, encoded
@@ -85,6 +85,11 @@ class FlatStore:
     def settings(self) -> Settings:
         """What all rows have in common."""
         return self.snapshot.manifest.settings
+
+    @property
+    def searched_by(self) -> str:
+        """The library that scans, with its version."""
+        return scan.described(self.settings.dim)
 
     def __len__(self) -> int:
         return len(self.snapshot.manifest)

@@ -69,6 +69,9 @@ class Index:
         A video is cut into windows of `segment` seconds, one every `stride` seconds, or into shots
         with `segment="scene"`. `fusion` keeps what the fusion encoder reads of each segment, so
         that `search` can re-rank by probability without decoding.
+
+        >>> stoa_jax.Index.create("films", model, segment=4, stride=2, fusion=True)
+        <stoa_jax index 'films': 0 segments>
         """
         windows.check(segment, stride)
         if model is None and dim is None:
@@ -96,7 +99,13 @@ class Index:
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], model: Encoder | None = None) -> Self:
-        """Open an index as its last commit left it; without a model, for vectors only."""
+        """Open an index as its last commit left it; without a model, for vectors only.
+
+        >>> stoa_jax.Index.create("films", dim=2).close()
+        >>> with stoa_jax.Index.open("films") as index:
+        ...     len(index)
+        0
+        """
         return cls(backends.open_store(directory), model)
 
     @staticmethod
@@ -110,6 +119,12 @@ class Index:
 
         A new one has the backend of the first part unless told otherwise; flat indexes merge into
         one of any backend.
+
+        >>> for part in ("a", "b"):
+        ...     with stoa_jax.Index.create(part, dim=2) as index:
+        ...         index.add_vectors([[1, 0]], [f"clip of {part}"])
+        >>> stoa_jax.Index.merge("both", ["a", "b"]).ids()
+        ['clip of a', 'clip of b']
         """
         if isinstance(parts, str | os.PathLike):
             raise UserError("Index.merge takes a list of indexes; put the one in a list")
@@ -142,6 +157,11 @@ class Index:
         return self._opened.settings
 
     @property
+    def searched_by(self) -> str:
+        """The library that compares a query with the vectors, with its version."""
+        return self._opened.searched_by
+
+    @property
     def _opened(self) -> Store:
         if self._store is None:
             raise UserError("this index was closed; open it again")
@@ -162,15 +182,31 @@ class Index:
         return f"<stoa_jax index {self._store.place!r}: {len(self._store)} segments>"
 
     def ids(self) -> list[str]:
-        """Return each id once, in the order in which they were added."""
+        """Return each id once, in the order in which they were added.
+
+        >>> index = stoa_jax.Index.create("films", dim=2)
+        >>> index.add_vectors([[1, 0], [0, 1]], ["a", "a"], starts=[0, 5])
+        >>> index.ids(), len(index)
+        (['a'], 2)
+        """
         return self._opened.ids()
 
     def videos(self) -> dict[str, str | None]:
-        """Return the file of each id; None where the index was not given one."""
+        """Return the file of each id; None where the index was not given one.
+
+        >>> index = stoa_jax.Index.create("films", dim=2)
+        >>> index.add_vectors([[1, 0]], ["a"])
+        >>> index.videos()
+        {'a': None}
+        """
         return self._opened.videos_of(self.ids())
 
     def close(self) -> None:
-        """Let go of the files; what was written is committed already."""
+        """Let go of the files; what was written is committed already.
+
+        >>> index = stoa_jax.Index.create("films", dim=2)
+        >>> index.close()
+        """
         self._store = None
 
     def add(
@@ -186,6 +222,10 @@ class Index:
         Without `ids` a file's id is its path as given, other videos' a hash of their content.
         `shard=(I, N)` takes every N-th video from the I-th on. A video that fails is recorded in
         `failures.jsonl` with the reason, and tried again by the next `add` of it.
+
+        >>> index = stoa_jax.Index.create("films", model)
+        >>> index.add(["example.mp4", "no.mp4"])
+        Added(added=1, skipped=0, failed=1)
         """
         model = self._needs_model("add")
         found = reading.sources(videos, ids)
@@ -208,6 +248,9 @@ class Index:
         """Add vectors [n, d] of your own in one commit, with the fingerprint of their model.
 
         A vector is known by its id and start; one that is here already is an error.
+
+        >>> index = stoa_jax.Index.create("films", dim=2)
+        >>> index.add_vectors(np.eye(2), ["a", "b"], fingerprint="my model, version 1")
         """
         store = self._opened
         settings = store.settings
@@ -237,6 +280,13 @@ class Index:
         The scores of all segments are compared, exactly. Where the index keeps fusion features, a
         text's best candidates are then ordered by the probability that they match; `rerank` says
         how many (False: none).
+
+        >>> index = stoa_jax.Index.create("films", model, fusion=True)
+        >>> index.add([clip], ["shapes"])
+        Added(added=1, skipped=0, failed=0)
+        >>> hit = index.search("a triangle moves", k=1)[0]
+        >>> hit.id, hit.start, 0 <= hit.probability <= 1
+        ('shapes', 0.0, True)
         """
         _check_k(k)
         candidates = self._candidates(query, k, rerank)
@@ -260,6 +310,12 @@ class Index:
         """Return the ids of the `k` best segments for each query [q, d], and their scores [q, k].
 
         Both are shorter where the index has fewer segments.
+
+        >>> index = stoa_jax.Index.create("films", dim=2)
+        >>> index.add_vectors(np.eye(2), ["a", "b"])
+        >>> ids, scores = index.search_vectors([[0.6, 0.8]], k=2)
+        >>> ids, scores.round(1).tolist()
+        ([['b', 'a']], [[0.800000011920929, 0.6000000238418579]])
         """
         _check_k(k)
         found = self._opened.search(self._checked(queries), k)
@@ -273,11 +329,23 @@ class Index:
         """Delete all segments of some ids in one commit, and return how many there were.
 
         An unknown id is an error, and nothing is deleted.
+
+        >>> index = stoa_jax.Index.create("films", dim=2)
+        >>> index.add_vectors(np.eye(2), ["a", "b"])
+        >>> index.delete(["a"])
+        1
         """
         return self._opened.delete([ids] if isinstance(ids, str) else list(ids))
 
     def compact(self) -> None:
-        """Write the index anew without deleted rows, as one segment; readers are not disturbed."""
+        """Write the index anew without deleted rows, as one segment; readers are not disturbed.
+
+        >>> index = stoa_jax.Index.create("films", dim=2)
+        >>> index.add_vectors(np.eye(2), ["a", "b"])
+        >>> index.delete(["a"])
+        1
+        >>> index.compact()
+        """
         self._opened.compact()
 
     def calibrate(self, texts: Sequence[str], *, rate: float = 0.05) -> float:
@@ -286,6 +354,13 @@ class Index:
         At the threshold, at most `rate` of such texts find a match anywhere in the index (by the
         conformal quantile, so 1 / rate - 1 texts are the fewest that can show it). Measure it
         again when the index has grown much.
+
+        >>> index = stoa_jax.Index.create("films", model, fusion=True)
+        >>> index.add([clip], ["shapes"])
+        Added(added=1, skipped=0, failed=0)
+        >>> threshold = index.calibrate(["a zebra drinks", "two boats race"], rate=0.4)
+        >>> any(hit.matched for hit in index.search("a zebra drinks"))
+        False
         """
         store, texts = self._opened, list(texts)
         if self._fusion is None:

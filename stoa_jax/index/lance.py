@@ -6,6 +6,7 @@ change as a new version, and searches by an approximate vector index once `compa
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,6 +76,11 @@ class LanceStore:
     def settings(self) -> Settings:
         """What all rows have in common."""
         return self._settings
+
+    @property
+    def searched_by(self) -> str:
+        """The library that searches, with its version."""
+        return f"lancedb {importlib.metadata.version('lancedb')}"
 
     def __len__(self) -> int:
         return self._table.count_rows()

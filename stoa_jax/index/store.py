@@ -32,6 +32,11 @@ class Store(Protocol):
         """What all rows have in common."""
         ...
 
+    @property
+    def searched_by(self) -> str:
+        """The library that compares a query with the vectors, with its version."""
+        ...
+
     def __len__(self) -> int: ...
 
     def ids(self) -> list[str]:

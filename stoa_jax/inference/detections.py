@@ -12,7 +12,14 @@ from stoa_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detections:
-    """Objects in every frame of a clip; boxes are xyxy as shares of the frame's sides."""
+    """Objects in every frame of a clip; boxes are xyxy as shares of the frame's sides.
+
+    >>> boxes = np.tile(np.float32([0.1, 0.2, 0.4, 0.5]), (8, 1, 1))  # 8 frames, 1 object
+    >>> found = stoa_jax.Detections(boxes, np.zeros((8, 1), int), np.ones((8, 1)), ("star",))
+    >>> clip = stoa_jax.Clip(np.zeros((8, 48, 48, 3), np.uint8), detections=found)
+    >>> model.explain(clip, "a star rises").trajectories[0].name
+    'star'
+    """
 
     boxes: np.ndarray  # [T, K, 4] in [0, 1]
     classes: np.ndarray  # int [T, K], -1 for padding

@@ -55,13 +55,20 @@ class Explanation:
     crop: np.ndarray  # [4] xyxy, the part of a frame that the model sees, as shares of it
 
     def draw(self, path: str | PathLike[str]) -> None:
-        """Draw frames, boxes, words and attention: PNG, animated WebP, or MP4, by the suffix."""
+        """Draw frames, boxes, words and attention: PNG, animated WebP, or MP4, by the suffix.
+
+        >>> model.explain(clip, "a triangle moves").draw("film.webp")
+        """
         from stoa_jax.inference.drawing import draw
 
         draw(self, Path(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the frames as JSON can hold it."""
+        """Return everything but the frames as JSON can hold it.
+
+        >>> sorted(model.explain(clip, "a triangle moves").to_dict())
+        ['actions', 'crop', 'probability', 'text', 'times', 'trajectories']
+        """
         return {
             "text": self.text,
             "times": self.times.tolist(),

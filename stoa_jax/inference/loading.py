@@ -13,7 +13,7 @@ from jax import Array
 
 from stoa_jax import weights
 from stoa_jax.errors import InputError, UserError
-from stoa_jax.inference import export, sidecars
+from stoa_jax.inference import export, run_record, sidecars
 from stoa_jax.inference.model import Model
 from stoa_jax.inference.programs import Towers
 from stoa_jax.inference.tokenizers import tokenizer_for
@@ -43,6 +43,10 @@ def load(
     many frames `encode_video` samples from a video, by default `config.frames`. `dtype` is that of
     the computation. `truncate` lets texts be cut to the model's length. `activation` is for CLIP
     files that do not say theirs ("quick_gelu", "gelu").
+
+    >>> model = stoa_jax.load("synthetic")
+    >>> sorted(model.has)
+    ['actions', 'answer', 'caption', 'embed', 'match', 'trajectories']
     """
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"load: dtype is {dtype!r}; use 'float32' or 'bfloat16'")
@@ -90,6 +94,7 @@ def load(
         answers=answers,
         calibration=sidecars.read_calibration(path),
         untrained=sorted(untrained),
+        record=run_record.read(path),
         report=report,
         source=path_or_name if Path(path_or_name).exists() else str(path_or_name),
     )

@@ -6,7 +6,7 @@ Shapes: n videos, m texts, T frames, L text positions, d shared width.
 import dataclasses
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -83,6 +83,7 @@ class Model:
         answers: Sequence[str] = (),
         calibration: Calibration | None = None,
         untrained: Sequence[str] = (),
+        record: Mapping[str, Any] | None = None,
         report: "Report | None" = None,
         source: str | Path = "",
         weights_hash: str = "",
@@ -91,6 +92,7 @@ class Model:
         self.network, self.report, self.source = network, report, str(source)
         self.truncate, self.answers, self.calibration = truncate, tuple(answers), calibration
         self.untrained = frozenset(untrained)
+        self.record = dict(record or {})  # of the run that made it, for the card
         self._weights_hash = weights_hash
         self._encode_frames = encode_frames or self._network_frames
         self._encode_tokens = encode_tokens or self._network_tokens
@@ -127,7 +129,11 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Identify weights, tokenizer and preprocessing: equal fingerprints give equal vectors."""
+        """Identify weights, tokenizer and preprocessing: equal fingerprints give equal vectors.
+
+        >>> model.fingerprint == stoa_jax.load("synthetic").fingerprint
+        True
+        """
         return fingerprints.of_model(self.weights_hash, self.tokenizer, self.preprocessing())
 
     @property
@@ -139,7 +145,11 @@ class Model:
 
     @property
     def threshold(self) -> float:
-        """The calibrated threshold: `match` at or above it is a match."""
+        """The calibrated threshold: `match` at or above it is a match.
+
+        >>> bool(model.match([clip], ["a zebra drinks"])[0, 0] >= model.threshold)
+        False
+        """
         if self.calibration is None or self.calibration.threshold is None:
             raise NotCalibrated(
                 f"{self.source}: this model was not calibrated, so it has no threshold; calibrate "
@@ -192,6 +202,12 @@ class Model:
 
         `frames` frames are sampled from a file. A shorter array is used as it is, unless the
         model's frames attend to each other.
+
+        >>> model.encode_video(["example.mp4", clip]).shape
+        (2, 128)
+        >>> vectors, failed = model.encode_video([clip, "no.mp4"], on_error="skip")
+        >>> len(vectors), failed[0].index
+        (1, 1)
         """
         call = "encode_video"
         videos = _listed(videos, call, "videos")
@@ -224,6 +240,11 @@ class Model:
 
         A text of more than `config.text_length` pieces raises, unless `truncate` (by default the
         model's) lets it be cut.
+
+        >>> words = model.encode_text(["the red star rises", "a big ball shrinks"])
+        >>> cosines = model.encode_video([clip]) @ words.T
+        >>> cosines.shape
+        (1, 2)
         """
         batching.check_batch_size(batch_size, "encode_text")
         tokens = self.tokens(texts, "encode_text", truncate)
@@ -246,6 +267,11 @@ class Model:
 
         With `pairs`, text i is compared with video i only: [n]. Probabilities are calibrated if
         the model is; `threshold` says from which on a pair is a match.
+
+        >>> model.match([clip], ["the red star rises", "a big ball shrinks"]).shape
+        (1, 2)
+        >>> model.match([clip, clip], ["the star rises", "it shrinks"], pairs=True).shape
+        (2,)
         """
         network = self.needs("match", "match")
         if self.calibration is None:
@@ -273,6 +299,10 @@ class Model:
         """Return a caption of each video: the best of `beam` beams, greedy with `beam=1`.
 
         A caption has at most `max_pieces` pieces, and never more than the model's text length.
+
+        >>> (caption,) = model.caption([clip])
+        >>> len(caption.split()) > 3
+        True
         """
         network = self.needs("caption", "caption")
         for name, value in (("beam", beam), ("max_pieces", max_pieces)):
@@ -305,7 +335,12 @@ class Model:
         truncate: bool | None = None,
         on_error: OnError = "raise",
     ) -> Any:
-        """Return the `top` likeliest answers to one question for each video, best first."""
+        """Return the `top` likeliest answers to one question for each video, best first.
+
+        >>> (answers,) = model.answer([clip], ["how many triangles are there"], top=3)
+        >>> [type(a.text).__name__ for a in answers], answers[0].probability > 0.2
+        (['str', 'str', 'str'], True)
+        """
         network = self.needs("answer", "answer")
         if not isinstance(top, int) or top < 1:
             raise InputError(f"answer: top is {top!r}; it must be an integer of 1 or more")
@@ -333,7 +368,12 @@ class Model:
     def choose(
         self, video: Video | Clip, candidates: Sequence[str], *, truncate: bool | None = None
     ) -> Choice:
-        """Return which candidate text fits a video best, by the match head."""
+        """Return which candidate text fits a video best, by the match head.
+
+        >>> choice = model.choose(clip, ["the star rises", "the ball shrinks"])
+        >>> choice.index in (0, 1), choice.probabilities.shape
+        (True, (2,))
+        """
         network = self.needs("match", "choose")
         logits, _ = self._match_logits(
             network, "choose", [video], candidates, False, 1, False, truncate, "raise"
@@ -343,7 +383,13 @@ class Model:
         return Choice(int(margin.argmax()), (weights / weights.sum()).astype(np.float32))
 
     def explain(self, video: Video | Clip, text: str) -> "Explanation":
-        """Return which trajectories and actions the model matches to which words of a text."""
+        """Return which trajectories and actions the model matches to which words of a text.
+
+        >>> why = model.explain(clip, "a triangle moves")
+        >>> why.trajectories[0].boxes.shape, why.trajectories[0].word in (None, "triangle")
+        ((8, 4), True)
+        >>> why.draw("why.png")
+        """
         from stoa_jax.inference.explain import explain
 
         return explain(self, video, text)
@@ -351,7 +397,12 @@ class Model:
     # Keeping and sharing
 
     def save(self, directory: str | PathLike[str]) -> None:
-        """Write the model to a new directory that `stoa_jax.load` opens to the same numbers."""
+        """Write the model to a new directory that `stoa_jax.load` opens to the same numbers.
+
+        >>> model.save("copy")
+        >>> stoa_jax.load("copy").fingerprint == model.fingerprint
+        True
+        """
         from stoa_jax.inference.saving import save
 
         save(self, Path(directory))

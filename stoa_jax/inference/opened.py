@@ -1,6 +1,6 @@
 """What saving, the card, the Hub and explanations read of an opened model."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ class Opened(Protocol):
     answers: tuple[str, ...]
     calibration: Calibration | None
     untrained: frozenset[str]
+    record: Mapping[str, Any]
 
     @property
     def whole(self) -> Any:

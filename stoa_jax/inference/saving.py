@@ -47,6 +47,8 @@ def write_files(model: Opened, folder: Path) -> None:
         sidecars.write(folder, sidecars.CALIBRATION, dict(model.calibration.record))
     settings = {"frames": model.frames, "untrained": sorted(model.untrained)}
     sidecars.write(folder, sidecars.SETTINGS, settings)
+    if model.record:
+        sidecars.write(folder, sidecars.RUN, dict(model.record))
     (folder / "README.md").write_text(card.model_card(model), encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
-"""Small files beside the weights: the answer list, the calibration, the library's settings.
+"""Small files beside the weights: answer list, calibration, the library's settings, the run.
 
-A work directory and a saved model keep them as `answers.json`, `calibration.json` and
-`library.json`; weights in a file NAME.safetensors as `NAME.answers.json` and so on. A checkpoint
+A work directory and a saved model keep them as `answers.json`, `calibration.json`, `library.json`
+and `run.json`; weights in a file NAME.safetensors as `NAME.answers.json` and so on. A checkpoint
 itself is never changed.
 """
 
@@ -16,8 +16,9 @@ from stoa_jax.errors import UserError
 from stoa_jax.files import write_json
 
 ANSWERS, CALIBRATION, SETTINGS = "answers.json", "calibration.json", "library.json"
+RUN = "run.json"  # what `run_record` reads
 CALIBRATION_VERSION = 1  # of the format of calibration.json
-NAMES = (ANSWERS, CALIBRATION, SETTINGS)
+NAMES = (ANSWERS, CALIBRATION, SETTINGS, RUN)
 
 
 @dataclasses.dataclass(frozen=True)

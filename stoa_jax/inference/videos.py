@@ -27,6 +27,10 @@ class Clip:
     """A video, or the part of it from `start` to `end` seconds, with the objects in it.
 
     `detections` is arrays, a file of any format that `stoa_jax.data.build` reads, or a detector.
+
+    >>> clip = stoa_jax.Clip("example.mp4", start=1, end=3, detections="example.jsonl")
+    >>> model.encode_video([clip]).shape
+    (1, 128)
     """
 
     video: Video
