@@ -8,16 +8,14 @@ import sys
 from pathlib import Path
 
 import stoa_jax
-from stoa_jax.data.synthetic import World
-from stoa_jax.serve import example_library as examples
+from stoa_jax.data.synthetic import examples
 
 CLIP = 0
 
 
 def main(directory: Path) -> None:
     """Generate one clip, ask the shipped model about it, and draw what it matched."""
-    world = World("test", size=examples.SIZE, frames=examples.FRAMES, max_objects=examples.OBJECTS)
-    clip = world.clip(CLIP)
+    clip = examples.world().clip(CLIP)
     examples.write_video(directory / "example.mp4", clip.frames)
     rows = [json.dumps({**row, "video": "example"}) for row in examples.detections(clip)]
     (directory / "example.jsonl").write_text("\n".join(rows) + "\n")

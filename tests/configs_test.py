@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from clip_tiny import FOLDER
 from flax import nnx
 from shipped_configs import CONFIGS, load
 
@@ -21,6 +22,7 @@ ARGUMENTS = {
     "captioning": ("synthetic", "msrvtt", "msvd"),
     "qa": ("synthetic", "msrvtt", "msvd"),
     "multiple_choice": ("synthetic", "msrvtt"),
+    "folder": tuple(f"{t},from=synthetic" for t in ("retrieval", "captioning", "pretrain")),
 }
 PAIRS = [(name, argument) for name, arguments in ARGUMENTS.items() for argument in arguments]
 
@@ -34,12 +36,13 @@ def test_it_builds_its_model(name, argument):
     c = load(name).get_config(argument)
     task = make_task(c)
     assert task.name == c.task
-    assert c.task == ("pretrain" if name == "clip" else name)
+    expected = {"clip": "pretrain", "folder": argument.partition(",")[0]}
+    assert c.task == expected.get(name, name)
     model = jax.eval_shape(lambda: Stoa(task.model_config(), rngs=nnx.Rngs(0)))
     named = named_parameters(model)
     rates, unused = optim.learning_rates(c, named)
     assert set(rates) == set(named) and not unused
-    if argument in ("synthetic", *ARGUMENTS["joint"], "live"):
+    if argument in ("synthetic", *ARGUMENTS["joint"], *ARGUMENTS["folder"], "live"):
         assert c.model.vision_width < 200
     else:
         assert c.model.vision_width == 768 and c.data.sets[0][0].split("/")[0] == argument
@@ -47,9 +50,20 @@ def test_it_builds_its_model(name, argument):
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_an_unknown_set_is_named(name):
-    known = "the stages are words" if name == "joint" else "the sets are .*synthetic"
+    known = {"joint": "the stages are words", "folder": "the tasks are retrieval"}
+    known = known.get(name, "the sets are .*synthetic")
     with pytest.raises(UserError, match=rf"{name}.py:msrvt: {known}"):
         load(name).get_config("msrvt")
+
+
+def test_a_folder_takes_its_sizes_from_the_weights():
+    c = load("folder").get_config(f"retrieval,from={FOLDER}")
+    assert (c.model.vision_width, c.model.text_width) == (24, 24) and c.init.path == str(FOLDER)
+    assert c.loss.vtm == 1 and c.loss.plm == 0
+    with pytest.raises(UserError, match=r"name the weights to start from, for example .*,from="):
+        load("folder").get_config("captioning")
+    with pytest.raises(UserError, match="no such file or directory"):
+        load("folder").get_config("captioning,from=nowhere")
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -298,13 +298,12 @@ def test_the_example_library_is_made_once_and_has_true_detections(model, library
     again = example_library.open_library(model, library.parent, served.CLIPS)
     assert again == library and len(example_library.example_queries(library)) == 3
     rows = [json.loads(x) for x in (library / "detections.jsonl").read_text().splitlines()]
-    assert len(rows) == served.CLIPS * example_library.FRAMES
-    assert not list(library.parent.glob("*.part"))
-    from stoa_jax.data.synthetic import World
+    from stoa_jax.data.synthetic import examples
     from stoa_jax.data.video import read_frames
 
-    sizes = dict(size=example_library.SIZE, frames=example_library.FRAMES)
-    clip = World("test", **sizes, max_objects=example_library.OBJECTS).clip(2)
+    assert len(rows) == served.CLIPS * examples.FRAMES
+    assert not list(library.parent.glob("*.part"))
+    clip = examples.world().clip(2)
     frames, info = read_frames(library / "videos" / f"{clip.video_id}.mp4", 24, short_side=None)
     assert info.video.codec == "h264" and info.video.duration == pytest.approx(4.0)
     assert np.abs(np.stack(frames).astype(int) - clip.frames).mean() < 12

@@ -3,22 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
-
-from stoa_jax.data.synthetic import CLASS_NAMES, SyntheticClip, World
+from stoa_jax.data.synthetic.examples import CLIPS, DETECTIONS, VIDEOS, write_examples
 from stoa_jax.errors import UserError
 
-CLIPS = 24
-FRAMES, RATE, SIZE = 24, 6, 144  # of a clip: 4 seconds
-OBJECTS = 3  # at most, as the shipped model was trained on
 VERSION = 2  # another when the clips or the index change
-DETECTIONS = "detections.jsonl"
 
 
 def cache_directory() -> Path:
@@ -58,48 +49,8 @@ def open_library(model: Any, cache: Path, clips: int = CLIPS) -> Path:
 
 def generate(directory: Path, clips: int) -> None:
     """Write videos, detections and example queries."""
-    world = World("test", size=SIZE, frames=FRAMES, max_objects=OBJECTS)
-    (directory / "videos").mkdir()
-    examples = []
-    with open(directory / DETECTIONS, "w", encoding="utf-8") as file:
-        for i in range(clips):
-            clip = world.clip(i)
-            write_video(directory / "videos" / f"{clip.video_id}.mp4", clip.frames)
-            file.writelines(json.dumps(row) + "\n" for row in detections(clip))
-            examples.append(min(clip.captions, key=len))
-    (directory / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
-
-
-def detections(clip: SyntheticClip) -> Iterator[dict[str, Any]]:
-    """Yield what a detector saw in each frame, as `stoa_jax.data.build --detections` reads it."""
-    for t in range(len(clip.frames)):
-        yield {
-            "video": clip.video_id,
-            "frame": t,
-            "time": round(t / RATE, 4),
-            "width": 1,
-            "height": 1,
-            "objects": [
-                {
-                    "box": clip.boxes[t, k].round(5).tolist(),
-                    "class": CLASS_NAMES[clip.classes[t, k]],
-                    "score": round(float(clip.scores[t, k]), 4),
-                }
-                for k in range(clip.classes.shape[1])
-                if clip.classes[t, k] >= 0
-            ],
-        }
-
-
-def write_video(path: Path, frames: np.ndarray) -> None:
-    """Write frames uint8 [T, H, W, 3] as H.264 in MP4, which every browser plays."""
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as out:
-        stream = out.add_stream("libx264", rate=Fraction(RATE), options={"crf": "16"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-        out.mux(stream.encode())
+    shortest = [min(clip.captions, key=len) for clip in write_examples(directory, clips)]
+    (directory / "examples.json").write_text(json.dumps(shortest, indent=1), encoding="utf-8")
 
 
 def _index(model: Any, directory: Path) -> None:
@@ -110,7 +61,7 @@ def _index(model: Any, directory: Path) -> None:
         with stoa_jax.Index.create(
             directory / "index", model, fusion="match" in model.has
         ) as index:
-            videos = sorted((directory / "videos").iterdir())
+            videos = sorted((directory / VIDEOS).iterdir())
             added = index.add(
                 [stoa_jax.Clip(str(v), detections=str(directory / DETECTIONS)) for v in videos]
             )
