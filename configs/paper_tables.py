@@ -2,7 +2,8 @@
 
     python -m stoa_jax.sweep --config=configs/paper_tables.py:synthetic --workdir=runs/tables
 
-Sets: synthetic (CPU sizes), msrvtt (the paper's data: WebVid, then MSR-VTT and MSVD).
+Sets: synthetic (CPU sizes), msrvtt (the paper's data: WebVid, then MSR-VTT and MSVD), and joint:
+base, + objects, full and `plus` in one joint training on the live world, where nothing is built.
 Run one part with `:synthetic,table4`, `:synthetic,trajectories` or `:synthetic,actions`. Further
 words after a comma: `seeds=1` for that many seeds, `longer=10` to make every training ten times as
 long. Running the command again continues where it stopped. The work directory gets `tables.md`,
@@ -36,6 +37,28 @@ N, A = (0, 5, 10, 20, 30), (0, 1, 2, 4, 8)
 FULL = {"synthetic": (10, 4), "msrvtt": (20, 4)}
 
 PRETRAIN = {"synthetic": "synthetic", "msrvtt": "webvid"}
+# The rows of `joint`: overrides of configs/joint.py:heads, and the stage that a row starts from.
+# Every row learns answers and the paper's four losses that need no trajectories or actions.
+PAPER = {
+    "model.trajectory_verbs": False,
+    "loss.verb": 0.0,
+    "loss.none_weight": 1.0,
+    "loss.target": "sentence",
+    "loss.match_names": False,
+}
+BASE = {**PAPER, "model.objects": False, "model.actions": False, "loss.ota": 0.0, "loss.asp": 0.0}
+# Parameters that a stage initialises: the encoders that `words` has not, and the positions of
+# fusion, whose number depends on theirs.
+MOVED = r"^fusion/(positions|more_positions)"
+FRESH = rf"{MOVED}|^(regions|trajectory|action)/"
+JOINT = {
+    "plus": ({"init.reinit": MOVED}, "motion"),
+    "base": ({**BASE, "init.reinit": MOVED}, "words"),
+    "+ objects": ({**BASE, "model.objects": True, "init.reinit": FRESH}, "words"),
+    "full": ({**PAPER, "init.reinit": FRESH}, "words"),
+}
+JOINT_STEPS = {"words": 700, "motion": 1200, "heads": 500}
+
 TABLE_TASKS = {
     "synthetic": (("captioning", "synthetic"), ("qa", "synthetic")),
     "msrvtt": (("captioning", "msrvtt"), ("captioning", "msvd"), ("qa", "msrvtt"), ("qa", "msvd")),
@@ -45,8 +68,9 @@ TABLE_TASKS = {
 def sweep(argument: str = "synthetic"):
     """List one run for each model, task and seed; equal pre-trainings are shared."""
     dataset, *words = argument.split(",")
-    if dataset not in SETS:
-        raise UserError(f"configs/paper_tables.py:{dataset}: the sets are {', '.join(SETS)}")
+    if dataset not in (*SETS, "joint"):
+        known = ", ".join((*SETS, "joint"))
+        raise UserError(f"configs/paper_tables.py:{dataset}: the sets are {known}")
     numbers, parts = dict(NUMBERS), []
     for word in words:
         name, given, value = word.partition("=")
@@ -57,11 +81,25 @@ def sweep(argument: str = "synthetic"):
         else:
             known = ", ".join((*PARTS, *(f"{name}=NUMBER" for name in NUMBERS)))
             raise UserError(f"configs/paper_tables.py: no part {word!r}; there are {known}")
-    parts = parts or PARTS
+    if dataset == "joint" and parts:
+        raise UserError(f"configs/paper_tables.py:joint has no part {parts[0]!r}")
+    if dataset == "joint":
+        runs = list(joint(numbers["seeds"]))
+    else:
+        runs = paper(dataset, parts or PARTS, numbers["seeds"])
+    if numbers["longer"] > 1:
+        for run in runs:
+            for stage in run["stages"]:
+                lengthen(stage, numbers["longer"])
+    return runs
+
+
+def paper(dataset, parts, seeds):
+    """List the runs of Table 4's rows and of Figure 3's curves."""
     n, a = FULL[dataset]
     retrieval = (("retrieval", dataset),)
     runs = []
-    for seed in range(numbers["seeds"]):
+    for seed in range(seeds):
         if "table4" in parts:
             for row, on in TABLE_4.items():
                 switches = {**on, "n": n, "a": a}
@@ -75,11 +113,46 @@ def sweep(argument: str = "synthetic"):
             for count in A:
                 switches = {**full, "a": count or a, "actions": count > 0}
                 runs += described("actions", count, switches, dataset, retrieval, seed)
-    if numbers["longer"] > 1:
-        for run in runs:
-            for stage in run["stages"]:
-                lengthen(stage, numbers["longer"])
     return runs
+
+
+def joint(seeds):
+    """List the runs of `joint`: rows that differ in one stage, from the same start.
+
+    The stage `words` is the base's. So trajectories, actions and the positions of fusion, which
+    depend on their number, start from nothing in every row; those of `plus` learn motion first.
+    """
+    live, conf = f"{HERE}/clip.py:live", f"{HERE}/joint.py"
+    steps = {name: {"train.steps": count} for name, count in JOINT_STEPS.items()}
+    words = {**BASE, **steps["words"], "init.path": "{clip_hf}"}
+    start = [
+        {"name": "clip", "config": live},
+        {"name": "clip_hf", "convert": "{clip}", "to": "hugging_face"},
+        {"name": "words", "config": f"{conf}:words", "overrides": words},
+    ]
+    motion = {
+        "name": "motion",
+        "config": f"{conf}:motion",
+        "overrides": {**steps["motion"], "init.path": "{words}", "init.reinit": FRESH},
+    }
+    heads = {
+        "loss.vtm": 1.0,
+        "loss.mlm": 1.0,
+        "loss.choice": 0.0,  # VTM trains the match head, in every row
+        "data.questions_per_clip": 2,
+        "eval.every_steps": 0,  # at the end
+        "eval.rerank": 0,
+        **steps["heads"],
+    }
+    for seed in range(seeds):
+        for row, (switches, before) in JOINT.items():
+            overrides = {**heads, **switches, "init.path": f"{{{before}}}", "seed": seed}
+            last = {"name": "heads", "config": f"{conf}:heads", "overrides": overrides}
+            middle = [motion] if before == "motion" else []
+            yield {
+                "name": f"joint | {row} | joint:synthetic | seed={seed}",
+                "stages": [*start, *middle, last],
+            }
 
 
 def lengthen(stage, factor):
@@ -89,7 +162,9 @@ def lengthen(stage, factor):
     path, _, of = stage["config"].partition(":")
     train = load_module(path).get_config(of).train
     name = "epochs" if train.epochs else "steps"
-    stage["overrides"] = {**stage["overrides"], f"train.{name}": train[name] * factor}
+    before = stage.get("overrides", {})
+    steps = before.get(f"train.{name}", train[name])
+    stage["overrides"] = {**before, f"train.{name}": steps * factor}
 
 
 def described(part, row, switches, dataset, tasks, seed):

@@ -30,7 +30,8 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     # a work directory. Empty: from nothing.
     c.init = ConfigDict()
     c.init.path = ""
-    c.init.reinit = ""  # regex of parameters to initialise although `path` has them; empty: none
+    # regex of parameters to initialise, whether `path` has them or not; empty: none
+    c.init.reinit = ""
 
     # Weights of the losses; 0 switches one off.
     c.loss = ConfigDict(dict(vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0))

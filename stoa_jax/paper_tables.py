@@ -4,8 +4,10 @@ The name of a run is `part | row | task:set | seed=…`, as in `configs/paper_ta
 """
 
 import html
+import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,21 @@ SHOWN = {
         "retrieval/reranked/t2v/R@10",
     ),
 }
+# Of the task `joint`: metric and its short name.
+JOINT = {
+    "qa/accuracy": "questions",
+    "qa/kind/way/accuracy": "which way",
+    "qa/kind/does/accuracy": "what does it do",
+    "qa/kind/what/accuracy": "what does it",
+    "qa/kind/colour/accuracy": "color of what does it",
+    "qa/kind/looks/accuracy": "color of a thing",
+    "qa/kind/order/accuracy": "order",
+    "qa/kind/many/accuracy": "how many",
+    "multiple_choice/accuracy": "choice of five",
+    "retrieval/t2v/R@1": "R@1, dual encoder",
+    "captioning/greedy/CIDEr": "CIDEr",
+}
+TITLES = {"table4": "Table 4", "joint": "Rows of one joint training"}
 CURVES = {
     "trajectories": "N, trajectory tokens",
     "actions": "A, action tokens",
@@ -35,8 +52,9 @@ class Value(NamedTuple):
     """The mean of a metric over seeds, with its 95 % interval."""
 
     mean: float
-    half: float  # half the width of the interval; NaN with one seed
+    half: float  # half the width of the interval; NaN if it is not known
     values: Mapping[str, float]  # by seed
+    questions: int = 0  # that one seed's interval is about, an accuracy's binomial one; 0: none
 
     @property
     def n(self) -> int:
@@ -44,17 +62,22 @@ class Value(NamedTuple):
         return len(self.values)
 
     def __str__(self) -> str:
-        if self.n < 2:
+        if math.isnan(self.half):
             return f"{self.mean:.3g} (one seed)"
         mean = round(self.mean, 9) + 0.0  # differences that cancel are 0, not 2e-15
         return f"{mean:.3g} ± {self.half:.2g}"
 
 
-def mean_value(values: Mapping[str, float]) -> Value:
-    """Compute the mean and 95 % interval over seeds, by Student's t."""
+def mean_value(values: Mapping[str, float], questions: int = 0) -> Value:
+    """Compute the mean and 95 % interval over seeds, by Student's t.
+
+    The interval of one seed is the binomial one of an accuracy in percent over so many `questions`.
+    """
     n, mean = len(values), statistics.fmean(values.values())
     if n < 2:
-        return Value(mean, math.nan, values)
+        p = mean / 100
+        half = 196 * math.sqrt(p * (1 - p) / questions) if questions else math.nan
+        return Value(mean, half, values, questions)
     half = STUDENT.get(n - 1, 1.96) * statistics.stdev(values.values()) / math.sqrt(n)
     return Value(mean, half, values)
 
@@ -62,23 +85,57 @@ def mean_value(values: Mapping[str, float]) -> Value:
 def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Value]]]:
     """Group finished runs: part -> row -> `task:set metric` -> value over seeds."""
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    questions: dict[str, int] = {}
     for row in rows:
         part, name, task, seed = row["name"].split(" | ")
         cells = found.setdefault(part, {}).setdefault(name, {})
-        for metric, value in chosen(task.split(":")[0], row["result"]).items():
-            cells.setdefault(f"{task} {metric}", {})[seed] = value
+        values = chosen(task.split(":")[0], row["result"])
+        if part == "joint":
+            questions = questions or asked(row.get("workdir"))
+            values = {JOINT[metric]: value for metric, value in values.items()}
+        for metric, value in values.items():
+            cells.setdefault(metric if part == "joint" else f"{task} {metric}", {})[seed] = value
     return {
         part: {
-            name: {metric: mean_value(values) for metric, values in cells.items()}
+            name: {
+                metric: mean_value(values, questions.get(metric, 0))
+                for metric, values in cells.items()
+            }
             for name, cells in names.items()
         }
         for part, names in found.items()
     }
 
 
+def asked(workdir: str | Path | None) -> dict[str, int]:
+    """Count the questions behind each accuracy of a run of the task `joint` on the live world."""
+    path = Path(workdir or "") / "config.json"
+    if workdir is None or not path.is_file():
+        return {}
+    c = json.loads(path.read_text())
+    if not c["data"]["live"]:
+        return {}
+    from stoa_jax.data.synthetic import live, reading
+
+    split, m = c["data"]["eval_split"], c["model"]
+    sizes = c["data"]["world"], m["frames"], m["objects_per_frame"]
+    qa = live.open_split("synthetic/qa", split, *sizes)
+    kinds = Counter(
+        reading.question_kind(text) for i in range(len(qa)) for text in qa.metadata(i).texts
+    )
+    counts = {JOINT[f"qa/kind/{k}/accuracy"]: n for k, n in kinds.items() if k != "other"}
+    return {
+        **counts,
+        JOINT["qa/accuracy"]: kinds.total(),
+        JOINT["multiple_choice/accuracy"]: len(qa),  # one of each clip
+    }
+
+
 def chosen(task: str, result: Mapping[str, float]) -> dict[str, float]:
     """Select the metrics of a run that the paper shows."""
     values = {key.removeprefix("eval/").removeprefix("partial/"): v for key, v in result.items()}
+    if task == "joint":
+        return {key: values[key] for key in JOINT if key in values}
     if task != "captioning":
         return {key.split("/", 1)[1]: values[key] for key in SHOWN[task] if key in values}
     # Beam search if it was run, else greedy.
@@ -90,9 +147,12 @@ def chosen(task: str, result: Mapping[str, float]) -> dict[str, float]:
 
 def markdown(found: Mapping[str, Mapping[str, Mapping[str, Value]]]) -> str:
     """Format every part as a table."""
-    lines = ["# Tables", "", "Mean over seeds and 95 % interval (Student's t).", ""]
+    lines = ["# Tables", "", "Mean over seeds and 95 % interval (Student's t)."]
+    if any(v.questions for n in found.values() for cells in n.values() for v in cells.values()):
+        lines.append("With one seed, the binomial interval of the questions that were asked.")
+    lines.append("")
     for part, names in found.items():
-        title = "Table 4" if part == "table4" else f"Figure 3: {CURVES[part]}"
+        title = TITLES[part] if part in TITLES else f"Figure 3: {CURVES[part]}"
         metrics = list(dict.fromkeys(metric for cells in names.values() for metric in cells))
         lines += [f"## {title}", "", "| model | " + " | ".join(metrics) + " | seeds |"]
         lines += ["|---" * (len(metrics) + 2) + "|"]
@@ -103,6 +163,8 @@ def markdown(found: Mapping[str, Mapping[str, Mapping[str, Value]]]) -> str:
         lines.append("")
         if part == "table4":
             lines += [*verdicts(names), ""]
+        if part == "joint" and "base" in names:  # trained first is what matters most, not the base
+            names = {"base": names["base"], **names}
         if len(names) > 1:
             lines += [*paired(names), ""]
     return "\n".join(lines)

@@ -10,7 +10,6 @@ directory.
 
 import dataclasses
 import functools
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -225,14 +224,14 @@ class _Run:
         from stoa_jax.weights import initial_parameters
 
         loaded, report = initial_parameters(
-            self.c.init.path, self.task.model_config(), seed=self.c.seed
+            self.c.init.path,
+            self.task.model_config(),
+            seed=self.c.seed,
+            reinit=self.c.init.reinit,
         )
         if self.is_main:
             monitor.say(str(report))
-        reinit = re.compile(self.c.init.reinit or r"(?!)")
         for name, value in loaded.items():
-            if reinit.search(name):
-                continue
             if name not in params or params[name].shape != value.shape:
                 expected = params[name].shape if name in params else "no such parameter"
                 raise UserError(

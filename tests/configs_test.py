@@ -1,5 +1,6 @@
 """Every shipped configuration with every argument: parsed, and its model built in shape."""
 
+import collections
 from pathlib import Path
 
 import jax
@@ -112,6 +113,32 @@ def test_the_paper_tables_with_fewer_seeds_and_longer(dataset, name, wanted):
             assert ("convert" in stage) or f"train.{name}" in stage["overrides"]
             if stage["name"] == "pretrain":
                 assert stage["overrides"][f"train.{name}"] == wanted
+
+
+def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
+    config_file = f"{CONFIGS / 'paper_tables.py'}:joint,seeds=2"
+    runs = sweep.make_runs(config_file, sweep.load(config_file), tmp_path)
+    stages = sweep.unique_stages(runs)
+    counts = collections.Counter(stage.name for stage in stages)
+    assert counts == {"clip": 1, "clip_hf": 1, "words": 1, "motion": 1, "heads": 2 * 4}
+    made = {}
+    for run in runs:
+        stage = run.stages[-1]
+        c = load("joint").get_config("heads")
+        with c.unlocked():
+            c.update_from_flattened_dict(dict(stage.overrides))
+        c.lock()
+        assert c.model.objects or not c.loss.ota
+        made[run.name.split(" | ")[1], c.seed] = c
+    plus, base, full = (made[name, 1] for name in ("plus", "base", "full"))
+    assert {c.train.steps for c in made.values()} == {plus.train.steps}
+    paper = {"vtc", "vtm", "mlm", "plm", "ota", "asp"}
+    on = {name: {k for k in (*paper, "verb") if made[name, 0].loss[k]} for name, _ in made}
+    assert on["full"] == paper and on["plus"] == paper | {"verb"}
+    assert on["base"] == on["+ objects"] == paper - {"ota", "asp"}
+    assert made["+ objects", 0].model.objects and not base.model.objects
+    assert (full.loss.target, full.loss.none_weight) == ("sentence", 1.0)
+    assert (plus.loss.target, plus.loss.none_weight) == ("alone", 0.1)
 
 
 def test_the_paper_tables_name_a_wrong_set():

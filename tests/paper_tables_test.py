@@ -1,5 +1,6 @@
-"""The report of a sweep, from made-up figures."""
+"""The report of a sweep, from made-up values."""
 
+import json
 import math
 
 import pytest
@@ -70,6 +71,38 @@ def test_curves_become_plots_on_the_page(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert 'src="trajectories.png"' in page and "<td>base</td>" in page
     assert "reranked/t2v/R@1" in page  # fusion is where trajectories and actions tell
+
+
+def joint_rows(tmp_path, seeds):
+    workdir = tmp_path / "run"
+    workdir.mkdir(exist_ok=True)
+    world = {"seed": 0, "size": 32, "siblings": 1, "max_objects": 3}
+    world |= {"train": 10, "validation": 10, "test": 40}
+    data = {"live": True, "eval_split": "test", "world": world}
+    model = {"frames": 2, "objects_per_frame": 4}
+    (workdir / "config.json").write_text(json.dumps({"data": data, "model": model}))
+    for seed in range(seeds):
+        for row, value in (("plus", 60.0), ("base", 50.0)):
+            result = {"qa/accuracy": value + seed, "qa/kind/way/accuracy": 50.0}
+            result |= {"multiple_choice/accuracy": 20.0, "captioning/greedy/CIDEr": 1.5}
+            made = run("joint", row, "joint:synthetic", seed, **result)
+            yield {**made, "workdir": str(workdir)}
+
+
+def test_one_seed_has_the_interval_of_its_questions(tmp_path):
+    found = paper_tables.gather(list(joint_rows(tmp_path, 1)))["joint"]["base"]
+    assert found["questions"].questions == 40 * 5  # of the live test split
+    assert found["questions"].half == pytest.approx(196 * (0.25 / 200) ** 0.5)
+    assert found["choice of five"].half == pytest.approx(196 * (0.16 / 40) ** 0.5)
+    assert 0 < found["which way"].questions < 200 and math.isnan(found["CIDEr"].half)
+
+
+def test_rows_of_joint_are_compared_with_the_base_seed_by_seed(tmp_path):
+    text = paper_tables.write(list(joint_rows(tmp_path, 3)), tmp_path)
+    assert "| base | 51 ± 2.5 |" in text
+    _, _, differences = text.partition("Difference from base, seed by seed:")
+    (line,) = [line for line in differences.splitlines() if line.startswith("| plus |")]
+    assert line.startswith("| plus | 10 ± 0 | 0 ± 0 |")
 
 
 def test_what_cancels_reads_as_nothing():

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -71,6 +73,24 @@ def test_what_starts_from_clip(tiny):
         params["fusion/blocks/ln_1/scale"], params["text/blocks/ln_1/scale"][: c.fusion_depth]
     )
     np.testing.assert_array_equal(params["fusion/positions"], params["text/positions"])
+
+
+def test_what_is_initialised_may_be_missing_or_of_another_shape(tmp_path):
+    """A model with objects starts from one without; fusion has more positions then."""
+    whole = dataclasses.replace(ModelConfig.tiny(), vocab_size=1024)
+    base = dataclasses.replace(whole, objects=False, actions=False)
+    shapes = weights.parameter_shapes(base)
+    params = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+    note = {weights.METADATA: json.dumps(dataclasses.asdict(base))}
+    path = tmp_path / "base.safetensors"
+    save_file(params, path, note)
+    with pytest.raises(UserError, match="missing action/"):
+        weights.initial_parameters(path, whole)
+    new = r"^(regions|trajectory|action)/|^fusion/more_positions"
+    got, report = weights.initial_parameters(path, whole, reinit=new)
+    assert set(report.new) == {n for n in weights.parameter_shapes(whole) if re.search(new, n)}
+    assert set(got) == set(shapes) - {"fusion/more_positions"}
+    assert report.unused == {"fusion/more_positions": "initialised: config.init.reinit matches it"}
 
 
 def test_open_clip_and_hugging_face_hold_the_same(tmp_path, tiny):

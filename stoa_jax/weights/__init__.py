@@ -5,6 +5,7 @@ every parameter of the model is either filled or reported as new.
 """
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -88,23 +89,25 @@ def parameter_shapes(c: ModelConfig) -> dict[str, Shape]:
 
 
 def initial_parameters(
-    path: str | Path, model_config: ModelConfig, *, seed: int = 0
+    path: str | Path, model_config: ModelConfig, *, seed: int = 0, reinit: str = ""
 ) -> tuple[dict[str, np.ndarray], Report]:
     """Load those parameters of a model that the weights at `path` provide, as float32.
 
     Also returns a report on every tensor. `report.new` lists the parameters that the file does not
     provide, directly or by copying. `seed` initialises the rows of a position table beyond those
-    that the file has.
+    that the file has. Parameters that match the regex `reinit` are new, whether the file has them,
+    has them in another shape, or lacks them.
     """
     shapes = parameter_shapes(model_config)
+    fresh = re.compile(reinit or r"(?!)")
     if is_workdir(path):
-        params, report = _from_workdir(path, shapes)
+        params, report = _from_workdir(path, shapes, fresh)
         report.new = {name: shape for name, shape in shapes.items() if name not in params}
         return params, report
     tensors, kind = open_weights(path)
     report = Report(str(path), KINDS[kind])
     if kind == "stoa_jax":
-        params = _from_safetensors(tensors, shapes, report)
+        params = _from_safetensors(tensors, shapes, report, fresh)
     elif kind == "released":
         params = released.read_released(tensors, model_config, shapes, report)
     else:
@@ -113,6 +116,8 @@ def initial_parameters(
         params["fusion/positions"] = clip.fusion_positions(
             params["text/positions"], shapes["fusion/positions"], seed, report
         )
+    params = {name: x for name, x in params.items() if not fresh.search(name)}
+    report.copied = {n: of for n, of in report.copied.items() if not fresh.search(n)}
     report.new = {name: shape for name, shape in shapes.items() if name not in params}
     return dict(sorted(params.items())), report
 
@@ -137,35 +142,52 @@ def _initialise(c: ModelConfig, names: tuple[str, ...], seed: int) -> dict[str, 
     return jax.device_get(initialise(jax.random.key(seed))) if names else {}
 
 
-def _from_workdir(path: str | Path, shapes: dict[str, Shape]) -> tuple[dict, Report]:
+def _from_workdir(
+    path: str | Path, shapes: dict[str, Shape], fresh: re.Pattern[str]
+) -> tuple[dict, Report]:
     from stoa_jax.checkpoint import load_params
 
     params, _, meta = load_params(path)
     params = migrations.migrate_parameters(params, shapes)
     report = Report(str(path), f"{KINDS['workdir']}, step {meta.get('step')}")
-    names = _matching_names(str(path), {n: x.shape for n, x in params.items()}, shapes, report)
+    saved = {n: x.shape for n, x in params.items()}
+    names = _matching_names(str(path), saved, shapes, report, fresh)
     return {name: np.asarray(params[name], np.float32) for name in names}, report
 
 
 def _from_safetensors(
-    tensors: TensorFile, shapes: dict[str, Shape], report: Report
+    tensors: TensorFile, shapes: dict[str, Shape], report: Report, fresh: re.Pattern[str]
 ) -> dict[str, np.ndarray]:
     params = {name: tensors.take(name) for name in tensors}
     params = migrations.migrate_parameters(params, shapes)
     saved = {name: x.shape for name, x in params.items()}
-    return {n: params[n] for n in _matching_names(str(tensors.path), saved, shapes, report)}
+    names = _matching_names(str(tensors.path), saved, shapes, report, fresh)
+    return {name: params[name] for name in names}
 
 
 def _matching_names(
-    where: str, saved: dict[str, Shape], shapes: dict[str, Shape], report: Report
+    where: str,
+    saved: dict[str, Shape],
+    shapes: dict[str, Shape],
+    report: Report,
+    fresh: re.Pattern[str],
 ) -> list[str]:
-    """Return the names to load from our own weights; only the answer head may differ."""
+    """Return the names to load from our own weights.
+
+    Only the answer head may differ, and what is initialised anyway.
+    """
     head = "fusion/answer/"
     for name, shape in saved.items():
         if name.startswith(head) and shapes.get(name) != tuple(shape):
             report.unused[name] = "the answer head of another task"
+        elif fresh.search(name):
+            report.unused[name] = "initialised: config.init.reinit matches it"
     names = [name for name in saved if name not in report.unused]
-    wanted = {n: shape for n, shape in shapes.items() if n in names or not n.startswith(head)}
+    wanted = {
+        n: shape
+        for n, shape in shapes.items()
+        if n in names or not (n.startswith(head) or fresh.search(n))
+    }
     found = {name: tuple(saved[name]) for name in names}
     check_same(found, wanted, where, "use weights of this model or change config.model")
     report.used = {name: name for name in names}

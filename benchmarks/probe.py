@@ -1,0 +1,364 @@
+"""What the tokens of a checkpoint tell: ridge probes of motion, and of the color of a named thing.
+
+    python -m benchmarks.probe --checkpoint=synthetic
+
+Motion: which of 15 motions comes first in a clip, read off trajectory tokens, action tokens and
+frame tokens. The same probe reads encoders that were never trained, at the same vision tower, and
+encoders that were trained on the motions as labels, which bounds from above what an objective
+can bring into tokens of this architecture in as many steps.
+
+Color: of a thing whose shape no other thing of the clip has. The probe reads the patches in the
+thing's true box, the frame tokens, and the trajectory of its class; beside them the answer head's
+accuracy for "what color is the SHAPE?". So it tells whether a color is lost in the vision tower
+or behind it.
+
+Clips are drawn live; those of the test split are held out. n clips, T frames, K objects per frame,
+N trajectories, A actions, h vision width, d shared width.
+"""
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import stoa_jax
+from stoa_jax import objectives, ops, weights
+from stoa_jax.data.synthetic import World
+from stoa_jax.data.synthetic.scene import COLOURS, MOTIONS, SHAPES, Scene
+from stoa_jax.inference.model import Model
+from stoa_jax.models.config import ModelConfig
+from stoa_jax.models.features import VideoFeatures, VisionFeatures
+from stoa_jax.models.parameters import named_parameters, with_parameters
+from stoa_jax.models.stoa import Stoa
+from stoa_jax.weights import clip
+
+BATCH = 100
+ENCODERS = ("regions", "trajectory", "action")
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge regression, times the number of clips
+RATE, LABEL_STEPS, LABEL_BATCH = 1e-3, 400, 64
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Clips as the encoders behind the vision tower read them, and what is in them."""
+
+    seen: Arrays  # outputs of the vision tower by name, float16
+    objects: tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, classes, scores
+    true_boxes: list[np.ndarray]  # [T, things, 4]
+    scenes: list[Scene]
+
+    @property
+    def motions(self) -> np.ndarray:
+        """The first motion of each clip, as an index of MOTIONS."""
+        return np.array([MOTIONS.index(scene.events[0].motion) for scene in self.scenes])
+
+    def batch(self, rows: Sequence[int] | np.ndarray | slice) -> tuple[VisionFeatures, tuple]:
+        """Return the arguments of `Stoa.encode_objects` for some clips."""
+        seen = {name: x[rows].astype(np.float32) for name, x in self.seen.items()}
+        return VisionFeatures(seen.pop("frames"), seen), tuple(x[rows] for x in self.objects)
+
+
+def draw(model: Stoa, split: str, count: int, max_objects: int) -> Clips:
+    """Draw the first clips of a split and run the vision tower over them."""
+    c = model.config
+    world = World(split, 0, c.image_size, c.frames, max_objects, c.objects_per_frame, siblings=1)
+    see = jax.jit(model.encode_frames)
+    seen: dict[str, list[np.ndarray]] = {}
+    objects, true_boxes = [], []
+    for start in range(0, count, BATCH):
+        clips = [world.clip(i) for i in range(start, min(start + BATCH, count))]
+        found = see(np.stack([one.frames for one in clips]))
+        for name, x in (("frames", found.frames), *found.taps.items()):
+            seen.setdefault(name, []).append(np.asarray(x, np.float16))
+        objects += [(one.boxes, one.classes, one.scores) for one in clips]
+        true_boxes += [one.true_boxes for one in clips]
+    boxes, classes, scores = (np.stack(x) for x in zip(*objects, strict=True))
+    scenes = [world.scene(i) for i in range(count)]
+    joined = {name: np.concatenate(parts) for name, parts in seen.items()}
+    return Clips(joined, (boxes, classes, scores), true_boxes, scenes)
+
+
+@jax.jit
+def encode(model: Stoa, vision: VisionFeatures, objects: tuple) -> VideoFeatures:
+    """Run the encoders behind the vision tower."""
+    return model.encode_objects(vision, *objects)
+
+
+def video_features(model: Stoa, clips: Clips) -> Iterator[VideoFeatures]:
+    """Yield the features of `clips`, batch by batch."""
+    for start in range(0, len(clips.scenes), BATCH):
+        yield encode(model, *clips.batch(slice(start, start + BATCH)))
+
+
+def mean_trajectory(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the mean [B, d] of the valid ones of tokens [B, N, d]."""
+    count = jnp.maximum(mask.sum(1, keepdims=True), 1)
+    return jnp.where(mask[..., None], tokens, 0).sum(1) / count
+
+
+def motion_features(video: VideoFeatures) -> dict[str, jax.Array]:
+    """Return what the probe of motion reads, each [B, features]."""
+    found = {
+        "frames": video.frames.reshape(len(video.frames), -1),
+        "trajectories": mean_trajectory(video.objects, video.object_mask),
+    }
+    if video.verbs.shape[1]:
+        found["trajectories, projected to verbs"] = mean_trajectory(video.verbs, video.object_mask)
+    if video.actions.shape[1]:
+        found["actions"] = video.actions.reshape(len(video.actions), -1)
+    return found
+
+
+def collected(model: Stoa, clips: Clips) -> Arrays:
+    """Return `motion_features` of all clips."""
+    parts = [jax.device_get(motion_features(video)) for video in video_features(model, clips)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def ridge(x: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
+    """Return the weights of ridge regression; the last row is the constant."""
+    x = np.concatenate([x, np.ones((len(x), 1))], 1)
+    gram = x.T @ x
+    gram[np.diag_indices(len(gram) - 1)] += penalty * len(x)
+    return np.linalg.solve(gram, x.T @ targets)
+
+
+def scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Fit targets [n, classes] by ridge regression and return the predictions for `test`.
+
+    Features are standardised. The penalty is the best one for a fifth of the training rows.
+    """
+    mean, spread = train.mean(0), train.std(0) + 1e-6
+    train, test = ((x - mean).astype(np.float64) / spread for x in (train, test))
+    cut = len(train) * 4 // 5
+
+    def error(penalty: float) -> float:
+        w = ridge(train[:cut], targets[:cut], penalty)
+        return float(np.square(train[cut:] @ w[:-1] + w[-1] - targets[cut:]).mean())
+
+    w = ridge(train, targets, min(PENALTIES, key=error))
+    return test @ w[:-1] + w[-1]
+
+
+def percent(right: np.ndarray) -> str:
+    """Format an accuracy with its binomial standard error."""
+    p = float(np.mean(right))
+    return f"{100 * p:.1f} ± {100 * (p * (1 - p) / len(right)) ** 0.5:.1f}"
+
+
+def untrained(model: Stoa, seed: int) -> Stoa:
+    """Return the model with encoders as they start from its vision tower, and the same towers."""
+    c = model.config
+    params = named_parameters(model)
+    fresh = named_parameters(Stoa(c, rngs=nnx.Rngs(seed)))
+    host = {name: np.asarray(x) for name, x in params.items() if name.startswith("visual/")}
+    copied = dict(host)
+    shapes = {name: x.shape for name, x in fresh.items()}
+    clip.initial_from_clip(copied, c, shapes, weights.Report("", ""))
+    start = {**fresh, **{name: jnp.asarray(x) for name, x in copied.items()}}
+    return with_parameters(
+        model, {n: start[n] if n.split("/")[0] in ENCODERS else params[n] for n in params}
+    )
+
+
+def labels_trained(model: Stoa, clips: Clips, steps: int, seed: int) -> Stoa:
+    """Return the model with encoders trained to tell the first motion by a linear layer."""
+    labels = clips.motions
+    params = named_parameters(model)
+    learned = {n: x for n, x in params.items() if n.split("/")[0] in ENCODERS}
+    fixed = {n: x for n, x in params.items() if n not in learned}
+    sizes = {name: x.shape[-1] for name, x in _shapes(model, clips).items() if name != "frames"}
+    heads = {name: jnp.zeros((size, len(MOTIONS))) for name, size in sizes.items()}
+    state = (learned, heads)
+    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, RATE, steps // 20 + 1, steps))
+    moments = optimizer.init(state)
+
+    def loss(state: tuple, vision: VisionFeatures, objects: tuple, labels: jax.Array) -> jax.Array:
+        found = motion_features(
+            encode(with_parameters(model, {**fixed, **state[0]}), vision, objects)
+        )
+        logits = [found[name] @ head for name, head in state[1].items()]
+        return sum(objectives.cross_entropy(one, labels).mean() for one in logits)
+
+    @jax.jit
+    def step(state: tuple, moments: optax.OptState, *batch: jax.Array) -> tuple:
+        gradient = jax.grad(loss)(state, *batch)
+        updates, moments = optimizer.update(gradient, moments, state)
+        return optax.apply_updates(state, updates), moments
+
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        rows = rng.choice(len(labels), LABEL_BATCH)
+        state, moments = step(state, moments, *clips.batch(rows), labels[rows])
+    return with_parameters(model, {**fixed, **state[0]})
+
+
+def _shapes(model: Stoa, clips: Clips) -> Mapping[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(
+        lambda *batch: motion_features(encode(model, *batch)), *clips.batch(slice(0, 1))
+    )
+
+
+def probe_motion(models: Mapping[str, Stoa], train: Clips, test: Clips) -> Iterator[str]:
+    """Yield a Markdown table: what is read, by model."""
+    yield "| first motion read off | " + " | ".join(models) + " |"
+    yield "|---" * (len(models) + 1) + "|"
+    columns: dict[str, dict[str, str]] = {}
+    for name, model in models.items():
+        of_train, of_test = collected(model, train), collected(model, test)
+        targets = np.eye(len(MOTIONS))[train.motions]
+        for what, x in of_train.items():
+            right = scores(x, targets, of_test[what]).argmax(1) == test.motions
+            columns.setdefault(what, {})[name] = percent(right)
+    for what, cells in columns.items():
+        yield f"| {what} | " + " | ".join(cells[name] for name in models) + " |"
+    common = np.bincount(train.motions).argmax()
+    yield f"\nThe most frequent motion: {percent(test.motions == common)} %."
+
+
+# The color of a named thing
+
+
+def named_things(clips: Clips) -> list[tuple[int, int]]:
+    """Return (clip, thing) for every thing whose shape is the only one of its kind in the clip."""
+    found = []
+    for i, scene in enumerate(clips.scenes):
+        shapes = [thing.shape for thing in scene.things]
+        found += [(i, k) for k, shape in enumerate(shapes) if shapes.count(shape) == 1]
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="c")
+def box_patches(c: ModelConfig, patches: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Return the mean over frames of the patches [T, P, h] in a box [T, 4], as objects see them."""
+    shown = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+    grid = patches.reshape(c.frames, c.grid, c.grid, -1)
+
+    def align(features: jax.Array, box: jax.Array) -> jax.Array:
+        size = (c.roi_size, c.roi_size)
+        return ops.roi_align(features, box[None], size, sampling_ratio=2, spatial_scale=c.grid)[0]
+
+    regions = jax.vmap(align)(grid, boxes).max((1, 2))  # [T, h]
+    return jnp.where(shown[:, None], regions, 0).sum(0) / jnp.maximum(shown.sum(), 1)
+
+
+def colour_features(model: Stoa, clips: Clips, things: Sequence[tuple[int, int]]) -> Arrays:
+    """Return what the probe of colors reads of each thing, [things, features]."""
+    c = model.config
+    patches = clips.seen[f"block {c.object_block}"][:, :, 1:]
+    frames = clips.seen["frames"].astype(np.float32).mean(1)
+    videos = [jax.device_get(video) for video in video_features(model, clips)]
+    tokens, classes = (
+        np.concatenate([getattr(video, name) for video in videos])
+        for name in ("objects", "object_classes")
+    )
+    if videos[0].verbs.shape[1]:
+        tokens = tokens + np.concatenate([video.verbs for video in videos])
+    found: dict[str, list[np.ndarray]] = {"patches": [], "frames": [], "trajectory": []}
+    for i, k in things:
+        shape = SHAPES.index(clips.scenes[i].things[k].shape)
+        one = box_patches(c, patches[i].astype(np.float32), clips.true_boxes[i][:, k])
+        found["patches"].append(np.asarray(one))
+        # The frames do not say which thing is meant: one set of weights for each shape.
+        of_shape = np.zeros((len(SHAPES), frames.shape[1] + 1), np.float32)
+        of_shape[shape] = [*frames[i], 1]
+        found["frames"].append(of_shape.reshape(-1))
+        is_class = classes[i] == shape
+        found["trajectory"].append(tokens[i][is_class].sum(0))  # 0 if the class was not chosen
+    return {name: np.stack(x) for name, x in found.items()}
+
+
+def answered(model: Model, clips: Clips, things: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return whether the answer head names the color of each thing."""
+    network = model.whole
+    assert network is not None
+    questions = [f"what color is the {clips.scenes[i].things[k].shape}?" for i, k in things]
+    kept = list(model.answers)
+
+    @jax.jit
+    def answer(network: Stoa, vision: VisionFeatures, objects: tuple, ids: jax.Array) -> jax.Array:
+        video = network.encode_objects(vision, *objects)
+        return network.answer_logits(network.pair(video, network.encode_text(ids))).argmax(-1)
+
+    right = []
+    for start in range(0, len(things), BATCH):
+        part = things[start : start + BATCH]
+        c = network.config
+        pieces = [model.tokenizer.pieces(text) for text in questions[start : start + BATCH]]
+        ids = np.stack([model.tokenizer.pack(one, c.text_length) for one in pieces])
+        best = answer(network, *clips.batch([i for i, _ in part]), ids)
+        said = [kept[j] if j < len(kept) else "" for j in np.asarray(best)]
+        right += [
+            word == clips.scenes[i].things[k].colour
+            for word, (i, k) in zip(said, part, strict=True)
+        ]
+    return np.array(right)
+
+
+def probe_colours(model: Model, train: Clips, test: Clips) -> Iterator[str]:
+    """Yield a Markdown table: the color of a named thing."""
+    network = model.whole
+    assert network is not None
+    asked = {"train": (train, named_things(train)), "test": (test, named_things(test))}
+    colours = {
+        name: np.array([COLOURS.index(clips.scenes[i].things[k].colour) for i, k in things])
+        for name, (clips, things) in asked.items()
+    }
+    found = {name: colour_features(network, *of) for name, of in asked.items()}
+    targets = np.eye(len(COLOURS))[colours["train"]]
+    yield f"| color of a named thing ({len(colours['test'])}) read off | % |\n|---|---|"
+    for what, label in (
+        ("patches", "patches in its true box, which objects are made of"),
+        ("frames", "frame tokens, weights for each shape"),
+        ("trajectory", "the trajectory of its class, as fusion reads it"),
+    ):
+        predicted = scores(found["train"][what], targets, found["test"][what]).argmax(1)
+        yield f"| {label} | {percent(predicted == colours['test'])} |"
+    yield f"| the answer head | {percent(answered(model, *asked['test']))} |"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", default="synthetic", help="what stoa_jax.load opens")
+    parser.add_argument("--train", type=int, default=6000, help="clips that probes are fitted to")
+    parser.add_argument("--test", type=int, default=1000, help="held-out clips")
+    parser.add_argument("--max-objects", type=int, default=3, help="things in a clip, at most")
+    parser.add_argument("--steps", type=int, default=LABEL_STEPS, help="training by labels; 0: off")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--colors", action="store_true", help="also the color of a named thing")
+    args = parser.parse_args(argv)
+    began = time.monotonic()
+    model = stoa_jax.load(args.checkpoint)
+    network = model.whole
+    if network is None or not network.config.objects:
+        parser.error(f"--checkpoint: {args.checkpoint} has no trajectory encoder to probe")
+    train, test = (
+        draw(network, split, count, args.max_objects)
+        for split, count in (("train", args.train), ("test", args.test))
+    )
+    fresh = untrained(network, args.seed)
+    models = {"untrained": fresh, "checkpoint": network}
+    if args.steps:
+        models["trained by labels"] = labels_trained(fresh, train, args.steps, args.seed)
+    for line in probe_motion(models, train, test):
+        print(line, flush=True)
+    if args.colors and model.answers:
+        print()
+        for line in probe_colours(model, train, test):
+            print(line, flush=True)
+    print(f"\n{args.train} clips to fit, {args.test} held out; {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
