@@ -50,8 +50,9 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     # Draw the synthetic world into memory at the start, with the model's frames and objects,
     # instead of reading a built set.
     c.data.live = False
-    # The live world: its seed, pixels a side, clips that look alike, objects and clips per split.
-    c.data.world = ConfigDict(dict(seed=0, size=64, siblings=2, max_objects=4))
+    # The live world: its seed, pixels a side, clips that look alike, most objects of a clip,
+    # whether each clip has two of one class (twins), and clips per split.
+    c.data.world = ConfigDict(dict(seed=0, size=64, siblings=2, max_objects=4, twins=0))
     c.data.world.update(dict(train=3000, validation=200, test=200))
     c.data.sets = (("synthetic/captions", 1.0),)  # (set, weight) of the training mixture
     c.data.train_split = "train"  # the split that is trained on

@@ -10,7 +10,7 @@ import synthetic_world
 from synthetic_world import holds, measured
 
 from stoa_jax.data import synthetic
-from stoa_jax.data.synthetic import CLASS_NAMES, World, motion, render
+from stoa_jax.data.synthetic import CLASS_NAMES, World, language, motion, render
 from stoa_jax.data.synthetic import scene as scenes
 from stoa_jax.errors import UserError
 
@@ -253,6 +253,32 @@ def test_a_shape_is_told_by_its_middle():
     assert len(set(middles.values())) == len(CLASS_NAMES)
 
 
+def test_a_crowd_fits_and_every_thing_can_be_counted():
+    world = World("train", size=64, frames=4, max_objects=8)
+    clips = [world.clip(i) for i in range(0, 60, 2)]
+    counts = [len(clip.program["objects"]) for clip in clips]
+    assert max(counts) == 8 and len(set(counts)) > 4
+    asked = dict(pair for clip in clips for pair in clip.questions)
+    assert {answer for _, answer in asked.items()} <= set(language.answer_words(8))
+    for clip in clips:
+        low, high = clip.true_boxes[..., :2], clip.true_boxes[..., 2:]
+        shown = clip.true_classes >= 0
+        assert (low >= 0).all() and (high <= 1).all()
+        assert shown.any(0).all()  # nothing is hidden for the whole clip
+        found = (clip.classes >= 0).sum(1)
+        assert found.max() <= 10 and found.mean() > 0.6 * shown.sum(1).mean()
+
+
+def test_twins_are_two_things_of_one_class_in_every_clip():
+    world = World("train", max_objects=3, twins=1)
+    for index in range(40):
+        things = world.scene(index).things
+        assert things[0].shape == things[1].shape and things[0].colour != things[1].colour
+    assert World("train", max_objects=3).scene(0) == World("train", max_objects=3, twins=0).scene(0)
+    with pytest.raises(UserError, match="max_objects=1: choose from 2 to 8"):
+        World("train", max_objects=1, twins=1)
+
+
 @pytest.mark.parametrize("kind", synthetic.KINDS)
 def test_a_clip_becomes_what_a_source_yields(clips, kind):
     clip = synthetic.as_clip(clips[0], kind)
@@ -268,7 +294,7 @@ def test_a_clip_becomes_what_a_source_yields(clips, kind):
 def test_bad_requests_say_what_is_wrong(clips):
     with pytest.raises(UserError, match="synthetic split 'dev': choose one of train"):
         World("dev")
-    with pytest.raises(UserError, match="max_objects=9: choose from 1 to 4"):
+    with pytest.raises(UserError, match="max_objects=9: choose from 1 to 8"):
         World("train", max_objects=9)
     with pytest.raises(UserError, match="synthetic/poems: the kinds are captions"):
         synthetic.as_clip(clips[0], "poems")

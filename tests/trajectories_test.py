@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from stoa_jax.ops import packed_attention_mask, select_trajectories
+from stoa_jax.ops import packed_attention_mask, select_trajectories, track_objects
 
 T, K = 4, 5
 
@@ -113,8 +113,102 @@ def test_the_packed_sequence_equals_separate_ones():
         np.testing.assert_allclose(packed[i], separate[i][0], rtol=1e-12)
 
 
+def _things(seed, t=8, things=4, classes=2, missing=0.2):
+    """Objects of things that drift slowly, far apart: classes, boxes, and whose each object is."""
+    rng = np.random.default_rng(seed)
+    homes = np.stack(np.meshgrid([0.2, 0.8], [0.2, 0.8]), -1).reshape(4, 2)[:things]
+    centres = homes + np.cumsum(rng.uniform(-0.04, 0.04, (t, things, 2)), 0)
+    side = rng.uniform(0.1, 0.2, (1, things, 1))
+    boxes = np.concatenate([centres - side / 2, centres + side / 2], -1).astype(np.float32)
+    kinds = np.where(rng.random((t, things)) < missing, -1, np.arange(things) % classes)
+    owners = np.where(kinds < 0, -1, np.arange(things))
+    order = np.argsort(rng.random((t, things)), 1)  # in any order within a frame
+    rows = np.arange(t)[:, None]
+    return kinds[rows, order].astype(np.int32), boxes[rows, order], owners[rows, order]
+
+
+def _partition(labels):
+    flat = np.asarray(labels).reshape(-1)
+    groups = {name: frozenset(np.flatnonzero(flat == name).tolist()) for name in set(flat)}
+    return {members for name, members in groups.items() if name >= 0}
+
+
+def _random_boxes(seed, shape=(T, K)):
+    low = np.random.default_rng(seed).random((*shape, 2))
+    return np.concatenate([low, low + 0.3], -1).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tracks_are_things_where_things_stay_apart(seed):
+    classes, boxes, owners = _things(seed)
+    assert _partition(track_objects(classes, boxes)) == _partition(owners)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_track_has_one_class_and_at_most_one_object_in_a_frame(seed):
+    classes, _ = _objects(seed)
+    track = np.asarray(track_objects(classes, _random_boxes(seed)))
+    flat = classes.reshape(-1)
+    assert ((track >= 0) == (classes >= 0)).all()
+    for members in _partition(track):
+        assert len({flat[i] for i in members}) == 1
+        assert len({i // K for i in members}) == len(members)
+        assert track.reshape(-1)[min(members)] == min(members)  # named by its first object
+
+
+def test_tracks_do_not_depend_on_the_order_within_a_frame():
+    classes, _ = _objects(2)
+    boxes = _random_boxes(2)
+    want = _partition(track_objects(classes, boxes))
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(K), (T, 1)), axis=1)
+    rows = np.arange(T)[:, None]
+    moved = np.asarray(track_objects(classes[rows, order], boxes[rows, order]))
+    back = np.empty_like(moved)
+    back[rows, order] = moved
+    assert _partition(back) == want
+
+
+def test_a_track_survives_a_gap_and_ends_at_a_jump():
+    here, near, far = [0.1, 0.1, 0.2, 0.2], [0.25, 0.1, 0.35, 0.2], [0.8, 0.8, 0.9, 0.9]
+    boxes = np.float32([[here], [here], [near], [far]])
+    assert np.asarray(track_objects(np.int32([[3], [-1], [3], [3]]), boxes)).T.tolist() == [
+        [0, -1, 0, 3]
+    ]
+    # Without a frame in between, the same step is out of reach.
+    boxes = np.float32([[here], [near], [near], [far]])
+    assert np.asarray(track_objects(np.int32([[3], [3], [3], [3]]), boxes)).T.tolist() == [
+        [0, 1, 1, 3]
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_thing_of_a_class_makes_tracked_equal_to_largest(seed):
+    classes, boxes, _ = _things(seed, classes=4)
+    scores = np.random.default_rng(seed).random(classes.shape, np.float32)
+    want = select_trajectories(classes, scores, 5)
+    got = jax.jit(lambda *x: select_trajectories(*x[:2], 5, "tracked", x[2]))(
+        classes, scores, boxes
+    )
+    for one, other in zip(want, got, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_two_things_of_a_class_are_two_trajectories():
+    classes, boxes, owners = _things(1, classes=1, missing=0.0)
+    scores = np.where(owners == 2, 0.9, 0.2 + 0.1 * owners).astype(np.float32)
+    chosen, member = select_trajectories(classes, scores, 3, "tracked", boxes)
+    np.testing.assert_array_equal(chosen, [0, 0, 0])
+    for row, thing in zip(np.asarray(member), (2, 3, 1), strict=True):  # the surest first
+        np.testing.assert_array_equal(row, owners.reshape(-1) == thing)
+    chosen, member = select_trajectories(classes, scores, 3)
+    np.testing.assert_array_equal(chosen, [0, -1, -1])
+    assert np.asarray(member)[0].all()
+
+
 def test_a_clear_error():
     classes, scores = _objects(0)
+    with pytest.raises(ValueError, match=r"'tracked' needs boxes \(4, 5, 4\); they are None"):
+        select_trajectories(classes, scores, 3, choice="tracked")
     with pytest.raises(ValueError, match="'smallest'"):
         select_trajectories(classes, scores, 3, choice="smallest")
     with pytest.raises(ValueError, match=r"\[T, K\]"):

@@ -64,7 +64,7 @@ class SyntheticSource:
     """The synthetic world, seen as a source like any other."""
 
     def __init__(self, kind: str, **options: Any):
-        numbers = {"seed": 0, "size": 64, "siblings": 2, "max_objects": 4}
+        numbers = {"seed": 0, "size": 64, "siblings": 2, "max_objects": 4, "twins": 0}
         numbers |= SYNTHETIC_SPLITS
         for name, value in options.items():
             if name not in numbers:
@@ -79,6 +79,7 @@ class SyntheticSource:
         self.kind, self.seed, self.size = kind, numbers["seed"], numbers["size"]
         self.siblings = numbers["siblings"]  # clips in a row that look alike and move otherwise
         self.max_objects = numbers["max_objects"]  # in a clip
+        self.twins = numbers["twins"]  # 1: two things of one class in every clip
         self.class_names = tuple(synthetic.CLASS_NAMES)
         self.skipped: list[Any] = []
         self.splits: dict[str, Sequence[SyntheticEntry]] = {
@@ -99,6 +100,7 @@ class SyntheticSource:
             frames=frames,
             siblings=self.siblings,
             max_objects=self.max_objects,
+            twins=self.twins,
         )
         draw = world.picture if self.kind == "pictures" else world.clip
         clip = synthetic.as_clip(draw(entry.index), self.kind)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stoa_jax import ops
 from stoa_jax.errors import MissingHead
 from stoa_jax.inference import batching, programs
 from stoa_jax.inference.opened import Opened
@@ -123,9 +124,10 @@ def explain(model: Opened, video: Video | Clip, text: str) -> Explanation:
     spelled = functools.partial(_word_at, model, text, end)
     chosen = np.asarray(video_features.object_classes)[0]
     trajectories = [
-        _trajectory(clip, kind, spelled(column), _score(scores, column))
-        for kind, column, scores in zip(
+        _trajectory(clip, kind, mine, spelled(column), _score(scores, column))
+        for kind, mine, column, scores in zip(
             chosen.tolist(),
+            _members(network, inputs),
             found.trajectories[0].tolist(),
             found.trajectory_scores[0],
             strict=True,
@@ -157,11 +159,23 @@ def _actions(
     ]
 
 
-def _trajectory(clip: Prepared, kind: int, word: str | None, word_score: float) -> Trajectory:
-    """Follow the surest object of a class through the frames, in the frame's own shares."""
-    mine = np.where(clip.classes == kind, clip.scores, -np.inf)  # [T, K]
-    best = mine.argmax(1)
-    shown = (clip.classes == kind).any(1)
+def _members(network: "Stoa", inputs: list[np.ndarray]) -> np.ndarray:
+    """Return the objects of each trajectory [N, T, K]; none for a model without trajectories."""
+    c, (_, boxes, classes, scores) = network.config, (x[0] for x in inputs)
+    if not c.objects:
+        return np.zeros((0, *classes.shape), bool)
+    _, member = ops.select_trajectories(
+        classes, scores, c.trajectories, choice=c.trajectory_choice, boxes=boxes
+    )
+    return np.asarray(member).reshape(-1, *classes.shape)
+
+
+def _trajectory(
+    clip: Prepared, kind: int, mine: np.ndarray, word: str | None, word_score: float
+) -> Trajectory:
+    """Follow a trajectory's surest object [T, K] through the frames, in the frame's own shares."""
+    best = np.where(mine, clip.scores, -np.inf).argmax(1)
+    shown = mine.any(1)
     rows = np.arange(len(best))
     low, extent = clip.crop[:2], clip.crop[2:] - clip.crop[:2]
     boxes = clip.boxes[rows, best] * np.tile(extent, 2) + np.tile(low, 2)

@@ -59,7 +59,8 @@ class ModelConfig:
     # order in an object's features
     region: Literal["pool_then_mlp", "mlp_then_pool"] = "pool_then_mlp"
     trajectory_layers_run: int = 2  # of the trajectory encoder's blocks
-    trajectory_choice: Literal["largest", "first_met"] = "largest"  # which classes are trajectories
+    # which classes are trajectories; `tracked`, beyond the paper: tracks of a class, each by itself
+    trajectory_choice: Literal["largest", "first_met", "tracked"] = "largest"
     action_cls: Literal["learned", "frame_mean"] = "learned"  # [CLS] of an action's sequence
     fusion_positions: Literal["all", "tokens_only"] = "all"  # tokens_only: none for v_cls, t_sep
     masked_text: Literal["learned", "zero"] = "learned"  # a masked token: a learned vector or id 0

@@ -85,10 +85,10 @@ class Stoa(nnx.Module):
             boxes = jnp.where(valid[..., None], boxes, 0)
             objects = self.regions(tokens_of(c.object_block)[:, :, 1:], boxes)
             chosen, membership = jax.vmap(
-                lambda k, s: ops.select_trajectories(
-                    k, s, c.trajectories, choice=c.trajectory_choice
+                lambda k, s, b: ops.select_trajectories(
+                    k, s, c.trajectories, choice=c.trajectory_choice, boxes=b
                 )
-            )(classes, scores)
+            )(classes, scores, boxes)
             mask = chosen >= 0
             x = self.trajectory.read(objects, membership, valid.reshape(b, -1))
             trajectories, verbs = self.trajectory.tokens(x), self.trajectory.verbs(x)

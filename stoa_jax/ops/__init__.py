@@ -5,7 +5,11 @@ from stoa_jax.ops.elementwise import gelu, layer_norm, quick_gelu
 from stoa_jax.ops.matching import assign
 from stoa_jax.ops.products import einsum_float32
 from stoa_jax.ops.roi_align import roi_align
-from stoa_jax.ops.trajectories import packed_attention_mask, select_trajectories
+from stoa_jax.ops.trajectories import (
+    packed_attention_mask,
+    select_trajectories,
+    track_objects,
+)
 
 __all__ = [
     "assign",
@@ -18,4 +22,5 @@ __all__ = [
     "quick_gelu",
     "roi_align",
     "select_trajectories",
+    "track_objects",
 ]

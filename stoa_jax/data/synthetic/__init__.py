@@ -54,26 +54,30 @@ class World:
         max_objects: int = 4,
         objects: int = 10,
         siblings: int = 2,
+        twins: int = 0,
     ):
         if split not in scene.SPLITS:
             raise UserError(f"synthetic split {split!r}: choose one of {', '.join(scene.SPLITS)}")
         for name, value, low, high in (
             ("size", size, 16, 1024),
             ("frames", frames, 1, 1024),
-            ("max_objects", max_objects, 1, 4),
+            ("max_objects", max_objects, 2 if twins else 1, scene.MOST_THINGS),
             ("objects", objects, max_objects, 1024),
             ("siblings", siblings, 1, 8),
+            ("twins", twins, 0, 1),
         ):
             if not low <= value <= high:
                 raise UserError(f"synthetic {name}={value}: choose from {low} to {high}")
         self.split, self.seed, self.size, self.frames = split, seed, size, frames
         self.max_objects, self.objects, self.siblings = max_objects, objects, siblings
+        self.twins = bool(twins)  # two things of one class in every clip
 
     def scene(self, index: int) -> Scene:
         """The program of clip `index`, without drawing it."""
-        group, member = divmod(index, self.siblings)
-        rng = self._rng(_LOOKS, group)
-        return scene.draw_group(rng, self.split, self.siblings, self.max_objects)[member]
+        number, member = divmod(index, self.siblings)
+        rng = self._rng(_LOOKS, number)
+        group = scene.draw_group(rng, self.split, self.siblings, self.max_objects, self.twins)
+        return group[member]
 
     def clip(self, index: int) -> SyntheticClip:
         """Clip `index`."""

@@ -48,7 +48,7 @@ REST = ("is waiting", "is standing still", "is resting")
 
 MOST_WORDS = 20
 
-_NUMBERS = ("zero", "one", "two", "three", "four")
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _DOES = {
     **{m: m + "s" for m in ("circle", "grow", "shrink", "blink")},
     "up": "rises",
@@ -284,9 +284,10 @@ def _askable(scene: Scene, rng: np.random.Generator) -> dict[str, list[tuple[str
     return asked
 
 
-def answer_words() -> tuple[str, ...]:
-    """Every answer that can be asked for."""
-    return (*SHAPES, *COLOURS, *_NUMBERS[1:], *DIRECTIONS, *dict.fromkeys(_DOES.values()), _REST)
+def answer_words(max_objects: int = 4) -> tuple[str, ...]:
+    """Every answer that can be asked for in a world of so many things a clip."""
+    numbers = _NUMBERS[1 : max_objects + 1]
+    return (*SHAPES, *COLOURS, *numbers, *DIRECTIONS, *dict.fromkeys(_DOES.values()), _REST)
 
 
 # ------------------------------------------------------------------------------ choices

@@ -35,6 +35,7 @@ class Options:
     size: int = 64
     siblings: int = 2
     max_objects: int = 4
+    twins: int = 0
 
 
 class LiveSplit(built.Split):
@@ -120,6 +121,7 @@ def draw_chunk(
         frames=options.frames,
         siblings=options.siblings,
         max_objects=options.max_objects,
+        twins=options.twins,
     )
     kinds = ("pictures",) if pictures else tuple(k for k in KINDS if k != "pictures")
     found = []

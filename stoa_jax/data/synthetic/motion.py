@@ -32,7 +32,8 @@ class Tracks:
 
 def lay_out(scene: Scene, frames: int, rng: np.random.Generator) -> Tracks:
     """Draws free parameters and places until nothing meets that should not."""
-    best, shrink = None, 1.0
+    # More than four things share the room of four.
+    best, shrink = None, min(1.0, (4 / len(scene.things)) ** 0.5)
     for _ in range(10):
         paths = _Paths(scene, frames, shrink, rng)
         centres, gap = paths.place(rng)

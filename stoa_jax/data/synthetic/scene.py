@@ -34,6 +34,9 @@ TOGETHER = ("approach", "leave", "meet", "part", "push", "behind", "front")
 MOTIONS = ALONE + TOGETHER
 SYMMETRIC = ("meet", "part")
 
+MOST_THINGS = 8
+_COUNTS = (0.10, 0.35, 0.35, 0.20, 0.20, 0.20, 0.20, 0.20)  # odds of one thing, two, …
+
 SPLITS = ("train", "validation", "test")
 _BUCKETS = ("train",) * 8 + ("validation", "test")
 ALWAYS, FIRST, THEN = 0, 1, 2  # phases: the whole clip, its first half, its second half
@@ -108,15 +111,22 @@ def split_of_key(name: str) -> str:
     return _BUCKETS[int.from_bytes(digest, "little") % len(_BUCKETS)]
 
 
-def draw_things(rng: np.random.Generator, most: int) -> tuple[Thing, ...]:
-    """One to `most` things, half of the time some alike in colour or in shape."""
-    count = pick_count(rng, (0.10, 0.35, 0.35, 0.20), most)
+def draw_things(rng: np.random.Generator, most: int, twins: bool = False) -> tuple[Thing, ...]:
+    """One to `most` things, half of the time some alike in colour or in shape.
+
+    With `twins` there are two or more, and the first two have one shape.
+    """
+    count = pick_count(rng, _COUNTS, most)
+    if twins:
+        count = max(count, 2)
     things: list[Thing] = []
     while len(things) < count:
         shape, colour = pick(rng, SHAPES), pick(rng, COLOURS)
         if things and rng.random() < 0.5:
             like = things[rng.integers(len(things))]
             shape, colour = (like.shape, colour) if rng.random() < 0.5 else (shape, like.colour)
+        if twins and len(things) == 1:
+            shape = things[0].shape
         if all((t.shape, t.colour) != (shape, colour) for t in things):
             size = SIZES[int(rng.random() < (0.5 if count < 3 else 0.25))]
             things.append(Thing(shape, colour, pick(rng, TEXTURES), size))
@@ -141,10 +151,12 @@ def draw_events(rng: np.random.Generator, count: int) -> tuple[Event, ...]:
     return (Event(one, a, None, FIRST), Event(two, other, None, THEN))
 
 
-def draw_group(rng: np.random.Generator, split: str, siblings: int, most: int) -> tuple[Scene, ...]:
+def draw_group(
+    rng: np.random.Generator, split: str, siblings: int, most: int, twins: bool = False
+) -> tuple[Scene, ...]:
     """`siblings` scenes of `split` that look the same and differ in what happens."""
     while True:  # a few things may lack enough programs in a small split: then others are drawn
-        things = draw_things(rng, most)
+        things = draw_things(rng, most, twins)
         background = (pick(rng, BACKGROUNDS), pick(rng, TONES))
         found: dict[str, Scene] = {}
         for _ in range(100 * siblings):
