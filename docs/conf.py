@@ -1,5 +1,6 @@
 """Configuration of the documentation site, built by launch/docs.sh."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +33,9 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.xref_missing"]
 
 # Notebooks are stored as text and run while the site is built; an error in a cell fails the build.
-nb_custom_formats = {".nb.py": ["jupytext.reads", {"fmt": "py:percent"}]}
+# They see this checkout, and run on the CPU whatever accelerator is at hand.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 nb_execution_mode = "cache"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True

@@ -2,6 +2,7 @@ import fnmatch
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -38,9 +39,31 @@ def anchors(path: Path) -> set[str]:
 @named
 def test_blocks_that_need_hardware_say_so_in_known_words(path):
     for example in documents.parse(path):
-        assert set(documents.needs(example).split(", ")) <= {
-            "", "accelerator", "data", "minutes", "network", "tpu", "checkout",
-        }  # fmt: skip
+        assert set(documents.needs(example).split(", ")) <= {"", *documents.WANTS}
+
+
+def test_most_blocks_are_run(capsys):
+    """Count the blocks that the documentation's test runs, and those that it only parses."""
+    blocks = [
+        example
+        for path in DOCUMENTS
+        for example in documents.parse(path)
+        if not documents.is_output(example)
+    ]
+    wants = Counter(documents.needs(example) for example in blocks)
+    run = wants.pop("", 0)
+    with capsys.disabled():
+        why = ", ".join(f"{count} {what}" for what, count in sorted(wants.items()))
+        print(f"\n{run} blocks of the documentation are run, {wants.total()} parsed ({why})")
+    assert run > wants.total()
+
+
+def test_outputs_are_compared_word_by_word():
+    assert documents.same_output("a 0.99  match\n", "a 0.9913 match")
+    assert documents.same_output("clips/…\nb", "clips/x.mp4 3\nb")
+    assert not documents.same_output("a 0.99 match", "a 0.90 match")
+    assert not documents.same_output("a 0.99 match", "a 0.99 no match")
+    assert not documents.same_output("a", "a\nb")
 
 
 def test_every_configuration_key_has_a_meaning():

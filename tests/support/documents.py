@@ -1,23 +1,30 @@
 """Find and run the code blocks of the documentation.
 
 A block is preceded by `<!-- needs: WHAT -->` where it needs an accelerator, published data, a
-network or more than two minutes. It is then parsed and not run: flags exist, configurations load.
-Blocks of one document run in order, in one directory that holds the checkout's `configs`, `docs`
-and `launch` and nothing else; Python blocks share their names.
+network or more than two minutes, or runs until it is stopped. It is then parsed and not run: flags
+exist, configurations load. Blocks of one document run in order, in one directory that holds the
+checkout's `configs`, `docs` and `launch` and nothing else; Python blocks share their names. A block
+of `text` right behind a block that ran shows its output, and is compared with it.
 """
 
 import ast
+import contextlib
+import functools
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).resolve().parents[2]
+WANTS = ("accelerator", "checkout", "data", "minutes", "network", "server", "tpu")
 NEEDS = re.compile(r"<!-- needs: ([\w ,]+) -->\s*\n*\s*$")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [
@@ -28,11 +35,12 @@ DOCUMENTS = [
 
 
 def parse(path: Path) -> Document:
-    """Return a document with its Python and shell blocks as examples."""
+    """Return a document with its Python, shell and output blocks as examples."""
     parsers = [
         CodeBlockParser("python", _python),
         CodeBlockParser("sh", _shell),
         CodeBlockParser("bash", _shell),
+        CodeBlockParser("text", _output),
     ]
     return Sybil(parsers=parsers, path=str(path.parent)).parse(path)
 
@@ -43,13 +51,21 @@ def needs(example: Example) -> str:
     return found[1] if found else ""
 
 
+def is_output(example: Example) -> bool:
+    """Return whether a block shows text rather than code."""
+    fence = example.document.text[example.region.start :].lstrip().partition("\n")[0]
+    return fence.strip("`~ ") == "text"
+
+
 def _python(example: Example) -> None:
     code = str(example.parsed)
     tree = ast.parse(code)
     if needs(example):
         return
     where = f"{example.path}:{example.line}"
-    exec(compile(tree, where, "exec"), example.document.namespace)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(tree, where, "exec"), example.document.namespace)
+    _keep(example, printed.getvalue())
 
 
 def _shell(example: Example) -> None:
@@ -64,6 +80,35 @@ def _shell(example: Example) -> None:
         raise AssertionError(
             f"exit code {done.returncode} of:\n{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         )
+    _keep(example, done.stdout)
+
+
+def _keep(example: Example, printed: str) -> None:
+    example.document.namespace["_printed"] = example.region.end, printed
+
+
+def _output(example: Example) -> None:
+    end, printed = example.document.namespace.get("_printed", (0, ""))
+    if example.document.text[end : example.region.start].strip():
+        return  # other text stands between: a drawing, or the output of a block that was not run
+    shown = str(example.parsed)
+    assert same_output(shown, printed), f"shown:\n{shown}\nprinted:\n{printed}"
+
+
+def same_output(shown: str, printed: str) -> bool:
+    """Compare outputs word by word: numbers within 0.02, and "…" stands for the rest of a line."""
+    shown_lines, lines = shown.strip().splitlines(), printed.strip().splitlines()
+    return len(shown_lines) == len(lines) and all(map(_same_line, shown_lines, lines))
+
+
+def _same_line(shown: str, printed: str) -> bool:
+    if "…" in shown:
+        return printed.startswith(shown.partition("…")[0])
+    number = re.compile(r"-?\d+\.\d+")
+    if number.sub("", shown).split() != number.sub("", printed).split():
+        return False
+    values = zip(number.findall(shown), number.findall(printed), strict=True)
+    return all(float(a) == pytest.approx(float(b), abs=0.02) for a, b in values)
 
 
 def environment() -> dict[str, str]:
@@ -73,7 +118,20 @@ def environment() -> dict[str, str]:
     flags = re.sub(
         r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
     )
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags.strip()}
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": flags.strip(),
+        # Many blocks start a program anew, and would compile the same again.
+        "JAX_COMPILATION_CACHE_DIR": _compilation_cache(),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+
+
+@functools.cache
+def _compilation_cache() -> str:
+    return tempfile.mkdtemp(prefix="stoa-docs-compiled-")
 
 
 def check_commands(text: str) -> None:
@@ -83,6 +141,8 @@ def check_commands(text: str) -> None:
         words = _words(line)
         if words[:2] == ["python", "-m"] and words[2].startswith("stoa_jax"):
             _check_flags(words[2], words[3:])
+        elif words[:1] == ["stoa"]:
+            _check_stoa(words[1:])
         elif words and words[0].endswith(".sh") and words[0].startswith("launch/"):
             assert (ROOT / words[0]).exists(), f"{line}: there is no {words[0]}"
 
@@ -113,6 +173,19 @@ def _check_flags(module: str, arguments: list[str]) -> None:
             assert flag in known, f"python -m {module}: no flag {flag}"
 
 
+def _check_stoa(arguments: list[str]) -> None:
+    """Let the program's own parser read a command."""
+    from stoa_jax import cli
+
+    operators = {"&", "|", ">", "&&", ";"}
+    end = next((i for i, word in enumerate(arguments) if word in operators), len(arguments))
+    try:
+        cli.parser().parse_args(arguments[:end])
+    except SystemExit as error:
+        raise AssertionError(f"stoa {shlex.join(arguments)}: not a command") from error
+
+
+@functools.cache
 def _help(module: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"],
