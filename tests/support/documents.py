@@ -142,7 +142,8 @@ def environment() -> dict[str, str]:
 
 @functools.cache
 def _compilation_cache() -> str:
-    return tempfile.mkdtemp(prefix="stoa-docs-compiled-")
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return chosen or tempfile.mkdtemp(prefix="stoa-docs-compiled-")
 
 
 def check_commands(text: str) -> None:
