@@ -12,17 +12,25 @@ from ml_collections import ConfigDict
 
 from stoa_jax import config, files, migrations
 from stoa_jax.errors import UserError
+from stoa_jax.ops import choose_attention
 
 # Keys that may change when a run is continued: where it runs, and what it writes.
 MAY_CHANGE = (
     *("mesh.", "log.", "faults.", "checkpoint.", "eval.", "data.dir", "data.workers"),
-    *("data.prefetch", "data.cache", "model.scan_layers", "model.remat"),
+    *("data.prefetch", "data.cache", "model.scan_layers", "model.remat", "model.attention"),
 )
 
 
 def check_config(c: ConfigDict) -> None:
     """Raise UserError for the first value in the configuration that is out of range."""
-    config.model_config(c)
+    model = config.model_config(c)
+    if model.attention == "cudnn":
+        choose_attention(
+            "cudnn",
+            dtype=model.dtype,
+            heads=model.vision_heads,
+            head_width=model.vision_width // model.vision_heads,
+        )
     try:
         re.compile(c.init.reinit)
     except re.error as error:

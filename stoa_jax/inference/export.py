@@ -46,7 +46,8 @@ def save_export(
         raise UserError(f"{out}: exists already; name a new directory")
     c: ModelConfig = model.visual.config
     towers = named_parameters({"visual": model.visual, "text": model.text})
-    like = {"visual": model.visual, "text": model.text}
+    # One program holds all platforms, and cuDNN's attention lowers for one only.
+    like = {"visual": model.visual.portable(), "text": model.text}
 
     def bind(params) -> Any:
         return _Bound(**with_parameters(like, params))

@@ -57,7 +57,8 @@ def load(
     if export.is_export(path):
         return export.load_export(path, frames=frames, truncate=truncate)
     c, kind = weights.config_of(path, activation=activation)
-    c = dataclasses.replace(c, dtype=dtype)
+    # The run that saved the weights chose these for its own device.
+    c = dataclasses.replace(c, dtype=dtype, attention="auto")
     answers: tuple[str, ...] = ()
     if kind in CLIP_KINDS:
         c = clip.vision_and_text(c)

@@ -98,6 +98,12 @@ class VisionTower(nnx.Module):
         tokens = self.ln_post(x[:, 0]) @ self.proj[...].astype(x.dtype)
         return tokens, {tap: out[tap] for tap in taps}
 
+    def portable(self) -> "VisionTower":
+        """Return a copy whose programs lower for every platform: its attention is XLA's."""
+        copy = jax.tree.map(lambda x: x, self)
+        copy.blocks.attention.implementation = "xla"
+        return copy
+
     def embed(self, pixels: Array) -> Array:
         """Return the input of the first block [N, 1 + P, h], positions and `ln_pre` included."""
         x = (pixels.astype(jnp.float32) / 255.0 - jnp.array(MEAN)) / jnp.array(STD)

@@ -51,7 +51,8 @@ class ModelConfig:
     # what the backward pass computes again: nothing, all but products (with or without the
     # products of attention), all
     remat: Literal["none", "dots", "products", "full"] = "none"
-    attention: Literal["xla", "cudnn"] = "xla"  # implementation in the video encoder
+    # implementation in the video encoder; auto: cuDNN where it runs, which is on NVIDIA GPUs
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
 
     # Differences between the presets. The defaults are `paper`; `released()` is the authors' code.
     action_patches_stop_gradient: bool = False

@@ -125,8 +125,13 @@ class Attention(nnx.Module):
     def attend(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         """Attend from queries to keys and values where `mask` [N or 1, S, S'] is True."""
         # cuDNN turns a boolean mask into a bias of full size, which is slower than XLA.
-        whole = mask is None and q.shape[1] == k.shape[1]
-        if self.implementation == "cudnn" and whole:
+        implementation = "xla"
+        if mask is None and q.shape[1] == k.shape[1]:
+            _, length, heads, width = q.shape
+            implementation = ops.choose_attention(
+                self.implementation, dtype=q.dtype, heads=heads, head_width=width, length=length
+            )
+        if implementation == "cudnn":
             x = ops.cudnn_attention(q, k, v)
         else:
             x = ops.attention(q, k, v, mask)

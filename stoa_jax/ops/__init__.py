@@ -1,6 +1,7 @@
 """Pure functions of arrays and masks, for use under jit, vmap and grad."""
 
-from stoa_jax.ops.attention import attention, cudnn_attention
+from stoa_jax.ops.attention import attention
+from stoa_jax.ops.cudnn import choose_attention, cudnn_attention
 from stoa_jax.ops.elementwise import gelu, layer_norm, quick_gelu
 from stoa_jax.ops.matching import assign
 from stoa_jax.ops.products import einsum_float32
@@ -14,6 +15,7 @@ from stoa_jax.ops.trajectories import (
 __all__ = [
     "assign",
     "attention",
+    "choose_attention",
     "cudnn_attention",
     "einsum_float32",
     "gelu",

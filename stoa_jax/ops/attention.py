@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, by XLA or by cuDNN.
+"""Scaled dot-product attention by XLA; `cudnn` holds the form for NVIDIA GPUs.
 
 Shapes: N rows, S queries, S' keys, H heads, D head width.
 """
@@ -46,30 +46,3 @@ def _backward(saved: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
 
 
 attention.defvjp(_forward, _backward)
-
-
-def cudnn_length(length: int) -> int:
-    """Return the length that `cudnn_attention` pads to: a multiple of 8 that cuDNN can train.
-
-    cuDNN 9 refuses odd lengths in training, and its gradient with lengths is NaN where the padded
-    length is 64 modulo 128.
-    """
-    padded = -(-length // 8) * 8
-    return padded + 8 if padded % 128 == 64 else padded
-
-
-def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
-    """Attend without a mask from all positions to all, by cuDNN, on a GPU and in bfloat16 only.
-
-    Queries, keys and values are [N, S, H, D]; they are padded, and cuDNN is told their true length.
-    """
-    n, length = q.shape[:2]
-    pad = ((0, 0), (0, cudnn_length(length) - length), (0, 0), (0, 0))
-    lengths = jnp.full((n,), length, jnp.int32)
-    x = jax.nn.dot_product_attention(
-        *(jnp.pad(part, pad) for part in (q, k, v)),
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
-        implementation="cudnn",
-    )
-    return x[:, :length]
