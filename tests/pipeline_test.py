@@ -145,6 +145,16 @@ def test_evaluation_reads_the_middle_and_the_first_caption(data):
     np.testing.assert_array_equal(batch["tokens"][1], part.tokens(1, 8)[0][0])
 
 
+def test_training_crops_the_middle_with_the_faster_filter(data):
+    part = split(data, part="test")
+    spec = pipeline.BatchSpec(**{**vars(SPEC), "crop": "center"})
+    (batch,) = take(pipeline.Loader(part, spec, len(part)), 1)
+    for pixels, index in zip(batch["pixels"], batch["index"], strict=True):
+        frames = [records.decode_jpeg(part.read(index)["frames"][t]) for t in (0, 2, 3)]
+        expected = np.stack([resize.resize_and_crop(x, 16, exact=False) for x in frames])
+        np.testing.assert_array_equal(pixels, expected)
+
+
 def test_training_takes_every_caption_in_turn(data):
     part = split(data)
     seen = {}

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
@@ -54,6 +55,20 @@ def test_jpeg_keeps_colours_in_their_places():
     image[..., 0] = 200
     back = records.decode_jpeg(records.encode_jpeg(image))
     np.testing.assert_allclose(back, image, atol=6)
+
+
+def test_a_picture_is_decoded_as_by_opencv():
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 256, (6, 9, 3), np.uint8), (75, 50))
+    jpeg = records.encode_jpeg(image)
+    by_opencv = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(records.decode_jpeg(jpeg), by_opencv)
+    gray = cv2.imencode(".jpg", image[..., 0])[1].tobytes()
+    assert records.decode_jpeg(gray).shape == image.shape
+    with pytest.raises(ValueError, match="damaged .*truncated"):
+        records.decode_jpeg(jpeg[: len(jpeg) // 2])
+    with pytest.raises(ValueError, match="9 bytes are not a JPEG picture"):
+        records.decode_jpeg(b"no JPEG  ")
 
 
 def test_best_objects_first_and_padding_last():

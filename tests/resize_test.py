@@ -59,6 +59,16 @@ def test_resampling_is_pils_within_the_tolerance(size):
     assert np.percentile(difference, 99) <= 5
 
 
+@pytest.mark.parametrize(("shape", "size"), [((256, 455), 224), ((455, 256), 112), ((64, 80), 48)])
+def test_training_crops_the_middle_nearly_as_clip(shape, size):
+    frame = photograph(*shape)
+    found = resize.resize_and_crop(frame, size, exact=False)
+    assert found.shape == (size, size, 3)
+    difference = np.abs(found.astype(int) - by_clip(frame, size))
+    assert difference.mean() < resize.TOLERANCE
+    assert np.percentile(difference, 99) <= 5
+
+
 def test_resampling_reduces_each_side_by_itself():
     frame = photograph(200, 120)
     exact = Image.fromarray(frame).resize((110, 100), Image.Resampling.BICUBIC)

@@ -56,8 +56,13 @@ class Decoded:
     answers: list[str]
 
 
-def decode(split: Split, index: int, spec: BatchSpec, middle: bool) -> Decoded:
-    """Read clip `index` of a split as `spec` asks; crop it to the middle if `middle`."""
+def decode(
+    split: Split, index: int, spec: BatchSpec, middle: bool, exact: bool = True
+) -> Decoded:
+    """Read clip `index` of a split as `spec` asks; crop it to the middle if `middle`.
+
+    The crop is exactly CLIP's if `exact`, else that of `resize.resample`, which is faster.
+    """
     taken = augment.frame_indices(split.frames, spec.frames)
     try:
         record = split.read(index)
@@ -80,14 +85,14 @@ def decode(split: Split, index: int, spec: BatchSpec, middle: bool) -> Decoded:
         sided=_sided(record),
         answers=[a.decode() for a in record["answers"]],
     )
-    return _crop_middle(clip, spec) if middle else clip
+    return _crop_middle(clip, spec, exact) if middle else clip
 
 
-def _crop_middle(clip: Decoded, spec: BatchSpec) -> Decoded:
+def _crop_middle(clip: Decoded, spec: BatchSpec, exact: bool) -> Decoded:
     crop = resize.center_crop(*clip.size, spec.image_size)
     boxes, classes = augment.crop_boxes(clip.boxes, clip.classes, *clip.size, crop, False)
     best = augment.best_objects(boxes, classes, clip.scores, spec.objects)
-    frames = [resize.resize_and_crop(frame, spec.image_size) for frame in clip.frames]
+    frames = [resize.resize_and_crop(x, spec.image_size, exact=exact) for x in clip.frames]
     return dataclasses.replace(
         clip, frames=frames, cropped=True, boxes=best[0], classes=best[1], scores=best[2]
     )
@@ -108,9 +113,10 @@ class Kept:
     else [clips, T, H, W, 3] as stored. A clip whose stored size differs keeps its own.
     """
 
-    def __init__(self, split: Split, spec: BatchSpec, middle: bool):
+    def __init__(self, split: Split, spec: BatchSpec, middle: bool, exact: bool):
         # Not the split itself: `kept_clips` finds this by the split, and must not keep it alive.
-        self._split, self._spec, self._middle = weakref.ref(split), spec, middle
+        self._split, self._spec = weakref.ref(split), spec
+        self._middle, self._exact = middle, exact
         height, width = (spec.image_size,) * 2 if middle else split.stored_size
         frames = spec.frames if spec.pixels else 0
         self.frames = np.empty((len(split), frames, height, width, 3), np.uint8)
@@ -127,7 +133,7 @@ class Kept:
     def _decode(self, index: int) -> Decoded:
         split = self._split()
         assert split is not None, "a loader outlived its split"
-        clip = decode(split, index, self._spec, self._middle)
+        clip = decode(split, index, self._spec, self._middle, self._exact)
         if all(frame.shape == self.frames.shape[2:] for frame in clip.frames):
             if clip.frames:
                 np.stack(clip.frames, out=self.frames[index])
@@ -141,16 +147,16 @@ _KEPT: weakref.WeakKeyDictionary[Split, dict[tuple, Kept]] = weakref.WeakKeyDict
 _LOCK = threading.Lock()
 
 
-def kept_clips(split: Split, spec: BatchSpec, middle: bool) -> Kept:
+def kept_clips(split: Split, spec: BatchSpec, middle: bool, exact: bool = True) -> Kept:
     """Return the kept clips of a split for this spec, shared by all loaders of the split."""
     key = (
         *(spec.frames, spec.image_size, spec.objects, spec.text_length, spec.vocab_size),
-        *(spec.pixels, middle),
+        *(spec.pixels, middle, exact),
     )
     with _LOCK:
         by_spec = _KEPT.setdefault(split, {})
         if key not in by_spec:
-            by_spec[key] = Kept(split, spec, middle)
+            by_spec[key] = Kept(split, spec, middle, exact)
         return by_spec[key]
 
 

@@ -27,7 +27,15 @@ FREE_SHARE = 0.8  # of a device's memory at most; the rest is for the model
 class DeviceFrames:
     """The frames of some splits, one after the other, on the devices of a mesh."""
 
-    def __init__(self, splits: Sequence[Split], spec: clips.BatchSpec, mesh: Mesh, threads: int):
+    def __init__(
+        self,
+        splits: Sequence[Split],
+        spec: clips.BatchSpec,
+        mesh: Mesh,
+        *,
+        threads: int,
+        exact: bool,
+    ):
         self.mesh = mesh
         ends = np.cumsum([len(split) for split in splits])
         shards = int(np.prod([mesh.shape[axis] for axis in AXES]))
@@ -40,7 +48,7 @@ class DeviceFrames:
             if which == len(splits):
                 return np.zeros(shape[1:], np.uint8)
             index = row - (int(ends[which - 1]) if which else 0)
-            return np.stack(clips.decode(splits[which], index, spec, middle=True).frames)
+            return np.stack(clips.decode(splits[which], index, spec, True, exact).frames)
 
         def part(index: Any) -> np.ndarray:
             held = range(rows)[index[0]]

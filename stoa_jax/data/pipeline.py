@@ -109,6 +109,7 @@ class Loader:
             threads=threads,
             keep=keep,
             middle=middle,
+            exact=not train,
             on_device=on_device,
         )
         self.num_examples = order.length
@@ -159,7 +160,10 @@ class Loader:
         from stoa_jax.data.device_frames import DeviceFrames
 
         if self._device_frames is None or self._device_frames.mesh != mesh:
-            self._device_frames = DeviceFrames(*self._on_device, mesh, self._threads)
+            splits, spec = self._on_device
+            self._device_frames = DeviceFrames(
+                splits, spec, mesh, threads=self._threads, exact=not self.train
+            )
         return self._device_frames.gather(placed)
 
     def close(self) -> None:
@@ -209,6 +213,7 @@ class _Batches:
     threads: int
     keep: bool  # decoded clips, in memory
     middle: bool  # every crop is the middle one
+    exact: bool  # it is exactly CLIP's, and not the faster one of training
     on_device: bool  # the frames are: batches name them by `frame_row`
 
     def __post_init__(self) -> None:
@@ -219,7 +224,9 @@ class _Batches:
             self._decoded = dataclasses.replace(self.spec, pixels=False)
         self._kept: list[clips.Kept] = []
         if self.keep:
-            self._kept = [clips.kept_clips(s, self._decoded, self.middle) for s in self._splits]
+            self._kept = [
+                clips.kept_clips(s, self._decoded, self.middle, self.exact) for s in self._splits
+            ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -275,7 +282,9 @@ class _Batches:
         if self.keep:
             clip = self._kept[which][index]
         else:
-            clip = clips.decode(self._splits[which], index, self._decoded, self.middle)
+            clip = clips.decode(
+                self._splits[which], index, self._decoded, self.middle, self.exact
+            )
         for place in places:
             self._write(batch, place, clip)
 
