@@ -67,6 +67,26 @@ def test_equals_scipy(n, m, solver):
         _check(scores, rows, columns, got)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "ties", "infinite"])
+def test_many_problems_in_parts(kind):
+    """More than one part of a CPU, the last filled up; scores where bids must be careful."""
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(150, 9, 7)).astype(np.float32)
+    if kind == "softmax":
+        scores = np.asarray(jax.nn.softmax(20 * scores, -1))
+    elif kind == "ties":
+        scores = rng.integers(0, 3, scores.shape).astype(np.float32)
+    rows, columns = _masks(rng, 150, 9, 7, 0.8)
+    if kind == "infinite":
+        scores[rng.random(scores.shape) < 0.1] = -np.inf
+        got = ASSIGN["device"](scores, rows, columns)
+        _check_valid(got, rows, columns)
+        finite = np.where(np.isinf(scores), -1e3, scores)
+        _check(finite, rows, columns, got)
+    else:
+        _check(scores, rows, columns, ASSIGN["device"](scores, rows, columns))
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_masks_means_that_all_exist(solver):
     rng = np.random.default_rng(0)

@@ -65,7 +65,7 @@ def test_a_picture_is_decoded_as_by_opencv():
     np.testing.assert_array_equal(records.decode_jpeg(jpeg), by_opencv)
     gray = cv2.imencode(".jpg", image[..., 0])[1].tobytes()
     assert records.decode_jpeg(gray).shape == image.shape
-    with pytest.raises(ValueError, match="damaged .*truncated"):
+    with pytest.raises(ValueError, match=r"damaged .*truncated"):
         records.decode_jpeg(jpeg[: len(jpeg) // 2])
     with pytest.raises(ValueError, match="9 bytes are not a JPEG picture"):
         records.decode_jpeg(b"no JPEG  ")

@@ -56,9 +56,7 @@ class Decoded:
     answers: list[str]
 
 
-def decode(
-    split: Split, index: int, spec: BatchSpec, middle: bool, exact: bool = True
-) -> Decoded:
+def decode(split: Split, index: int, spec: BatchSpec, middle: bool, exact: bool = True) -> Decoded:
     """Read clip `index` of a split as `spec` asks; crop it to the middle if `middle`.
 
     The crop is exactly CLIP's if `exact`, else that of `resize.resample`, which is faster.

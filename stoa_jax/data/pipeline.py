@@ -282,9 +282,7 @@ class _Batches:
         if self.keep:
             clip = self._kept[which][index]
         else:
-            clip = clips.decode(
-                self._splits[which], index, self._decoded, self.middle, self.exact
-            )
+            clip = clips.decode(self._splits[which], index, self._decoded, self.middle, self.exact)
         for place in places:
             self._write(batch, place, clip)
 

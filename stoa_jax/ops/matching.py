@@ -18,6 +18,9 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.sharding import AxisType, PartitionSpec
 
+from stoa_jax.ops import pairs
+from stoa_jax.ops.augmenting import augment
+
 SOLVERS = ("device", "scipy", "auction")
 _BATCH_AXES = ("data", "fsdp")
 
@@ -75,9 +78,8 @@ def _solve(scores: Array, rows: Array, columns: Array, *, solver: str, wide: boo
     scores, rows = _sanitise(scores, rows, columns)
     if solver == "scipy":
         return _scipy(scores, rows, columns)
-    one = _augment if solver == "device" else _auction
-    flat = (x.reshape(-1, *x.shape[rows.ndim - 1 :]) for x in (scores, rows, columns))
-    out = jax.vmap(lambda *x: _as_wide(one, *x, wide=wide))(*flat)
+    flat = tuple(x.reshape(-1, *x.shape[rows.ndim - 1 :]) for x in (scores, rows, columns))
+    out = _as_wide(augment if solver == "device" else jax.vmap(_auction), *flat, wide=wide)
     return out.reshape(rows.shape)
 
 
@@ -132,152 +134,24 @@ def _power_of_two(exponent: Array) -> Array:
 
 
 def _as_wide(solve, scores: Array, rows: Array, columns: Array, *, wide: bool) -> Array:
-    """Run `solve` on one problem, transposed if it has more rows than columns."""
-    n, m = scores.shape
+    """Run `solve` on problems [B, n, m], those transposed that have more rows than columns."""
+    _, n, m = scores.shape
     if wide:
         return jnp.where(rows, solve(scores, rows, columns), -1)
     s = max(n, m)
-    scores = jnp.pad(scores, ((0, s - n), (0, s - m)))
-    rows, columns = jnp.pad(rows, (0, s - n)), jnp.pad(columns, (0, s - m))
-    flip = rows.sum() > columns.sum()
+    scores = jnp.pad(scores, ((0, 0), (0, s - n), (0, s - m)))
+    rows = jnp.pad(rows, ((0, 0), (0, s - n)))
+    columns = jnp.pad(columns, ((0, 0), (0, s - m)))
+    flip = (rows.sum(-1) > columns.sum(-1))[:, None]
     column = solve(
-        jnp.where(flip, scores.T, scores),
+        jnp.where(flip[..., None], scores.swapaxes(1, 2), scores),
         jnp.where(flip, columns, rows),
         jnp.where(flip, rows, columns),
     )
     # In the transposed problem the result gives the row of each column: invert it.
     index = jnp.arange(s, dtype=jnp.int32)
-    inverse = jnp.where(column[:, None] == index, index[:, None], -1).max(0)
-    return jnp.where(rows, jnp.where(flip, inverse, column), -1)[:n]
-
-
-# Pairs of float32 (value, rounding error), normalised, so that they compare lexicographically.
-
-Pair = tuple[Array, Array]
-
-
-def _two_sum(a: Array, b: Array) -> Pair:
-    total = a + b
-    b_used = total - a
-    return total, (a - (total - b_used)) + (b - b_used)
-
-
-def _add(a: Pair, b: Pair) -> Pair:
-    high, low = _two_sum(a[0], b[0])
-    low = low + (a[1] + b[1])
-    total = high + low
-    return total, low - (total - high)
-
-
-def _negative(a: Pair) -> Pair:
-    return -a[0], -a[1]
-
-
-def _less(a: Pair, b: Pair) -> Array:
-    return (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
-
-
-def _where(condition: Array, a: Pair, b: Pair) -> Pair:
-    return jnp.where(condition, a[0], b[0]), jnp.where(condition, a[1], b[1])
-
-
-def _at(a: Pair, index: Array) -> Pair:
-    return a[0][index], a[1][index]
-
-
-def _minimum(a: Pair, allowed: Array, axis: int) -> tuple[Pair, Array]:
-    """Return the least allowed pair along an axis and its first index; (inf, inf), 0 if none is."""
-    high = jnp.where(allowed, a[0], jnp.inf).min(axis, keepdims=True)
-    low = jnp.where(allowed & (a[0] == high), a[1], jnp.inf)
-    lowest = low.min(axis, keepdims=True)
-    # Three plain reductions are faster than an argmin, which does not vectorise.
-    positions = lax.broadcasted_iota(jnp.int32, low.shape, axis % low.ndim)
-    index = jnp.where(low == lowest, positions, low.shape[axis] - 1).min(axis)
-    return (high.squeeze(axis), lowest.squeeze(axis)), index
-
-
-def _augment(scores: Array, rows: Array, columns: Array) -> Array:
-    """Solve by shortest augmenting paths, one existing row after another.
-
-    Rows must not outnumber columns. It is one flat loop, in which each problem of a batch has its
-    own row and its own position in the path. Under vmap a batch therefore takes as many steps as
-    its longest problem, rather than the longest path of every row.
-    """
-    n, m = scores.shape
-    cost = -scores
-    none = jnp.int32(-1)
-    far = jnp.full((m,), jnp.inf, jnp.float32)
-    zero = jnp.zeros((), jnp.float32)
-
-    # column_of [n], row_of [m]: the pairs so far; `price` [m]. For the current row, `root`:
-    # `distance` [m] to each column, the row `via` [m] it is reached from, and the columns `done`
-    # [m]. `row` is scanned next; `base` is the distance to it minus what it pays. `end` is the
-    # column to walk back from, or -1 while scanning.
-    def step(s: dict) -> dict:
-        scanning = s["end"] < 0
-        # Scan `row`: relax the distances and take the nearest column that is not done.
-        price, done = s["price"], s["done"]
-        weight = cost[s["row"]], jnp.zeros((m,), jnp.float32)
-        through = _add(_add(weight, _negative(price)), s["base"])
-        open_ = columns & ~done
-        nearer = scanning & open_ & _less(through, s["distance"])
-        distance = _where(nearer, through, s["distance"])
-        via = jnp.where(nearer, s["row"], s["via"])
-        nearest, column = _minimum(distance, open_, 0)
-        done = done | (scanning & (jnp.arange(m) == column))
-        owner = s["row_of"][column]
-        end = jnp.where(scanning, jnp.where(owner < 0, column, none), s["end"])
-        found = scanning & (end >= 0)
-        lower = _add(price, _add(distance, _negative(nearest)))
-        price = _where(found & done, lower, price)
-        # The cost of a pair is what its row pays, so the row's price need not be stored.
-        paid = _add((cost[owner, column], zero), _negative(_at(s["price"], column)))
-        base = _where(scanning, _add(nearest, _negative(paid)), s["base"])
-        row = jnp.where(scanning, owner, s["row"])
-        # Walk back one pair of the path, already in the step that found its end.
-        walking = end >= 0
-        giver = via[jnp.maximum(end, 0)]
-        before = s["column_of"][giver]
-        row_of = jnp.where(walking & (jnp.arange(m) == end), giver, s["row_of"])
-        column_of = jnp.where(walking & (jnp.arange(n) == giver), end, s["column_of"])
-        complete = walking & (giver == s["root"])
-        end = jnp.where(walking & ~complete, before, none)
-        todo = s["todo"] & ~(complete & (jnp.arange(n) == s["root"]))
-        root = jnp.argmax(todo).astype(jnp.int32)
-        return {
-            "todo": todo,
-            "root": root,
-            "row": jnp.where(complete, root, row),
-            "base": _where(complete, (zero, zero), base),
-            "distance": _where(complete, (far, jnp.zeros_like(far)), distance),
-            "via": via,
-            "done": done & ~complete,
-            "end": end,
-            "price": price,
-            "row_of": row_of,
-            "column_of": column_of,
-            "steps": s["steps"] + 1,
-        }
-
-    root = jnp.argmax(rows).astype(jnp.int32)
-    state = {
-        "todo": rows,
-        "root": root,
-        "row": root,
-        "base": (zero, zero),
-        "distance": (far, jnp.zeros_like(far)),
-        "via": jnp.zeros((m,), jnp.int32),
-        "done": jnp.zeros((m,), bool),
-        "end": none,
-        "price": (jnp.zeros((m,), jnp.float32), jnp.zeros((m,), jnp.float32)),
-        "row_of": jnp.full((m,), -1, jnp.int32),
-        "column_of": jnp.full((n,), -1, jnp.int32),
-        "steps": jnp.int32(0),
-    }
-    # A path scans and walks back over at most as many pairs as there are rows.
-    limit = n * (2 * n + 1)
-    state = lax.while_loop(lambda s: s["todo"].any() & (s["steps"] < limit), step, state)
-    return state["column_of"]
+    inverse = jnp.where(column[..., None] == index, index[:, None], -1).max(1)
+    return jnp.where(rows, jnp.where(flip, inverse, column), -1)[:, :n]
 
 
 _FINEST = 2.0**-30  # ε of the auction's last phase, in units of the largest |score|
@@ -305,18 +179,19 @@ def _auction(scores: Array, rows: Array, columns: Array) -> Array:
 
     def step(state: dict) -> dict:
         bidding = state["column_of"] < 0
-        cost = _add(state["price"], _negative(worth))  # [row, column]
-        best, choice = _minimum(cost, allowed, 1)
+        cost = pairs.add(state["price"], pairs.negative(worth))  # [row, column]
+        best, choice = pairs.minimum(cost, allowed, 1)
         chosen = choice[:, None] == index
-        second, _ = _minimum(cost, allowed & ~chosen, 1)
-        second = _where(allowed.sum(1) > 1, second, _add(best, _negative(only)))
-        rise = _add(second, _negative(best))
-        bid = _add(_add(_at(state["price"], choice), rise), (state["step"], jnp.float32(0)))
+        second, _ = pairs.minimum(cost, allowed & ~chosen, 1)
+        second = pairs.where(allowed.sum(1) > 1, second, pairs.add(best, pairs.negative(only)))
+        rise = pairs.add(second, pairs.negative(best))
+        paid = pairs.add(pairs.at(state["price"], choice), rise)
+        bid = pairs.add(paid, (state["step"], jnp.float32(0)))
         offers = chosen & bidding[:, None]
         negative = -bid[0][:, None] + 0 * worth[0], -bid[1][:, None] + 0 * worth[0]
-        top, winner = _minimum(negative, offers, 0)
+        top, winner = pairs.minimum(negative, offers, 0)
         sold = offers.any(0)
-        price = _where(sold, _negative(top), state["price"])
+        price = pairs.where(sold, pairs.negative(top), state["price"])
         # A sold column leaves its previous row without one; its new row had none.
         won = sold & (winner == index[:, None])  # [row, column]
         lost = (state["column_of"][:, None] == index) & sold
