@@ -150,6 +150,7 @@ def main() -> None:
         print(f"open: {time.perf_counter() - start:.2f} s")
         ours = lambda query: index.search_vectors(query[None], args.k)  # noqa: E731
         timed(ours, queries, 5)
+        print(f"searched by {index.searched_by}")
         print(f"stoa_jax, exact: {timed(ours, queries[1::2], args.repeats)} ms a query")
         print(f"  near-ties: {timed(ours, queries[::2], args.repeats)}")
         start = time.perf_counter()
@@ -162,10 +163,16 @@ def main() -> None:
         single = np.array([ids[0] for ids, _ in singles], np.int64)
         assert (single == found).all(), "one by one and at once differ"
         print("one by one: the same ids in the same order")
-        half = exact.scan.half_kernel
-        exact.scan.half_kernel = lambda dim: None
-        print(f"stoa_jax without numkong: {timed(ours, queries[1::2], 10)} ms")
-        exact.scan.half_kernel = half
+        for missing, by in [("half_kernel", "usearch"), ("half_lists", "numpy")]:
+            setattr(exact.scan, missing, lambda dim: None)
+            if exact.scan.library(args.dim) != by:
+                continue
+            timed(ours, queries, 3)
+            spent = timed(ours, queries[1::2], 20), timed(ours, queries[::2], 20)
+            print(f"stoa_jax by {by}: {spent[0]} ms a query; near-ties: {spent[1]}")
+            few = range(0, len(queries), max(1, len(queries) // 20))
+            same = all(ours(queries[i])[0][0] == ids[i] for i in few)
+            print(f"  the same ids for {len(few)} queries: {same}")
         index.close()
         for name, search in others(vectors, args.rows, args.dim, args.k):
             timed(search, queries, 3)

@@ -49,6 +49,23 @@ def test_create_add_search_delete_compact_merge(folder, tmp_path, capsys):
     assert info["search"].split()[0] in ("numkong", "usearch", "numpy")
 
 
+def test_detections_of_some_of_the_videos(folder, tmp_path, capsys):
+    index = tmp_path / "index"
+    run(capsys, "create", index, f"--model={FOLDER}")
+    found = tmp_path / "found.jsonl"
+    found.write_text(json.dumps({"video": "one", "frame": 0, "objects": []}) + "\n")
+    assert main(["index", "add", str(index), str(folder), f"--detections={found}"]) == 0
+    said = capsys.readouterr()
+    assert "has nothing about 1 of 2 videos; they are added without objects" in said.err
+    assert stoa_jax.Index.open(index).videos()[str(folder / "one.mp4")] is not None
+    for options, message in [
+        (["--detections=/none.jsonl"], "/none.jsonl: no such file or directory"),
+        ([f"--detections={found}", "--ray=2"], "Ray workers read no detections"),
+    ]:
+        assert main(["index", "add", str(index), str(folder), *options]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_exit_codes(folder, tmp_path, capsys):
     index = tmp_path / "index"
     run(capsys, "create", index, f"--model={FOLDER}")

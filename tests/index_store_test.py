@@ -220,6 +220,27 @@ def test_one_long_vector_does_not_hide_short_ones(kernel, tmp_path, monkeypatch)
     check_search(store, rows, rng.standard_normal((3, DIM)).astype(np.float32), 20)
 
 
+@pytest.mark.slow
+def test_a_million_rows_with_odd_ids(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((1_000_000, 8)).astype(np.float32)
+    ids = [f"{IDS[i % len(IDS)]}{i}" for i in range(len(vectors))]
+    store = FlatStore.create(tmp_path / "index", Settings(8))
+    for first in range(0, len(ids), 250_000):
+        part = slice(first, first + 250_000)
+        store.append(Rows.of(ids[part], ids[part]), vectors[part])
+    store = FlatStore(tmp_path / "index")
+    assert len(store) == len(ids) and store.ids() == ids
+    query = vectors[6].astype(np.float64)  # its id holds a lone surrogate
+    best = np.argsort(-(vectors @ vectors[6]), kind="stable")[:5]
+    (found,) = store.search(query[None], 5)
+    assert found.ids == [ids[i] for i in best]
+    gone = [ids[i] for i in best]
+    assert store.delete(gone) == 5
+    store.compact()
+    assert len(store) == len(ids) - 5 and not store.videos_of(gone)
+
+
 def test_many_small_adds_leave_few_segments_in_order(tmp_path):
     store = FlatStore.create(tmp_path / "index", Settings(DIM))
     rng = np.random.default_rng(0)

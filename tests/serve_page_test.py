@@ -335,6 +335,16 @@ def test_a_mistake_on_the_command_line_is_one_line(options, said):
         command.run(parser.parse_args(["serve", *options]))
 
 
+def test_it_listens_to_this_machine_alone_unless_told_otherwise():
+    parser = argparse.ArgumentParser()
+    command.register(parser.add_subparsers())
+    assert parser.parse_args(["serve"]).host == "127.0.0.1"
+    from stoa_jax.serve import server
+
+    with server.listen(parser.parse_args(["serve"]).host, 0) as socket:
+        assert socket.getsockname()[0] == "127.0.0.1"
+
+
 def test_a_port_in_use_is_one_line():
     from stoa_jax.serve import server
 

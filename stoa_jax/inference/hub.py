@@ -6,7 +6,7 @@ from typing import Any
 from stoa_jax.errors import UserError
 from stoa_jax.inference.opened import Opened
 
-INSTALL = 'pip install "huggingface_hub>=0.30,<2"'
+INSTALL = "pip install 'stoa-jax[hub]'"
 
 
 def _import() -> Any:
@@ -26,11 +26,10 @@ def download(name: str) -> Path:
     try:
         return Path(hub.snapshot_download(name))
     except Exception as error:  # requests, httpx and the Hub each have their own
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")
         raise UserError(
             f"{name}: no such file or directory, and no model of this name could be had from the "
-            f"Hugging Face Hub or its cache ({reason})"
+            f"Hugging Face Hub or its cache ({_reason(error)}); check the name and the network, or "
+            "download the model where there is one and pass its directory"
         ) from None
 
 
@@ -44,4 +43,17 @@ def push(model: Opened, name: str, **options: Any) -> str:
 
             write_files(model, Path(save_directory))
 
-    return str(Upload().push_to_hub(name, **options))
+    try:
+        return str(Upload().push_to_hub(name, **options))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"push_to_hub: {name} was not uploaded ({_reason(error)}); check the network and log "
+            "in with `hf auth login`"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}".rstrip(": ")

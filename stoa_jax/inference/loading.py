@@ -66,7 +66,11 @@ def load(
     else:
         params, report = weights.initial_parameters(path, c)
         if report.new:
-            raise UserError(f"{path}: no whole model: missing {', '.join(report.new)}")
+            some = ", ".join(list(report.new)[:5]) + (", …" if len(report.new) > 5 else "")
+            raise UserError(
+                f"{path}: not a whole model: {len(report.new)} parameters are missing ({some}); "
+                "another version may have saved it: load it with that version, or train it again"
+            )
         abstract = jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(0)))
         network = with_parameters(abstract, _on_device(params))
         answers = sidecars.read_answers(path) or run_answers(path, kind)

@@ -4,15 +4,18 @@ Loading is strict: every tensor of a file is either used or reported as unused w
 every parameter of the model is either filled or reported as new.
 """
 
+import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from stoa_jax import migrations
+from stoa_jax import __version__, migrations
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import check_same, named_parameters
@@ -63,7 +66,7 @@ def config_of(path: str | Path, *, activation: str | None = None) -> tuple[Model
     if is_workdir(path):
         from stoa_jax.checkpoint import load_params
 
-        return ModelConfig(**load_params(path)[1]), "workdir"
+        return _our_config(load_params(path)[1], str(path)), "workdir"
     tensors, kind = open_weights(path)
     return _config(tensors, kind, activation), kind
 
@@ -71,15 +74,31 @@ def config_of(path: str | Path, *, activation: str | None = None) -> tuple[Model
 def _config(tensors: TensorFile, kind: str, activation: str | None = None) -> ModelConfig:
     if kind == "stoa_jax":
         try:
-            fields = json.loads(tensors.metadata[METADATA])
-            return ModelConfig(**migrations.migrate_model_fields(fields))
-        except (ValueError, TypeError) as error:
+            fields = migrations.migrate_model_fields(json.loads(tensors.metadata[METADATA]))
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{tensors.path}: its metadata is not a model configuration of ours: {error}"
             ) from error
+        return _our_config(fields, str(tensors.path))
     if kind == "released":
         return released.config_of(tensors)
     return clip.config_of(tensors, kind, activation)
+
+
+def _our_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
+    """Return the configuration of fields that some version of this package saved."""
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    if unknown := sorted(set(fields) - known):
+        raise UserError(
+            f"{where}: its model has the field {unknown[0]!r}, which stoa_jax {__version__} does "
+            "not know: another version saved it; install that version, or a newer one"
+        )
+    try:
+        return ModelConfig(**fields)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{where}: its fields are not a model configuration of ours: {error}"
+        ) from error
 
 
 def parameter_shapes(c: ModelConfig) -> dict[str, Shape]:

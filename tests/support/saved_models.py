@@ -4,19 +4,22 @@ import dataclasses
 import json
 
 import numpy as np
-from flax import nnx
 
 from stoa_jax import weights
 from stoa_jax.models.parameters import named_parameters
-from stoa_jax.models.stoa import Stoa
 from stoa_jax.weights.files import save_safetensors
 
 
 def write_network(folder, network, answers=()):
     """Write a network as `stoa_jax.load` reads it."""
-    folder.mkdir(parents=True)
     params = {name: np.asarray(x) for name, x in named_parameters(network).items()}
-    note = {weights.METADATA: json.dumps(dataclasses.asdict(network.config))}
+    return write_parameters(folder, network.config, params, answers)
+
+
+def write_parameters(folder, config, params, answers=()):
+    """Write parameters by name as `stoa_jax.load` reads them."""
+    folder.mkdir(parents=True)
+    note = {weights.METADATA: json.dumps(dataclasses.asdict(config))}
     save_safetensors(folder / "model.safetensors", params, note)
     if answers:
         (folder / "answers.json").write_text(json.dumps(list(answers)))
@@ -24,5 +27,10 @@ def write_network(folder, network, answers=()):
 
 
 def write_random(folder, config, seed=0, answers=()):
-    """Write a network of random weights."""
-    return write_network(folder, Stoa(config, rngs=nnx.Rngs(seed)), answers)
+    """Write random weights; drawn here, for initialising a network compiles for seconds."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in sorted(weights.parameter_shapes(config).items()):
+        center = 1.0 if name.endswith("scale") else 0.0
+        params[name] = (center + 0.03 * rng.standard_normal(shape)).astype(np.float32)
+    return write_parameters(folder, config, params, answers)
