@@ -2,7 +2,8 @@
 
     python benchmarks/library.py MODEL VIDEO... [--copies=8]
 
-Compilation is not counted: each call runs once before it is timed. Decoding is.
+Compilation is not counted: each call runs once before it is timed. Decoding is. `explain` tags the
+text and keeps the frames.
 """
 
 import argparse
@@ -24,7 +25,8 @@ videos = arguments.videos * arguments.copies
 text = "a red square moves right"
 calls = {
     "encode_video": lambda: model.encode_video(videos),
-    "match": lambda: model.match(videos, [text], pairs=False),
+    "match, one text": lambda: model.match(videos, [text]),
+    "choose of five": lambda: [model.choose(video, [text] * 5) for video in videos],
     "caption, beam 5": lambda: model.caption(videos),
     "answer": lambda: model.answer(videos, [text] * len(videos)),
     "explain": lambda: [model.explain(video, text) for video in videos],

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stoa_jax.errors import UserError
     from stoa_jax.index import Added, Hit, Index
+    from stoa_jax.inference.detections import load_detector
     from stoa_jax.inference.explain import Action, Explanation, Trajectory
     from stoa_jax.inference.loading import load
     from stoa_jax.inference.model import Answer, Choice, Model
@@ -28,6 +29,7 @@ _LAZY = {
     "Trajectory": "stoa_jax.inference.explain",
     "UserError": "stoa_jax.errors",
     "load": "stoa_jax.inference.loading",
+    "load_detector": "stoa_jax.inference.detections",
 }
 __all__ = [
     "Action",
@@ -45,6 +47,7 @@ __all__ = [
     "UserError",
     "__version__",
     "load",
+    "load_detector",
 ]
 
 

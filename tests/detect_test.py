@@ -1,13 +1,19 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import saved_models
 from videos import write
 
+import stoa_jax
 from stoa_jax.data import detect, sources
 from stoa_jax.data.detections import open_detections
+from stoa_jax.data.video import read_frames
 from stoa_jax.errors import UserError
+from stoa_jax.inference import detections
+from stoa_jax.models.config import ModelConfig
 
 
 def fake(pictures):
@@ -157,6 +163,30 @@ def test_a_hugging_face_detector_end_to_end(tmp_path, capsys):
     assert detect.main([*arguments, "--frames=3", "--threshold=0.0"]) == 0
     assert "0 videos done, 2 were done before, 1 failed" in capsys.readouterr().out
     assert out.read_bytes() == whole
+
+
+@pytest.mark.torch
+def test_a_hugging_face_detector_runs_on_the_frames_of_a_clip(tmp_path):
+    tiny_yolos(tmp_path / "model")
+    path = write(tmp_path / "a.mp4", 24, 12)
+    config = dataclasses.replace(ModelConfig.tiny(), text_depth=1, fusion_depth=1)
+    model = stoa_jax.load(saved_models.write_random(tmp_path / "stoa", config))
+    detector = stoa_jax.load_detector(tmp_path / "model", 0.0)
+    table = detector(np.stack(read_frames(path, config.frames, None, None, 256)[0]))
+    assert set(table.names) <= {"cat", "dog"} and (table.classes >= 0).all()
+    run, given = (stoa_jax.Clip(path, detections=d) for d in (detector, table))
+    with pytest.warns(UserWarning, match="not calibrated"):  # and not of missing detections
+        probability = model.match([run, given, run], ["a dog"])
+    np.testing.assert_allclose(probability, probability[:1].repeat(3, 0), atol=1e-6)
+
+
+def test_lists_of_objects_become_detections():
+    frames = [[([0, 5, 20, 10], "dog", 0.9), ([-1, 0, 41, 20], "cat", 0.5)], []]
+    found = detections.of_lists(frames, height=20, width=40)
+    assert found.names == ("cat", "dog")
+    np.testing.assert_allclose(found.boxes[0], [[0, 0.25, 0.5, 0.5], [0, 0, 1, 1]])
+    np.testing.assert_array_equal(found.classes, [[1, 0], [-1, -1]])
+    detections.checked(found, 2, "detections")
 
 
 @pytest.mark.torch

@@ -34,6 +34,9 @@ def test_create_add_search_delete_compact_merge(folder, tmp_path, capsys):
     assert run(capsys, "add", index, folder) == [{"added": 0, "skipped": 2, "failed": 0}]
     hits = run(capsys, "search", index, "a dog runs", "-k", 3)
     assert len(hits) == 3 and hits[0]["video"].startswith(str(folder))
+    assert main(["index", "search", str(index), "dog " * 90]) == 2
+    assert "--truncate" in capsys.readouterr().err
+    assert len(run(capsys, "search", index, "dog " * 90, "--truncate")) == 4
     (same,) = run(capsys, "search", index, folder / "deeper" / "two.mp4", "--video", "-k", 1)
     assert same["id"].endswith("two.mp4") and same["score"] == pytest.approx(1, abs=1e-5)
     assert main(["index", "search", str(index), "a dog runs"]) == 0

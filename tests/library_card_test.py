@@ -103,14 +103,16 @@ def test_what_cannot_be_read_is_named(workdir, tmp_path):
 
 def test_a_card_that_came_with_weights_stays(made, tmp_path):
     source = shutil.copytree(made / "saved", tmp_path / "source")
-    text = "---\ntags: [x]\nlicense: mit\n---\n# Theirs\n\nIt was trained on\n## birds\n"
-    (source / "README.md").write_text(text)
+    front = "---\ntags: [x]\nlicense: mit\n---\n"
+    body = "# Theirs\n\nIt was trained on\n## birds\n```sh\n# run\n```\n"
+    (source / "README.md").write_text(front + body)
     for name in ("one", "two"):
         model = stoa_jax.load(source)
         model.save(source := tmp_path / name)
         card = card_of(source)
         assert "license: mit" in card.split("---")[1]
         assert card.count("### Theirs") == 1 and "#### birds" in card
+        assert "```sh\n# run\n```" in card
     assert np.isfinite(model.encode_text(["a bird"])).all()
     (source / "run.json").write_text("[1]")
     with pytest.raises(stoa_jax.UserError, match=r"run\.json: it must be a JSON object"):

@@ -56,6 +56,8 @@ def register(subparsers: Any) -> None:
         "--rerank", type=int, help="candidates that the fusion encoder reads; 0: none"
     )
 
+    search.add_argument("--truncate", action="store_true", help="cut a sentence that is too long")
+
     delete = _command(commands, "delete", _delete, "delete all segments of some ids")
     delete.add_argument("ids", nargs="+")
 
@@ -234,7 +236,8 @@ def _opened(arguments: argparse.Namespace, *, model: bool = True) -> Any:
             source = index.settings.model
     if source is None:
         raise UserError(f"{arguments.index}: it names no model; pass --model=PATH")
-    return Index.open(arguments.index, load(source))
+    truncate = getattr(arguments, "truncate", False)
+    return Index.open(arguments.index, load(source, truncate=truncate))
 
 
 def _print(arguments: argparse.Namespace, result: dict[str, Any]) -> None:

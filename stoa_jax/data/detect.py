@@ -51,7 +51,7 @@ def load_detector(
         model = AutoModelForObjectDetection.from_pretrained(directory)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--model={directory}: no object-detection model ({reason})") from None
+        raise UserError(f"{directory}: no object-detection model ({reason})") from None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
     names = model.config.id2label

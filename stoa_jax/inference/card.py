@@ -164,5 +164,7 @@ def _limits(model: Opened) -> Iterator[str]:
 
 
 def _deeper(text: str) -> str:
-    """Return Markdown with its headings two levels deeper."""
-    return re.sub(r"^(#+ )", r"##\1", text, flags=re.M)
+    """Return Markdown with its headings two levels deeper; code blocks stay as they are."""
+    parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
+    parts[::2] = [re.sub(r"^(#+ )", r"##\1", part, flags=re.M) for part in parts[::2]]
+    return "".join(parts)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +30,51 @@ class Detections:
 
 
 Detector = Callable[[np.ndarray], Detections]  # frames uint8 [T, H, W, 3] -> their objects
+
+
+def load_detector(
+    directory: str | os.PathLike[str],
+    threshold: float = 0.5,
+    *,
+    device: str = "",
+    batch_size: int = 12,
+) -> Detector:
+    """Open a Hugging Face object-detection model, to be run on the frames of clips.
+
+    `directory` may also be a name on the Hub. Objects below `threshold` are left out. Needs
+    PyTorch and transformers (`pip install 'stoa-jax[torch]'`).
+
+    >>> detector = stoa_jax.load_detector("PekingU/rtdetr_r50vd")
+    >>> clip = stoa_jax.Clip("example.mp4", detections=detector)
+    """
+    from stoa_jax.data import detect
+
+    find = detect.load_detector(directory, threshold, device, batch_size)
+    one_at_a_time = threading.Lock()  # videos are prepared by several threads
+
+    def detector(frames: np.ndarray) -> Detections:
+        with one_at_a_time:
+            found = find(list(frames))
+        return of_lists(found, *frames.shape[1:3])
+
+    return detector
+
+
+def of_lists(
+    found: Sequence[Sequence[tuple[Sequence[float], str, float]]], height: int, width: int
+) -> Detections:
+    """Return detections of lists of (box in pixels, class, score), one list for each frame."""
+    names = tuple(sorted({name for objects in found for _, name, _ in objects}))
+    most = max(map(len, found), default=0)
+    boxes = np.zeros((len(found), most, 4), np.float32)
+    classes = np.full((len(found), most), -1, np.int32)
+    scores = np.zeros((len(found), most), np.float32)
+    for t, objects in enumerate(found):
+        for k, (box, name, score) in enumerate(objects):
+            # A detector's boxes may reach a little over the edge of the frame.
+            boxes[t, k] = np.clip(np.divide(box, (width, height, width, height)), 0, 1)
+            classes[t, k], scores[t, k] = names.index(name), score
+    return Detections(boxes, classes, scores, names)
 
 
 def checked(found: Detections, frames: int, what: str) -> Detections:

@@ -410,6 +410,8 @@ class Model:
     def push_to_hub(self, name: str, **options: Any) -> str:
         """Upload the model to the Hugging Face Hub as `name`, and return the address.
 
+        >>> model.push_to_hub("you/name", private=True)
+
         `options` are those of `huggingface_hub.ModelHubMixin.push_to_hub`: private, token, branch.
         """
         from stoa_jax.inference.hub import push
@@ -469,7 +471,7 @@ class Model:
             shown = text if len(text) <= 60 else text[:57] + "..."
             raise InputError(
                 f"{where} has {count} pieces and the model reads {room} ({shown!r}); shorten it, "
-                "or pass truncate=True to cut it"
+                "or pass truncate=True (--truncate) to cut it"
             )
         return self.tokenizer.pack(pieces, self.config.text_length)
 

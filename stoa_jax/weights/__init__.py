@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from stoa_jax import __version__, migrations
+from stoa_jax import migrations
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import check_same, named_parameters
@@ -90,7 +90,7 @@ def _our_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     if unknown := sorted(set(fields) - known):
         raise UserError(
-            f"{where}: its model has the field {unknown[0]!r}, which stoa_jax {__version__} does "
+            f"{where}: its model has the field {unknown[0]!r}, which this version of stoa_jax does "
             "not know: another version saved it; install that version, or a newer one"
         )
     try:
