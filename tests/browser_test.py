@@ -269,6 +269,8 @@ def test_text_has_contrast_in_light_and_dark(visitor, scheme):
     visitor.type("#query", "a ball", Keys.ENTER)
     visitor.until("document.querySelectorAll('#results .soft').length == 8")
     visitor.shot(scheme)
+    bars = visitor.run("getComputedStyle(document.querySelector('#results')).colorScheme")
+    assert ("dark" in bars) == (scheme == "dark")  # scroll bars too
     poor = visitor.run(CONTRAST)
     visitor.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert poor == []

@@ -289,6 +289,8 @@ def test_messages_are_short_and_whole(finder):
     assert "No match for" in fragments.summary(nothing, "“x”")
     assert fragments.summary([], "“x”").count("library is empty") == 1
     assert fragments.clock(3723.4) == "1:02:03" and fragments.clock(59.6) == "1:00"
+    assert fragments.span(Moment(0, "a", 0.0, 9.6)) == "0:00 to 0:10"
+    assert fragments.span(Moment(0, "a", 0.0, 0.1)) == "0.0 s to 0.1 s"
 
 
 # The example library and the command

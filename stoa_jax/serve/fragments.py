@@ -14,6 +14,7 @@ HEIGHT = 140  # pixels of a frame in the film
 ATTENTION_HEIGHT = 84
 
 STYLE = """
+.dark { color-scheme: dark; }
 .gradio-container { max-width: 76rem !important; margin: 0 auto !important; }
 .page h1 { font-size: 1.6rem; font-weight: 700; margin: 0; }
 .page h2 { font-size: 1.2rem; font-weight: 650; margin: .25rem 0; }
@@ -140,6 +141,8 @@ def span(moment: Moment) -> str:
     """When the moment is, in words."""
     if moment.start is None or moment.end is None:
         return ""
+    if round(moment.start) == round(moment.end):  # shorter than the clock tells
+        return f"{moment.start:.1f} s to {moment.end:.1f} s"
     return f"{clock(moment.start)} to {clock(moment.end)}"
 
 
