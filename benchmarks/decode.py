@@ -1,9 +1,9 @@
-"""Time reading 12 frames of a clip beside the raw decoder, on one core.
+"""Time reading 12 frames of a clip, compared with the raw decoder, on one core.
 
     python -m benchmarks.decode
 
-Makes 15 s clips of moving noise, 640x360, H.264, with keyframes near and far, and times
-`read_frames` and the plain loop of PyAV over all frames.
+Creates 15 s clips of moving noise, 640x360, H.264, with keyframes near and far, and times
+`read_frames` and PyAV's plain loop over all frames.
 """
 
 import tempfile

@@ -1,11 +1,11 @@
-"""A writer killed with SIGKILL again and again: is exactly what it had committed still there?
+"""Kill a writer with SIGKILL again and again, and check that what it committed is intact.
 
     python -m benchmarks.index_kill --kills=100
 
-A child adds, deletes, compacts and merges without end, and notes each change before it starts and
-after it returns. It is killed at a random moment; the index must then hold the rows of all changes
-that had returned, and those of the one under way either whole or not at all. A kill counts as
-inside a commit when the writer's lock still names the child.
+A child adds, deletes, compacts and merges in a loop, and logs each change before it starts and
+after it returns. It is killed at a random moment. The index must then hold the rows of all changes
+that returned, and those of the change in progress completely or not at all. A kill counts as inside
+a commit if the writer's lock still names the child.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def vector(seed: int) -> np.ndarray:
 
 
 def after(state: State, turn: int) -> tuple[str, State, list[str]]:
-    """Return the kind of change of a turn, the state after it, and the ids it touches."""
+    """Return the kind of change of a turn, the state after it, and the ids that it touches."""
     kind = random.Random(turn).choice(["add", "add", "merge", "delete", "compact"])
     if kind in ("add", "merge"):
         new = {f"{turn}-{i}": turn * ROWS + i for i in range(ROWS)}
@@ -46,7 +46,7 @@ def after(state: State, turn: int) -> tuple[str, State, list[str]]:
 
 
 def child(root: Path, turn: int) -> None:
-    """Change the index for ever, from the given turn on."""
+    """Change the index in an endless loop, starting at the given turn."""
     index = stoa_jax.Index.open(root / "index")
     state = contents(index)
     while True:
@@ -88,14 +88,14 @@ def contents(index: stoa_jax.Index) -> State:
 
 
 def main() -> None:
-    """Kill, check, count."""
+    """Run the child, kill it, check the index, and count."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    logging.disable()  # every writer tells of the one that was killed before it
+    logging.disable()  # every writer reports the one that was killed before it
     if args.child is not None:
         child(args.root, args.child)
     chance = random.Random(args.seed)

@@ -1,8 +1,8 @@
-"""Interrupt a run at random moments, and compare it bit for bit with one that was not.
+"""Interrupt a run at random moments, and compare it bit for bit with an uninterrupted one.
 
     python benchmarks/interrupt.py [--steps=300] [--interruptions=10] [--folder=/tmp/interrupt]
 
-Both are the shipped pre-training, shrunk, on the synthetic set: all six losses, evaluation,
+Both are the shipped pre-training, reduced, on the synthetic set: all six losses, evaluation,
 checkpoints. Half of the interruptions are SIGTERM (the run saves and exits), half `kill -9`.
 """
 

@@ -1,9 +1,9 @@
-"""Search by LanceDB beside the flat index: time, and the share of exact results that ANN finds.
+"""Compare search by LanceDB with the flat index: time, and recall of ANN.
 
     pip install 'lancedb>=0.30,<0.41'
     python -m benchmarks.lance --rows=200000
 
-Rows lie in clusters, as embeddings of videos do: centres at random, rows around them. Queries are
+Rows form clusters, like embeddings of videos: random centres with rows around them. Queries are
 new points of the same clusters.
 """
 
@@ -20,7 +20,7 @@ from stoa_jax.index import lance
 
 
 def main() -> None:
-    """Fill both, train the approximate index, time, compare."""
+    """Fill both stores, train the approximate index, time and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=512)

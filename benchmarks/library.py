@@ -1,9 +1,9 @@
-"""Videos per second of each call of the library, on video files.
+"""Measure each call of the library in videos per second, on video files.
 
     python benchmarks/library.py MODEL VIDEO... [--copies=8]
 
-Compilation is not counted: each call runs once before it is timed. Decoding is. `explain` tags the
-text and keeps the frames.
+The times include decoding but not compilation: each call runs once before it is timed. `explain`
+also tags the text and keeps the frames.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Measure time and memory to load full-size weights: `python -m benchmarks.load [--kind=…]`.
 
-Files of random weights are written to a temporary folder first. Each is loaded in a process of its
-own by `weights.initial_parameters`, as a run with `--config.init.path` does, or by
-`stoa_jax.load`. Peak memory is the process's, imports included.
+Files of random weights are written to a temporary folder first. Each is loaded in a separate
+process by `weights.initial_parameters`, as a run with `--config.init.path` does, or by
+`stoa_jax.load`. Peak memory is that of the process, imports included.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Measure build and read rates per core beside the raw decoder in the same run.
+"""Measure build and read rates per core, compared with the raw decoder in the same run.
 
     python -m benchmarks.loader [--videos=DIR] [--clips=64]
 
 Without --videos it writes its own: 15 s of 640x360 H.264, moving shapes over texture. Everything
-runs on one thread, so a rate is a rate per core. Compare within a run only.
+runs on one thread, so a rate is a rate per core. Compare only within a run.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def rate(name: str, count: int, run: Callable[[], None]) -> float:
     run()
     seconds = time.perf_counter() - clock
     now = os.times()
-    used = sum(now[:4]) - sum(processor[:4])  # children too
+    used = sum(now[:4]) - sum(processor[:4])  # includes children
     print(f"| {name} | {count / seconds:.1f} | {count / used:.1f} |", flush=True)
     return count / used
 
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def measure_build(manual: Path, out: Path, clips: int) -> None:
-    """Measure the raw decoder, one clip after the other, then the whole build."""
+    """Measure the raw decoder on one clip after the other, then the whole build."""
     entries = sources.open_source("folder/captions", manual).splits["train"]
 
     def decode() -> None:

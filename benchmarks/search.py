@@ -115,7 +115,7 @@ def others(
 
 
 def main() -> None:
-    """Build, time, check, compare."""
+    """Build, time, check and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)

@@ -3,7 +3,7 @@
     python -m benchmarks.webvid --rows=2500000
 
 Writes a table like WebVid's and does what the build does: read it, hash its entries, divide them
-into shards, and look for each entry's video.
+into shards, and look up each entry's video.
 """
 
 import argparse

@@ -11,27 +11,24 @@ memory of this one alone were not measured. msrvtt, msvd: not measured.
 """
 
 from stoa_jax import config
-from stoa_jax.errors import UserError
-
-SETS = ("synthetic", "msrvtt", "msvd")
+from stoa_jax.data.sources import data_set_for
 
 
 def get_config(dataset: str = "synthetic"):
-    if dataset not in SETS:
-        raise UserError(f"configs/captioning.py:{dataset}: the sets are {', '.join(SETS)}")
+    data_set = data_set_for("captioning", dataset)
     if dataset == "synthetic":
-        return synthetic()
+        return synthetic(data_set)
     c = config.finetuning("captioning")
     config.set_losses(c, plm=1.0, ota=1.0, asp=1.0)
     c.optim.groups = ((config.NEW, 1e-4), (config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
-    c.data.sets = ((f"{dataset}/captioning", 1.0),)
+    c.data.sets = ((data_set.name, 1.0),)
     c.data.eval_split = "test"
     return c
 
 
-def synthetic():
+def synthetic(data_set):
     c = config.small("captioning")
     config.set_losses(c, plm=1.0, ota=0.1, asp=0.1)
-    c.data.sets = (("synthetic/captions", 1.0),)
+    c.data.sets = ((data_set.name, 1.0),)
     c.train.steps = 150
     return c

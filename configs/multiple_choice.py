@@ -13,29 +13,26 @@ measured. msrvtt: not measured.
 """
 
 from stoa_jax import config
-from stoa_jax.errors import UserError
-
-SETS = ("synthetic", "msrvtt")
+from stoa_jax.data.sources import data_set_for
 
 
 def get_config(dataset: str = "synthetic"):
-    if dataset not in SETS:
-        raise UserError(f"configs/multiple_choice.py:{dataset}: the sets are {', '.join(SETS)}")
+    data_set = data_set_for("multiple_choice", dataset)
     if dataset == "synthetic":
-        return synthetic()
+        return synthetic(data_set)
     c = config.finetuning("multiple_choice")
     config.set_losses(c, ota=1.0, asp=1.0)
     c.optim.groups = ((config.NEW, 1e-4), (config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
-    c.data.sets = (("msrvtt/retrieval", 1.0),)
+    c.data.sets = (("msrvtt/retrieval", 1.0),)  # the only published set has no training choices
     c.data.train_split = "train_7k"
-    c.data.eval_set = "msrvtt/multiple_choice"
+    c.data.eval_set = data_set.name
     c.data.eval_split = "test"
     return c
 
 
-def synthetic():
+def synthetic(data_set):
     c = config.small("multiple_choice")
     config.set_losses(c, ota=0.1, asp=0.1)
-    c.data.sets = (("synthetic/multiple_choice", 1.0),)
+    c.data.sets = ((data_set.name, 1.0),)
     c.train.steps = 150
     return c

@@ -19,7 +19,6 @@ from stoa_jax import paper_tables as tables
 from stoa_jax.errors import UserError
 from stoa_jax.sweep import load_module
 
-SETS = ("synthetic", "msrvtt")
 PARTS = ("table4", "trajectories", "actions")
 NUMBERS = {"seeds": 3, "longer": 1}  # further words of the argument, with their defaults
 HERE = Path(__file__).resolve().parent
@@ -63,6 +62,7 @@ TABLE_TASKS = {
     "synthetic": (("captioning", "synthetic"), ("qa", "synthetic")),
     "msrvtt": (("captioning", "msrvtt"), ("captioning", "msvd"), ("qa", "msrvtt"), ("qa", "msvd")),
 }
+SETS = tuple(TABLE_TASKS)
 
 
 def sweep(argument: str = "synthetic"):

@@ -11,16 +11,15 @@ one alone were not measured. webvid, folder: not measured.
 """
 
 from stoa_jax import config
-from stoa_jax.errors import UserError
+from stoa_jax.data.sources import data_set_for
 
 
 def get_config(dataset: str = "synthetic"):
+    data_set = data_set_for("pretrain", dataset)
     if dataset == "synthetic":
         return synthetic()
-    if dataset not in ("webvid", "folder"):
-        raise UserError(f"configs/pretrain.py:{dataset}: the sets are synthetic, webvid, folder")
     c = config.default("pretrain", "base")
-    c.data.sets = ((f"{dataset}/captions", 1.0),)
+    c.data.sets = ((data_set.name, 1.0),)
     c.data.workers = 8
     c.model.dtype = "bfloat16"
     c.train.batch_size = 1024  # global, clips

@@ -11,30 +11,27 @@ measured. msrvtt, msvd: not measured.
 """
 
 from stoa_jax import config
-from stoa_jax.errors import UserError
-
-SETS = {"synthetic": 64, "msrvtt": 1500, "msvd": 2423}  # answers, the most frequent of training
+from stoa_jax.data.sources import data_set_for
 
 
 def get_config(dataset: str = "synthetic"):
-    if dataset not in SETS:
-        raise UserError(f"configs/qa.py:{dataset}: the sets are {', '.join(SETS)}")
+    data_set = data_set_for("qa", dataset)
     if dataset == "synthetic":
-        return synthetic()
+        return synthetic(data_set)
     c = config.finetuning("qa")
     config.set_losses(c, ota=1.0, asp=1.0)
     c.optim.groups = ((config.NEW, 1e-4), (config.TOWERS, 1e-6), (r"^fusion/", 1e-5), (r".*", 1e-4))
-    c.data.sets = ((f"{dataset}/qa", 1.0),)
+    c.data.sets = ((data_set.name, 1.0),)
     c.data.eval_split = "test"
-    c.model.num_answers = SETS[dataset]
+    c.model.num_answers = data_set.answers
     return c
 
 
-def synthetic():
+def synthetic(data_set):
     c = config.small("qa")
     # At weight 1 the alignment losses are larger than the answer's loss and dominate it.
     config.set_losses(c, ota=0.1, asp=0.1)
-    c.data.sets = (("synthetic/qa", 1.0),)
-    c.model.num_answers = SETS["synthetic"]
+    c.data.sets = ((data_set.name, 1.0),)
+    c.model.num_answers = data_set.answers
     c.train.steps = 250
     return c

@@ -13,30 +13,27 @@ sets: not measured.
 """
 
 from stoa_jax import config
-from stoa_jax.errors import UserError
-
-SETS = ("synthetic", "msrvtt", "msvd", "lsmdc", "didemo")
+from stoa_jax.data.sources import data_set_for
 
 
 def get_config(dataset: str = "synthetic"):
-    if dataset not in SETS:
-        raise UserError(f"configs/retrieval.py:{dataset}: the sets are {', '.join(SETS)}")
+    data_set = data_set_for("retrieval", dataset)
     if dataset == "synthetic":
-        return synthetic()
+        return synthetic(data_set)
     c = config.finetuning("retrieval")
     config.set_losses(c, vtc=1.0, vtm=1.0, ota=1.0, asp=1.0)
     # CLIP moves least where its own task is fine-tuned.
     c.optim.groups = ((config.NEW, 1e-4), (config.TOWERS, 1e-7), (r"^fusion/", 1e-5), (r".*", 1e-4))
-    c.data.sets = ((f"{dataset}/retrieval", 1.0),)
+    c.data.sets = ((data_set.name, 1.0),)
     c.data.eval_split = "test"
     if dataset == "didemo":  # a paragraph: all descriptions of a video
         c.model.text_length = 64
     return c
 
 
-def synthetic():
+def synthetic(data_set):
     c = config.small("retrieval")
     config.set_losses(c, vtc=1.0, vtm=1.0, ota=0.1, asp=0.1)
-    c.data.sets = (("synthetic/captions", 1.0),)
+    c.data.sets = ((data_set.name, 1.0),)
     c.train.steps = 150
     return c

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when asked for, so that importing the package starts no jax.
+# Imported on first use, so that importing the package does not start JAX.
 _LAZY = {
     "Action": "stoa_jax.inference.explain",
     "Added": "stoa_jax.index",

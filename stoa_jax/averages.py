@@ -1,10 +1,10 @@
-"""Averages over valid entries of the global batch, also where a step runs in micro-batches.
+"""Averages over valid entries of the global batch, also if a step runs in micro-batches.
 
 A loss divides a sum by a count of valid entries. With `train.accumulate` the sum is that of one
 micro-batch, but the count must be that of the whole batch: the average of the micro-batches' means
-would weigh an entry more where fewer are valid. The train step therefore traces the loss twice. The
-first trace records every count (`recording`), and the second one divides by their totals (`over`).
-The compiler drops from the first trace all that the counts do not depend on.
+would give entries of a micro-batch with few valid ones more weight. The train step therefore traces
+the loss twice. The first trace records every count (`recording`), and the second divides by their
+totals (`over`). The compiler removes from the first trace everything that no count depends on.
 """
 
 import contextlib

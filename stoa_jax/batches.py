@@ -36,7 +36,7 @@ class DeviceLoader(Loader, Protocol):
 
 
 def make_loader(c: ConfigDict, task: "Task", start_step: int) -> Loader:
-    """Open the training batches that the configuration names, from `start_step` on."""
+    """Open the training batches that the configuration names, starting at `start_step`."""
     from stoa_jax.data import pipeline
 
     if open_loader := getattr(task, "open_loader", None):

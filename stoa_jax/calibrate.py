@@ -1,12 +1,12 @@
-"""Calibration of the match head: a temperature for its probabilities, and a threshold.
+"""Calibrate the match head: a temperature for its probabilities, and a threshold.
 
     python -m stoa_jax.main --mode=calibrate --config=configs/pretrain.py:synthetic --workdir=runs/p
 
-Takes pairs of the split `eval.calibration_split`: every caption with its clip, and with clips that
-no caption covers. Fits the temperature by log loss, matches and mismatches weighing the same, and
-the threshold that accepts at most `eval.false_accept_rate` of the mismatches. Writes
-`calibration.json` into the work directory; checkpoints stay as they are. Evaluation and
-`stoa_jax.load` read it from there.
+Uses pairs of the split `eval.calibration_split`: every caption with its clip, and with clips that
+it does not describe. The temperature minimizes the log loss, with equal weight for matches and
+mismatches; the threshold accepts at most `eval.false_accept_rate` of the mismatches. Writes
+`calibration.json` into the work directory, where evaluation and `stoa_jax.load` read it.
+Checkpoints are not changed.
 """
 
 import datetime
@@ -45,14 +45,14 @@ def run(c: ConfigDict, workdir: str | Path, *, verbose: bool = True) -> dict[str
     pairs = evaluator.labelled_pairs
     if pairs is None:
         raise UserError(
-            f"{evaluator.split_name}: no caption has a clip that it is not true of; "
+            f"{evaluator.split_name}: every caption describes every clip, so no pair mismatches; "
             "calibrate on a larger split with --config.eval.calibration_split=…"
         )
     with jax.set_mesh(mesh):
         model, source, untrained = evaluate.load(c, workdir, task, mesh)
         if any(name.startswith("fusion/match") for name in untrained):
             raise UserError(
-                f"{source}: there is no trained match head to calibrate; pre-train or fine-tune "
+                f"{source}: has no trained match head to calibrate; pre-train or fine-tune "
                 "with the loss VTM"
             )
         encoded = evaluator.encode(model, mesh, for_fusion=True)
@@ -96,7 +96,7 @@ def fit(margins: np.ndarray, matches: np.ndarray, false_accept_rate: float) -> d
 
 
 def evaluator_for(c: ConfigDict) -> RetrievalEvaluator:
-    """Create the evaluator of the calibration split, whatever the configuration's task."""
+    """Create the evaluator of the calibration split, for any task of the configuration."""
     c = c.copy_and_resolve_references()
     c.data.eval_set = c.eval.calibration_set or c.data.eval_set or c.data.sets[0][0]
     c.data.eval_split = c.eval.calibration_split

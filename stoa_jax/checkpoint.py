@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # loading a checkpoint for inference needs no configuration
     from ml_collections import ConfigDict
 
 FOLDER = "checkpoints"
-_OPTIMIZER = "optimizer:"  # precedes the optimizer's names among the checksums
+_OPTIMIZER = "optimizer:"  # prefix of the optimizer's names among the checksums
 _DISK_FULL = (
     "No space left",
     "ENOSPC",
@@ -211,7 +211,7 @@ def load_params(
     """Load a checkpoint to the host as (parameters by name, the model's fields, other metadata).
 
     Reads the newest checkpoint of the work directory, or that of `step`. Names and fields are
-    today's, also where an older version wrote the checkpoint.
+    the current ones, even if an older version wrote the checkpoint.
     """
     folder = Path(workdir).absolute() / FOLDER
     steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
@@ -279,7 +279,7 @@ def _checksum_numpy(x: np.ndarray) -> int:
 
 
 def _saved_names(names: Sequence[str], saved: Iterable[str]) -> dict[str, str]:
-    """Return the name under which each of today's `names` is saved; the same where not renamed.
+    """Return the saved name of each current name; they differ if a parameter was renamed.
 
     The optimizer's names end in a parameter's name.
     """
@@ -287,7 +287,7 @@ def _saved_names(names: Sequence[str], saved: Iterable[str]) -> dict[str, str]:
     old = {new: name for name, new in migrations.parameter_renames(params).items()}
     if not old:
         return {name: name for name in names}
-    # The longest parameter name first, so that the end of a longer one is not taken for a shorter.
+    # Try longer parameter names first, in case one name is the end of another.
     todays = sorted((n for n in names if not n.startswith(_OPTIMIZER)), key=len, reverse=True)
 
     def saved_name(name: str) -> str:

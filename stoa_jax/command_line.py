@@ -1,4 +1,4 @@
-"""What the command-line programs share: how they end."""
+"""Exit codes and error output that all command-line programs share."""
 
 import sys
 from collections.abc import Callable

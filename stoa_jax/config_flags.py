@@ -1,7 +1,7 @@
 """Read an experiment's configuration from the command line.
 
-absl and ml_collections report a mistake in ten lines; here it is one line that names the nearest
-existing key.
+absl and ml_collections report a mistake in ten lines; this module reports it in one, with the
+nearest existing key.
 """
 
 import difflib
@@ -20,14 +20,14 @@ E = TypeVar("E", bound=BaseException)
 
 
 def parse(known: flags.FlagValues, argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
-    """Add --config to `known`, parse `argv`, and return the configuration and what is no flag.
+    """Add --config to `known`, parse `argv`, and return the configuration and the other arguments.
 
-    `argv` begins with the program's name. Raises UserError for anything wrong with it.
+    `argv` begins with the program's name. Any mistake in it raises UserError.
     """
     holder = config_flags.DEFINE_config_file(
         "config", None, "The experiment: a file of configs/, FILE.py:ARGUMENT.", flag_values=known
     )
-    # ml_collections looks for --config.KEY=VALUE in sys.argv, whatever is parsed.
+    # ml_collections searches sys.argv for --config.KEY=VALUE, instead of the parsed arguments.
     before, sys.argv = sys.argv, list(argv)
     try:
         rest = known(list(argv))[1:]
@@ -37,7 +37,7 @@ def parse(known: flags.FlagValues, argv: Sequence[str]) -> tuple[ConfigDict, lis
     except UserError:
         raise
     except Exception as error:
-        # absl and ml_collections wrap what a configuration file raises.
+        # absl and ml_collections wrap the exceptions of a configuration file.
         mistake = find_cause(error, UserError)
         raise mistake or UserError(_flag_mistake(argv, error)) from None
     finally:
@@ -79,7 +79,7 @@ def _flag_mistake(argv: Sequence[str], error: Exception) -> str:
     """Put an error of absl or ml_collections into one line."""
     text = " ".join(str(error).split())
     if missing := re.search(r"No such file or directory: '([^']+)'", text):
-        return f"--config: there is no file {missing[1]}"
+        return f"--config={missing[1]}: no such file"
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "")
     for arg in argv[1:]:
         if not arg.startswith("--config."):

@@ -35,7 +35,7 @@ def greedy(
     length_penalty: float = 0.0,
     no_repeat_ngram: int = 0,
 ) -> Decoded:
-    """Take the likeliest piece at each position, until the end token or `max_pieces`."""
+    """Choose the likeliest piece at each position, until the end token or `max_pieces`."""
 
     def body(state):
         position, cache, tokens, score, done = state
@@ -135,14 +135,14 @@ def _allowed(
     max_pieces: int,
     no_repeat_ngram: int,
 ) -> Array:
-    """Return log-probabilities [B, W, V]; -inf for what must not follow the tokens so far."""
+    """Return log-probabilities [B, W, V], -inf for pieces that must not follow the tokens."""
     logp = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
     word = jnp.arange(logp.shape[-1])
     logp = jnp.where((word == start) | ((position >= max_pieces) & (word != end)), -jnp.inf, logp)
     n = no_repeat_ngram
     if not n:
         return logp
-    # What followed an earlier occurrence of the last n - 1 tokens must not follow them again.
+    # A piece that followed an earlier occurrence of the last n - 1 tokens must not follow again.
     length = tokens.shape[-1]
     starts = jnp.arange(length)
     same = starts + n - 1 <= position  # [M + 2], broadcasts over [B, W]

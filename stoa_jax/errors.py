@@ -1,4 +1,4 @@
-"""Errors that the user can fix; each says in one line what is wrong, where, and how to fix it."""
+"""Errors that the user can fix; the message says in one line what is wrong, where, and how."""
 
 
 class UserError(Exception):

@@ -1,8 +1,8 @@
-"""Evaluation of a checkpoint: every metric with what is needed to compare it.
+"""Evaluate a checkpoint: every metric, with the context needed to compare it.
 
     python -m stoa_jax.main --mode=eval --config=configs/retrieval.py:msrvtt --workdir=runs/r
 
-Evaluates the work directory's newest checkpoint or, without one, the weights that `init.path`
+Evaluates the work directory's newest checkpoint or, if it has none, the weights that `init.path`
 names (zero-shot). Writes `results.json`, a list with one entry per metric, and `predictions.json`.
 """
 
@@ -179,7 +179,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def calibration_of(c: ConfigDict, workdir: Path) -> sidecars.Calibration:
-    """Return the work directory's calibration, else that of the weights that `init.path` names."""
+    """Return the work directory's calibration, or else that of the weights at `init.path`."""
     found = sidecars.read_calibration(workdir)
     if found is None and c.init.path and not has_checkpoint(workdir):
         found = sidecars.read_calibration(Path(c.init.path))
@@ -187,15 +187,17 @@ def calibration_of(c: ConfigDict, workdir: Path) -> sidecars.Calibration:
 
 
 def check_answers(task: TaskBase, extras: Mapping[str, Any], source: str) -> None:
-    """Use the trained answer classes; refuse them if the data at hand has other answers."""
+    """Use the trained answer classes; raise UserError if the data has other answers."""
     trained = extras.get("answers")
     if trained is None or not task.answers or list(trained) == list(task.answers):
         return
-    if set(task.answers) <= set(trained):  # fewer examples count them in another order
+    if set(task.answers) <= set(
+        trained
+    ):  # with fewer examples, the answers are ordered differently
         task.answers = tuple(trained)
         return
     raise UserError(
-        f"{source}: it was trained on {len(trained)} answers that differ from those of "
+        f"{source}: was trained on {len(trained)} answers that differ from those of "
         f"{task.config.data.sets[0][0]}; evaluate with the training set it was trained on"
     )
 

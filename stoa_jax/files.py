@@ -1,4 +1,4 @@
-"""Write files that are there whole or not at all, whenever the process stops."""
+"""Atomic writes: a file is complete or absent, even if the process is killed."""
 
 import contextlib
 import json

@@ -1,8 +1,9 @@
-"""The losses of a batch, over one run of the towers and one of the fusion encoder.
+"""The losses of a batch, from one run of the towers and one of the fusion encoder.
 
 Every loss is a pair of functions in the table `LOSSES`: `prepare` returns the sequences that the
 loss puts into the fusion batch, `finish` turns their outputs into the loss and its metrics. To add
-a loss, write such a pair, add it to the table, and give it a weight in `config.default`.
+a loss, write such a pair, add it to the table, and give it a weight in `config.default`. The file
+is long because all pairs are in it, so that they can be compared.
 
 Shapes: B clips, L text positions, M masked positions, S fusion positions, d shared width.
 """
@@ -28,7 +29,7 @@ Result = tuple[Array, dict[str, Array]]  # a loss and its metrics
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What the losses of one batch share."""
+    """Inputs that the losses of one batch share."""
 
     model: Stoa
     batch: Mapping[str, Array]
@@ -36,10 +37,12 @@ class Inputs:
     active: set[str]
     video: VideoFeatures
     text: TextFeatures
-    fusion_video: VideoFeatures  # what fusion reads: without gradient if the configuration says so
+    fusion_video: (
+        VideoFeatures  # what fusion reads, detached from the gradient if the configuration says so
+    )
     fusion_text: TextFeatures
     words: "Words | None"
-    class_words: Array | None  # [classes], the token id that ends each class's name
+    class_words: Array | None  # [classes], the last token id of each class's name
     keys: Mapping[str, Array]  # for random sampling, by loss
     dropout_keys: Mapping[str, Array | None]
 
@@ -50,14 +53,14 @@ class Inputs:
 
     @functools.cached_property
     def contrast(self) -> tuple[Array, Array]:
-        """The VTC loss and its logits [B texts, B videos], which VTM samples from."""
+        """VTC loss and its logits [B texts, B videos], from which VTM samples."""
         return objectives.vtc(
             embed_video(self.video), embed_text(self.text), self.model.scale(), self.batch["valid"]
         )
 
     @functools.cached_property
     def alignments(self) -> dict[str, objectives.Alignment]:
-        """The active ones of OTA and ASP; the authors' code averages over both together."""
+        """The active alignments, OTA and ASP; the authors' code averages over both together."""
         return align(
             self.model,
             self.video,
@@ -69,33 +72,33 @@ class Inputs:
         )
 
     def word_logits(self, features: Array, loss: str) -> Array:
-        """Language-model logits [..., W] over `words`, or over the whole vocabulary."""
+        """Return language-model logits [..., W] over `words`, or over the whole vocabulary."""
         ids = None if self.words is None else self.words.ids
         return self.model.lm_logits(features, self.dropout_keys.get(loss), ids)
 
     def word_labels(self, tokens: Array) -> Array:
-        """The columns of `word_logits` that stand for token ids."""
+        """Return the columns of `word_logits` for token ids."""
         return tokens if self.words is None else self.words.column_of[tokens]
 
 
 class Words(NamedTuple):
-    """The part of the vocabulary that language models tell apart."""
+    """The part of the vocabulary among which language models choose."""
 
     ids: Array  # [W]
-    column_of: Array  # [V], the index in `ids` of each id; of no meaning for others
+    column_of: Array  # [V], the index in `ids` of each id; undefined for other ids
 
     @classmethod
     def of(cls, ids: np.ndarray, vocab_size: int) -> "Words":
-        """Index some ids."""
+        """Build the index of a set of ids."""
         column_of = np.zeros(vocab_size, np.int32)
         column_of[ids] = np.arange(len(ids))
         return cls(jnp.asarray(ids), jnp.asarray(column_of))
 
 
 class Loss(NamedTuple):
-    """One loss: its fusion sequences, and what it computes from their outputs.
+    """One loss: its fusion sequences, and its computation from their outputs.
 
-    `prepare` also returns what `finish` needs again.
+    The second value of `prepare` is passed on to `finish`.
     """
 
     prepare: Callable[[Inputs], tuple[Passes, Any]]
@@ -115,10 +118,10 @@ def joint_loss(
     """Return the weighted sum of the active losses, and all losses and metrics by name.
 
     `settings` is the section `loss` of the configuration. Fine-tuning uses the same sum with other
-    weights, so an ablation switch means the same everywhere. With `words` [W], the language models
-    tell only these ids apart. With `class_words` [classes], the token ids of the class names,
-    OTA prefers to match a trajectory to the noun that names it. `video` are the clips' features, if
-    they are known already.
+    weights, so that an ablation switch means the same everywhere. With `words` [W], the language
+    models choose only among these ids. With `class_words` [classes], the token ids of the class
+    names, OTA prefers to match a trajectory to the noun that names it. `video` holds the clips'
+    features if they were computed before.
     """
     video = encode_video(model, batch) if video is None else video
     inputs = _encode(model, video, batch, key, settings, words, class_words)
@@ -138,7 +141,7 @@ def joint_loss(
 
 
 def encode_video(model: Stoa, batch: Mapping[str, Array]) -> VideoFeatures:
-    """Encode the clips of a batch, from pixels or from kept outputs of the vision tower."""
+    """Encode the clips of a batch, from pixels or from stored outputs of the vision tower."""
     objects = batch["boxes"], batch["classes"], batch["scores"]
     if "pixels" in batch:
         return model.encode_video(batch["pixels"], *objects)
@@ -163,7 +166,7 @@ def alignment_loss(
 
 
 def active_losses(c: ModelConfig, settings: Mapping[str, Any]) -> set[str]:
-    """Return the losses with a weight, without those whose tokens the model lacks."""
+    """Return the losses with a nonzero weight, except those whose tokens the model lacks."""
     active = {name for name in LOSSES if settings[name]}
     if not c.objects:
         active -= {"ota", "verb"}
@@ -357,7 +360,7 @@ def _finish_mlm(
 def _prepare_plm(inputs: Inputs) -> tuple[Passes, Array]:
     text = inputs.fusion_text
     prefix = objectives.sample_prefix(inputs.keys["plm"], text.sep_index + 1)
-    if inputs.config.prefix_lm == "position_query":  # a sequence of another shape, run by itself
+    if inputs.config.prefix_lm == "position_query":  # a sequence of another shape runs separately
         return {}, prefix
     b, length, _ = text.tokens.shape
     attention = objectives.prefix_attention(prefix, length)
@@ -391,14 +394,14 @@ def _alignment_metrics(name: str, found: objectives.Alignment) -> dict[str, Arra
     return {f"{name}_none": found.none_share, f"{name}_agreement": found.agreement}
 
 
-# What a trajectory does (beyond the paper)
+# Verb of a trajectory (beyond the paper)
 
 
 def _finish_verb(inputs: Inputs, _: Mapping[str, Array], __: None) -> Result:
     """Predict the verb of the noun that OTA matched to a trajectory.
 
-    The language model's table is the classifier, so what the projection learns lies where fusion
-    reads and writes words.
+    The language model's embedding table is the classifier, so that the projection learns directions
+    in which fusion reads and writes words.
     """
     nouns, verbs = nouns_and_verbs(inputs.batch["tags"], inputs.settings)
     positions = objectives.verb_of_match(inputs.alignments["ota"].columns, nouns, verbs)

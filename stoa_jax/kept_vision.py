@@ -1,7 +1,7 @@
-"""What a frozen vision tower says of each training clip, computed once and kept in memory.
+"""Outputs of a frozen vision tower for every training clip, computed once and kept in memory.
 
-A step then begins behind the tower. The numbers are float16, a few KB a clip for small models.
-T frames, P patches, h vision width, d shared width.
+A training step then starts after the tower. The outputs are float16, a few KB per clip for small
+models. T frames, P patches, h vision width, d shared width.
 """
 
 import sys
@@ -18,7 +18,7 @@ from stoa_jax.models.stoa import Stoa
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-_CLIPS = 64  # that run at once
+_CLIPS = 64  # clips per batch
 
 
 class KeptVision:
@@ -51,19 +51,19 @@ class KeptVision:
         size = sum(x.nbytes for x in rows.values()) / 2**20
         took = time.monotonic() - began
         print(
-            f"kept what the vision tower says of {at} clips: {size:.0f} MiB, {took:.0f} s",
+            f"stored the vision tower's outputs for {at} clips: {size:.0f} MiB, {took:.0f} s",
             file=sys.stderr,
             flush=True,
         )
         return cls({f"seen/{name}": x for name, x in rows.items()})
 
     def add_to(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with the rows of its clips, which `index` names."""
+        """Return the batch with the stored rows of its clips, which `index` names."""
         return {**batch, **{name: x[batch["index"]] for name, x in self.rows.items()}}
 
 
 def check_keeps(c: "ConfigDict", rates: Mapping[str, float]) -> None:
-    """Refuse what would make the kept numbers wrong."""
+    """Raise UserError if the configuration would make the stored outputs wrong."""
     wrong = ""
     if any(rate > 0 for name, rate in rates.items() if name.startswith("visual/")):
         wrong = "the vision tower is trained; freeze it with optim.groups"

@@ -22,12 +22,12 @@ from stoa_jax.errors import UserError
 
 MODES = ("train", "eval", "calibrate", "plan", "profile")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "gpu:8", "cpu:8")
-PEER_LOST_SECONDS = 30  # without a sign of life of a peer, the others end
+PEER_LOST_SECONDS = 30  # without a heartbeat from a peer for so long, the others end
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What the command line says."""
+    """Parsed command line."""
 
     config: ConfigDict
     workdir: str
@@ -36,8 +36,8 @@ class Arguments:
 
 
 def main() -> None:
-    """Parse, start, dispatch."""
-    flags.FLAGS.mark_as_parsed()  # grain and tfds read absl's own
+    """Parse the command line, join other processes, and run the mode."""
+    flags.FLAGS.mark_as_parsed()  # grain and tfds read absl's flags
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     try:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def parse() -> Arguments:
-    """Read `sys.argv`; raise UserError for anything wrong with it."""
+    """Parse `sys.argv`; raise UserError for any mistake in it."""
     known = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.", flag_values=known)
     flags.DEFINE_enum("mode", "train", MODES, "What to do.", flag_values=known)
@@ -69,7 +69,7 @@ def parse() -> Arguments:
 
 
 def dispatch(arguments: Arguments) -> None:
-    """Do what the mode says."""
+    """Run what the mode names."""
     c, workdir = arguments.config, arguments.workdir
     if arguments.mode == "plan":
         from stoa_jax import plan
@@ -91,7 +91,7 @@ def dispatch(arguments: Arguments) -> None:
 
 
 def guarded(work: Callable[[], Any], distributed: bool = True) -> None:
-    """Run it, on all hosts if there are several; errors become one line and an exit code."""
+    """Run `work`, on all hosts if there are several; errors become one line and an exit code."""
     from stoa_jax.train import TrainingError
 
     try:
@@ -110,10 +110,10 @@ def guarded(work: Callable[[], Any], distributed: bool = True) -> None:
 
 
 def start_distributed() -> None:
-    """Join the other processes, where the environment says that there are any.
+    """Join the other processes if the environment names any.
 
-    Slurm, TPU pods and JobSets are recognised by JAX; elsewhere JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say it.
+    JAX recognises Slurm, TPU pods and JobSets. Elsewhere, set JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
     env = os.environ
     several = (
@@ -135,13 +135,13 @@ def start_distributed() -> None:
 
 
 def fail(error: Exception, code: int) -> None:
-    """One line, and out."""
+    """Print the error as one line and exit."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     leave(code)
 
 
 def leave(code: int) -> None:
-    """Exit; without the peers' consent, since they may be gone or waiting for this one."""
+    """Exit without waiting for peers, which may be gone or waiting for this process."""
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.distributed.is_initialized():

@@ -19,7 +19,7 @@ STALLED = 3  # exit code after a stall, and when saving after SIGTERM took too l
 
 
 class Preempted(Exception):
-    """Raised by SIGTERM inside `Stopper.interruptible`, where no next step is waited for."""
+    """Raised on SIGTERM inside `Stopper.interruptible`, where no further step follows."""
 
 
 class Stopper:
@@ -130,7 +130,7 @@ class Watchdog:
 def give_up(why: str, path: Path | None = None) -> None:
     """Print the reason and every thread's stack, and end the process even if threads hang."""
     say(f"error: {why}; stacks of all threads follow")
-    faulthandler.dump_traceback(2, all_threads=True)  # standard error, by its descriptor
+    faulthandler.dump_traceback(2, all_threads=True)  # standard error, by its file descriptor
     if path is not None:
         try:
             with open(path, "w") as file:
@@ -199,7 +199,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people: `1 h 02 min`, `3 min 20 s`, `12 s`."""
+    """Format seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
     seconds = round(seconds)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     if hours:

@@ -271,11 +271,12 @@ def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
     """Return the number of steps of a run, and notes on how it was determined.
 
     With `train.epochs` it follows from the size of the built data sets, or from their published
-    size where they are not built.
+    size if they are not built.
     """
     if c.train.epochs <= 0:
         return c.train.steps, []
-    published = {"webvid/captions": 2_490_000, "msrvtt/captioning": 6_513}
+    from stoa_jax.data.sources import expected_clips
+
     folder = data_folder(c)
     clips, notes = 0, []
     for name, _ in c.data.sets:
@@ -284,11 +285,12 @@ def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
 
             clips += len(pipeline.open_split(folder, name, c.data.train_split))
         except (UserError, OSError):
-            if name not in published:
+            expected = expected_clips(name, c.data.train_split)
+            if not expected:
                 notes.append(f"{name} is not built here: train.steps is used")
                 return c.train.steps, notes
-            clips += published[name]
-            notes.append(f"{name} is not built here: assumed to have {published[name]:,} clips")
+            clips += expected
+            notes.append(f"{name} is not built here: assumed to have {expected:,} clips")
     return max(round(c.train.epochs * clips / c.train.batch_size), 1), notes
 
 
@@ -296,7 +298,7 @@ def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
 
 
 def report(c: ConfigDict, topology: str, task: Any = None, **parts: Any) -> str:
-    """Return the text that `--mode=plan` prints; if the run does not fit, with what would.
+    """Return the text that `--mode=plan` prints, with alternatives if the run does not fit.
 
     `task` and the arguments `parts` of `make_plan` override those of the configuration.
     """
@@ -372,7 +374,7 @@ def describe(plan: Plan) -> str:
         tuned = max(seconds["compute"] / UTILISATION, step)
         lines += [
             "",
-            "time of a step, at the published peaks",
+            "time per step, at the published peaks",
             *(f"  {name:10} {value * 1e3:8.1f} ms" for name, value in seconds.items()),
             f"  roofline   {step * 1e3:8.1f} ms, limited by {limit}",
             "",
@@ -404,4 +406,4 @@ def _collective_lines(found: Sequence[Collective]) -> list[str]:
 def _step_words(plan: Plan) -> str:
     if not math.isfinite(plan.topology.chip.flops):
         return ""
-    return f", roofline {max(plan.seconds().values()) * 1e3:.0f} ms a step"
+    return f", roofline {max(plan.seconds().values()) * 1e3:.0f} ms per step"

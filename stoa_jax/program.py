@@ -51,7 +51,7 @@ class Program:
     init: Callable[[], State]
     start: Callable[[dict[str, jax.Array]], State]  # builds a state around given parameters
     step: Callable[[State, dict[str, jax.Array]], tuple[State, jax.Array]]
-    metrics: list[str]  # names for the entries of the step's second output; filled by tracing
+    metrics: list[str]  # names of the entries of the step's second output; filled by tracing
     model: Any  # abstract
     rates: dict[str, float]  # peak learning rate of every parameter
 
@@ -98,7 +98,7 @@ def make_program(
         state, values = update(c, task, model, optimizer, rates, shardings.params, state, batch)
         values["schedule"] = jnp.asarray(schedule(state.step - 1 - state.skipped))
         metrics[:] = sorted(values)
-        # One array, so that all metrics come to the host in one transfer.
+        # one array, so that all metrics reach the host in one transfer
         return state, jnp.stack([values[name].astype(jnp.float32) for name in metrics])
 
     replicated = sharding.replicated(mesh)
@@ -136,8 +136,8 @@ def update(
     """
     key = jax.random.fold_in(jax.random.key(c.seed), state.step)
     trainable = optim.trainable(state.params, rates)
-    # Gather what FSDP splits here, once per step, and split the gradient again. Left to itself the
-    # compiler splits some products by their weights, and moves activations between devices instead.
+    # Gather what FSDP shards once per step, and shard the gradient again. Otherwise the compiler
+    # shards some products by their weights and moves activations between devices.
     gathered = sharding.constrain(state.params, sharding.gathered(param_shardings))
 
     def loss_of(trainable, batch, key):
@@ -153,7 +153,7 @@ def update(
     if parts == 1:
         (loss, metrics), grads = gradient(gathered, batch, key)
     else:
-        # Row i goes to micro-batch i % parts, so that every device keeps the rows that it has.
+        # Row i goes to micro-batch i % parts, so that every device keeps its own rows.
         micro_batches = jax.tree.map(
             lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0),
             batch,

@@ -95,7 +95,7 @@ def load(config: str) -> list[Mapping[str, Any]]:
 def load_module(path: str | Path) -> Any:
     """Import a configuration file as a module."""
     if not Path(path).is_file():
-        raise UserError(f"--config: there is no file {path}")
+        raise UserError(f"--config={path}: no such file")
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {path} is not a Python file")
@@ -206,7 +206,7 @@ def run_stage(stage: Stage) -> int:
     stage.workdir.parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(stage), "a") as log:
         code = subprocess.run(stage.command, stdout=log, stderr=subprocess.STDOUT).returncode
-    # A run that was told to stop exits with 0 without having finished.
+    # A run that was asked to stop exits with 0 although it is unfinished.
     return code or (0 if stage.done else 1)
 
 

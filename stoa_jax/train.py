@@ -143,7 +143,7 @@ class _Run:
                     or self.save_due(step)
                     or step == self.steps
                 )
-                # Fetching the previous step's metrics does not delay the step that runs now. At a
+                # Fetching the previous step's metrics does not delay the step in progress. At a
                 # boundary the state is about to be used, so this step's metrics are fetched too.
                 streak, fetched = 0, step
                 keep = 0 if at_boundary else 1

@@ -25,7 +25,7 @@ def setup(parts, **losses):
 
 
 def uneven_batch(c):
-    """A batch whose odd rows, the second micro-batch of two, have few valid entries."""
+    """Return a batch whose odd rows, the second micro-batch of two, have few valid entries."""
     batch = next(iter(RealLoader(c, 0)))
     batch["valid"][5::2] = False
     batch["tags"][1::2] = 0
@@ -55,7 +55,7 @@ def test_alignment_losses_do_not_depend_on_the_number_of_micro_batches():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlm", "plm"])
 def test_language_losses_weigh_every_word_the_same(name):
-    """Each micro-batch has random keys of its own, so the expectation is put together by hand."""
+    """Each micro-batch has its own random keys, so the expectation is computed by hand."""
     c, task, program = setup(2, **{name: 1.0})
     batch = uneven_batch(c)
     metrics = step(program, batch)

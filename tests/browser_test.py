@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium, on a phone's width and a desk's, and by keyboard alone."""
+"""The page in a real headless Chromium, at a phone's and a desktop's width, and by keyboard."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning"),
 ]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE = 120  # seconds, the first time with compilation
+PATIENCE = 120  # seconds; the first time includes compilation
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,13 @@ def chromium(request):
 
 
 class Visitor:
-    """A person at the page."""
+    """A user of the page."""
 
     def __init__(self, browser, address):
         self.browser = browser
         browser.get(address)
         self.until("document.querySelector('#query textarea, #query input')")
-        browser.get_log("browser")  # of pages before
+        browser.get_log("browser")  # of earlier pages
 
     def run(self, script, *arguments):
         return self.browser.execute_script(f"return {script}", *arguments)
@@ -89,7 +89,7 @@ class Visitor:
         webdriver.ActionChains(self.browser).send_keys(*keys).perform()
 
     def tab_to(self, selector, most=80):
-        """Go on by the Tab key alone until an element has the focus."""
+        """Press Tab until an element has the focus."""
         for _ in range(most):
             if self.run("document.activeElement.matches(arguments[0])", selector):
                 return
@@ -97,7 +97,7 @@ class Visitor:
         raise AssertionError(f"{selector} is not reached by Tab")
 
     def shot(self, name):
-        """Keep a picture of the whole page where STOA_SCREENSHOTS says."""
+        """Save a screenshot of the whole page to STOA_SCREENSHOTS, if set."""
         folder = os.environ.get("STOA_SCREENSHOTS")
         if not folder:
             return
@@ -111,7 +111,7 @@ class Visitor:
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", back)
 
     def errors(self):
-        """What the browser complains of, missing fonts and videos left out."""
+        """Return the browser's errors, except missing fonts and videos."""
         return [
             entry["message"]
             for entry in self.browser.get_log("browser")
@@ -134,7 +134,7 @@ def test_search_play_look_closer_ask_and_explain(visitor):
     visitor.see("#status", "8 moments for “a red ball grows”")
     visitor.until("document.querySelectorAll('#results video').length == 7")
     assert fits(visitor)
-    # The .avi plays too, as what it was transcoded to; and every result begins at its start.
+    # The .avi plays too, transcoded, and every result starts at its start time.
     ready = "[...document.querySelectorAll('#results video')].every(v => v.readyState >= 1)"
     visitor.until(ready)
     assert visitor.run("[...document.querySelectorAll('#results video')].every(v => !v.error)")
@@ -167,14 +167,14 @@ def test_by_keyboard_alone(visitor):
     visitor.tab_to("#results video")
     visitor.tab_to("#results button:not([disabled])")
     outline = visitor.run("getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid"  # where one stands is seen
+    assert outline == "solid"  # the focus is visible
     visitor.press(Keys.ENTER)
     visitor.until("document.querySelector('#film img')")
     visitor.until("document.activeElement.id == 'closer'")
     visitor.tab_to("#question textarea, #question input")
     visitor.press("how many?", Keys.ENTER)
     visitor.see("#answer", "%")
-    visitor.tab_to("#film .film")  # a long film is scrolled by the arrow keys
+    visitor.tab_to("#film .film")  # the arrow keys scroll a long film
     visitor.browser.get(visitor.browser.current_url)
     visitor.until("document.querySelector('#query textarea, #query input')")
     visitor.tab_to("#by-clip button")
@@ -212,7 +212,7 @@ def test_bad_uploads_are_one_message(visitor, tmp_path):
     visitor.see("#status [role=alert]", "The uploaded file cannot be read as a video")
     visitor.shot("broken-upload")
     upload(visitor, long)
-    visitor.see("#status [role=alert]", "lasts 8 s, and the limit is 6 s")
+    visitor.see("#status [role=alert]", "lasts 8 s; the limit is 6 s")
     upload(visitor, tmp_path / "large.mp4")
     visitor.see("#status [role=alert]", "larger than the limit")
     assert len(visitor.browser.find_elements(By.CSS_SELECTOR, "[role=alert]")) == 1
@@ -223,7 +223,7 @@ def test_a_vanished_video_is_one_message(visitor, library):
     visitor.see("#results [role=alert]", "vanished.mp4: the video was moved or deleted")
     visitor.see("#status", "1 of them cannot be shown")
     assert visitor.run("document.querySelectorAll('#results button[disabled]').length") == 1
-    # And one that goes while the page is open.
+    # A video that disappears while the page is open.
     first = visitor.find("#results video").get_attribute("aria-label")
     name = first.split(": ")[1].split(",")[0]
     path = library[1] / "videos" / name
@@ -276,7 +276,7 @@ def test_text_has_contrast_in_light_and_dark(visitor, scheme):
     assert poor == []
 
 
-# The ratio of luminance of each text to the nearest background, as WCAG counts it; 4.5 is AA.
+# The contrast of each text to the nearest background, by WCAG's definition; 4.5 is level AA.
 CONTRAST = """(() => {
   const rgba = (s) => (s.match(/[\\d.]+/g) || []).map(Number);
   const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => {

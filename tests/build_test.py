@@ -108,7 +108,7 @@ def test_a_finished_set_is_not_built_again(tmp_path):
     assert summary.built == {"train": 19} and log.read_text() == read
     assert toy_source.tree(tmp_path / "out") == before
     mended = toy_source.Source({"train": 20}, log=log)
-    with pytest.raises(UserError, match="list other clips now; --overwrite"):
+    with pytest.raises(UserError, match="now list other clips; --overwrite"):
         toy_source.build(tmp_path / "out", mended)
     other = builders.Settings(**{**vars(toy_source.SETTINGS), "frames": 3})
     with pytest.raises(UserError, match="frames was 4 and is 3 now; --overwrite"):
@@ -132,7 +132,7 @@ def test_retry_encodes_only_what_failed(tmp_path):
         return log.read_text().split()
 
     assert again(retry_failed=True) == ["train17"]
-    # Killed while it tried again; then also with a file that is no longer the one of the list.
+    # Killed during the retry; then with a file that no longer belongs to the list.
     final = out / "folder" / "captions" / "1.0.0"
     for size, encoded in ((0, ["train17"]), (1, [f"train{i}" for i in range(16, 32)])):
         unfinished = final.rename(final.with_name("1.0.0.building"))
@@ -188,7 +188,7 @@ def test_a_build_killed_in_the_middle_goes_on_where_it_was(tmp_path):
     log.write_text("")
     again = start(tmp_path, "killed")
     assert again.wait(timeout=120) == 0, again.stderr.read()
-    # No clip of a finished shard was read again, and the bytes are those of an undisturbed run.
+    # No clip of a finished shard was read again, and the bytes equal those of an undisturbed run.
     done = {f"train{i}" for name in finished for i in shard_clips(name)}
     assert not done & set(log.read_text().split())
     assert len(set(log.read_text().split())) == 80 - len(done)
@@ -243,7 +243,7 @@ def test_two_builds_of_one_set_do_not_meet(tmp_path):
         (["nothing"], "no data set 'nothing'; there are synthetic/captions"),
         (["msrvtt/dancing"], "no data set 'msrvtt/dancing'"),
         (["folder"], "give --manual-dir=DIR"),
-        (["folder", "--manual-dir=/nowhere"], "--manual-dir=/nowhere is no directory"),
+        (["folder", "--manual-dir=/nowhere"], "--manual-dir=/nowhere: no such directory"),
         (["synthetic/qa", "--option=size"], "--option=size: write KEY=VALUE"),
         (["synthetic/qa", "--option=colour=3"], "no option 'colour'"),
         (["synthetic/qa", "--frames=0"], "--frames must be at least 1"),
@@ -277,7 +277,7 @@ def test_a_stopped_build_says_so_and_leaves_no_process(tmp_path):
     assert (
         process.stderr.read().splitlines()[-1] == "stopped; run the same command again to continue"
     )
-    # The resource tracker ends a moment after.
+    # The resource tracker ends a moment later.
     until = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < until:
         time.sleep(0.05)

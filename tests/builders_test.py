@@ -20,10 +20,10 @@ SMALL = {"train": 5, "validation": 3, "test": 2}
 def test_every_published_set_has_a_builder():
     import tensorflow_datasets as tfds
 
-    names = {f"{n}/{c}" for n, configs in builders.DATASETS.items() for c in configs}
-    assert {n for n in names if not n.startswith("synthetic/")} == set(sources.NAMES)
-    for name, configs in builders.DATASETS.items():
+    for name, configs in sources.configurations().items():
+        assert all(sources.find(f"{name}/{c}").set == name for c in configs)
         cls = tfds.builder_cls(name)
+        assert (cls.MANUAL_DOWNLOAD_INSTRUCTIONS is None) == (name == "synthetic")
         assert cls.__module__ == "stoa_jax.data.builders"
         assert [c.name for c in cls.BUILDER_CONFIGS] == list(configs)
 
@@ -117,7 +117,7 @@ def test_tfds_build_of_a_split_without_a_clip_says_why(tmp_path):
 def test_options_of_the_world_are_checked():
     with pytest.raises(UserError, match="no option 'colour'; there are seed, size"):
         builders.open_source("synthetic/qa", None, colour=3)
-    with pytest.raises(UserError, match="size='big' is no whole number"):
+    with pytest.raises(UserError, match="size='big' is not a whole number"):
         builders.open_source("synthetic/qa", None, size="big")
     with pytest.raises(UserError, match="no data set 'synthetic/speech'"):
         builders.open_source("synthetic/speech", None)

@@ -43,7 +43,7 @@ def test_batches_from_memory_are_the_same(data, crop, flip):
     spec = dataclasses.replace(SPEC, crop=crop, flip=flip)
     plain = pipeline.Loader(mixture(data), spec, 8, seed=5, cache="off")
     kept = pipeline.Loader(mixture(data), spec, 8, seed=5, cache="memory")
-    for step in [0, 1, 2, 3, 20, 1, 0]:  # later ones find their clips kept
+    for step in [0, 1, 2, 3, 20, 1, 0]:  # later steps find their clips in the cache
         same(plain.batch(step), kept.batch(step))
 
 

@@ -20,7 +20,7 @@ data, no_java = toy_tasks.data, toy_tasks.no_java
 
 
 def made(temperature, n=20_000, seed=0):
-    """Margins whose calibrated probabilities are true, if divided by the temperature."""
+    """Return margins whose probabilities are calibrated after division by the temperature."""
     rng = np.random.default_rng(seed)
     right = rng.normal(0, 2, n)
     matches = rng.random(n) < calibration.match_probability(right)
@@ -81,7 +81,7 @@ def test_the_error_of_known_cases():
     assert error([1.0, 0.0], [False, True]) == 1
     assert error([0.7] * 10, [True] * 7 + [False] * 3) == pytest.approx(0)
     assert error([0.9, 0.9], [True, False], [3, 1]) == pytest.approx(0.15)
-    # A permutation changes nothing, nor do more bins than values hide a gap.
+    # A permutation changes nothing, and more bins than values do not hide a gap.
     p, y = np.random.default_rng(0).random(50), np.arange(50) % 2 == 0
     order = np.random.default_rng(1).permutation(50)
     assert error(p, y) == pytest.approx(error(p[order], y[order]))
@@ -128,7 +128,7 @@ def test_mismatches_are_clips_that_no_caption_covers():
     assert {flat[i]: wrong[i] for i in (0, 2)} == {"A dog.": {2, 3}, "a  dog": {2, 3}}
     assert all(len(found) == 2 for found in wrong.values())
     assert labelled_pairs([["a"], ["A ."]]) is None
-    # A caption that is true of another clip is no mismatch of it.
+    # A clip that a caption also describes is not a mismatch of it.
     pairs = labelled_pairs(texts, lambda text, of: "a bird" in of, mismatches=3)
     assert not any(video == 2 and not match for _, video, match in zip(*pairs, strict=True))
     few = labelled_pairs(texts, most=3, seed=1)
@@ -138,7 +138,7 @@ def test_mismatches_are_clips_that_no_caption_covers():
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """A retrieval run's directory, its configuration and its model."""
+    """Return a retrieval run's directory, its configuration and its model."""
     c = toy_tasks.configuration(data, "retrieval", eval__calibration_split="test")
     task, workdir = make_task(c), tmp_path_factory.mktemp("run")
     model = toy_tasks.build(task)
@@ -226,7 +226,7 @@ def test_calibration_needs_captions_and_a_rate(data, tmp_path):
     c.eval.false_accept_rate = 1.0
     with pytest.raises(UserError, match=r"config\.eval\.false_accept_rate: 1\.0"):
         calibrate.run(c, tmp_path)
-    # A task on other data is calibrated on a set of captions that is named.
+    # A task on other data is calibrated on a named set of captions.
     c = toy_tasks.configuration(data, "qa", eval__calibration_set="folder/captions")
     c.eval.calibration_split = "test"
     assert calibrate.evaluator_for(c).split_name == "folder/captions:test"

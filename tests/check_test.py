@@ -51,7 +51,7 @@ GOOD = [
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A small set of one's own, built with detections for two of three clips."""
+    """Build a small folder set with detections for two of three clips."""
     root = tmp_path_factory.mktemp("built")
     manual = folder(root, GOOD)
     found = detections(root / "found.jsonl", ["a", "c"])
@@ -72,7 +72,7 @@ def test_a_good_set_is_comparable(built, capsys):
     assert "folder/captions:train: 1 clips without any object: b" in report.notes
     text = check_report.show(report)
     assert "folder/captions:train (train): 2 built; no published count" in text
-    assert "comparable: nothing found" in text
+    assert "comparable: found nothing" in text
     kept = json.loads((built / "data" / "check" / "check.json").read_text())
     assert kept["parts"]["folder/captions:test"]["built"] == 1
 
@@ -91,7 +91,7 @@ def test_the_sheet_shows_boxes_where_they_are_and_marks_nouns(built):
     width = round(96 * 200 / 64)
     rows = np.flatnonzero(is_ink[top : top + height, left + width // 2 + 40])
     assert (rows.min(), rows.max()) == pytest.approx((height // 4, 3 * height // 4 - 1), abs=1)
-    # "cat" in the caption below is written in the colour of its class; clip b has no objects.
+    # "cat" in the caption below has the colour of its class; clip b has no objects.
     below = is_ink[top + height : top + height + 40]
     assert below.sum() >= 40
     assert not is_ink[top + height + 60 :].any()
@@ -101,7 +101,9 @@ def test_a_part_that_is_measured_is_no_test(built):
     c = configuration("folder/captions")
     c.eval.max_examples = 1
     report = run.check(c, data_dir=built / "data")
-    assert report.problems == ["folder/captions:test: eval.max_examples=1 measures on a part of it"]
+    assert report.problems == [
+        "folder/captions:test: eval.max_examples=1 evaluates only a part of it"
+    ]
 
 
 def test_labels_cover_neither_each_other_nor_leave_the_frame():
@@ -152,7 +154,7 @@ def test_leaks_missing_and_unreadable_are_named_and_the_exit_code_tells(tmp_path
         detections=found,
     )
     problems = "\n".join(report.problems)
-    assert "1 of 2 clips also stand in the training list folder/captions:train: a" in problems
+    assert "1 of 2 clips are also in the training list folder/captions:train: a" in problems
     assert "1 videos are missing: gone" in problems
     assert "1 videos are unreadable: d; the first:" in problems
     assert "2 clips failed to build: d.mp4, gone" in problems
@@ -165,7 +167,7 @@ def test_leaks_missing_and_unreadable_are_named_and_the_exit_code_tells(tmp_path
 
     arguments = ["--config=configs/pretrain.py:folder", "--config.data.eval_split=test"]
     assert command.main([*arguments, f"--data-dir={tmp_path / 'data'}"]) == 1
-    assert "NOT COMPARABLE: folder/captions:test: 1 of 2 clips also" in capsys.readouterr().out
+    assert "NOT COMPARABLE: folder/captions:test: 1 of 2 clips are also" in capsys.readouterr().out
 
 
 def test_the_command_line(built, capsys):
@@ -184,7 +186,7 @@ def test_the_command_line(built, capsys):
 
 
 def msrvtt(tmp_path, missing=0):
-    """Lists as large as the published ones: 1k-A lies in the last 2,990 videos."""
+    """Write lists of the published size; 1k-A is in the last 2,990 videos."""
     manual = tmp_path / "msrvtt"
     manual.mkdir()
     sentences = [
@@ -221,7 +223,7 @@ def test_the_published_counts_and_the_leak_of_multiple_choice(tmp_path):
     report = run.check(c, trained_on=["msrvtt/retrieval:train"], **how)
     assert listed(report, "msrvtt/multiple_choice:test") == 2990
     assert listed(report, "msrvtt/retrieval:train") == 9000
-    leak = "1,990 of 2,990 clips also stand in the training list msrvtt/retrieval:train: video"
+    leak = "1,990 of 2,990 clips are also in the training list msrvtt/retrieval:train: video"
     assert any(leak in p for p in report.problems)
     report = run.check(c, **how)
     assert listed(report, "msrvtt/retrieval:train_7k") == 7010
@@ -234,7 +236,7 @@ def test_a_part_of_a_published_test_is_not_comparable(tmp_path):
         configuration("msrvtt/retrieval"), manual_dir=manual, data_dir=tmp_path / "none", probe=0
     )
     problems = "\n".join(report.problems)
-    assert "msrvtt/retrieval:test: 993 clips listed where 1000 are published" in problems
+    assert "msrvtt/retrieval:test: 993 clips listed instead of the published 1000" in problems
     assert "msrvtt/retrieval:test: 993 videos are missing: video7024, video7026" in problems
     assert "is not in" in problems and "python -m stoa_jax.data.build msrvtt/retrieval" in problems
     assert not any("train" in p for p in report.problems)

@@ -1,4 +1,4 @@
-"""Saved, kept, restored elsewhere, damaged."""
+"""Checkpoints: saving, keeping, restoring elsewhere, damage."""
 
 import errno
 import shutil

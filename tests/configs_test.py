@@ -10,6 +10,7 @@ from flax import nnx
 from shipped_configs import CONFIGS, load
 
 from stoa_jax import config, optim, sweep
+from stoa_jax.data.sources import DATA_SETS, sets_for
 from stoa_jax.errors import UserError
 from stoa_jax.models.parameters import named_parameters
 from stoa_jax.models.stoa import Stoa
@@ -18,11 +19,10 @@ from stoa_jax.tasks import make_task
 ARGUMENTS = {
     "clip": ("synthetic", "live"),
     "joint": ("words", "motion", "heads", "match"),  # stages on the live synthetic world
-    "pretrain": ("synthetic", "webvid", "folder"),
-    "retrieval": ("synthetic", "msrvtt", "msvd", "lsmdc", "didemo"),
-    "captioning": ("synthetic", "msrvtt", "msvd"),
-    "qa": ("synthetic", "msrvtt", "msvd"),
-    "multiple_choice": ("synthetic", "msrvtt"),
+    **{
+        task: tuple(sets_for(task))
+        for task in ("pretrain", "retrieval", "captioning", "qa", "multiple_choice")
+    },
     "folder": tuple(f"{t},from=synthetic" for t in ("retrieval", "captioning", "pretrain")),
 }
 PAIRS = [(name, argument) for name, arguments in ARGUMENTS.items() for argument in arguments]
@@ -30,6 +30,12 @@ PAIRS = [(name, argument) for name, arguments in ARGUMENTS.items() for argument 
 
 def test_every_file_is_listed_here():
     assert {path.stem for path in CONFIGS.glob("*.py")} == {*ARGUMENTS, "paper_tables"}
+
+
+def test_every_data_set_has_a_configuration_that_trains_on_it():
+    assert {task for d in DATA_SETS.values() for task in d.tasks} <= set(ARGUMENTS)
+    assert all(d.tasks for d in DATA_SETS.values())
+    assert ("retrieval", "didemo") in PAIRS and ("qa", "msvd") in PAIRS
 
 
 @pytest.mark.parametrize(("name", "argument"), PAIRS)
@@ -86,11 +92,11 @@ def test_the_paper_tables_are_runs_of_the_shipped_configurations(argument, tmp_p
     parts = {run.name.split(" | ")[0] for run in runs}
     assert parts == ({"table4"} if "," in argument else {"table4", "trajectories", "actions"})
     stages = sweep.unique_stages(runs)
-    # Five of the table; the curves share the full one with it, and A = 0 is its "+ OTA".
+    # Five in the table. The curves share the full model with it, and A = 0 is its "+ OTA".
     models = 5 if "," in argument else 5 + 4 + 3
     assert sum(stage.name == "pretrain" for stage in stages) == 3 * models
     clips = sum(stage.name == "clip" for stage in stages)
-    assert clips == (0 if argument == "msrvtt" else 3)  # one a seed, shared by all models
+    assert clips == (0 if argument == "msrvtt" else 3)  # one per seed, shared by all models
     assert sum(stage.name == "clip_hf" for stage in stages) == clips
     for stage in [stage for stage in stages if not stage.name.startswith("clip")][:12]:
         path, _, of = stage.config.partition(":")

@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, seen as eight devices, whatever the machine has."""
+"""Run every test on the CPU as eight devices, on any machine."""
 
 import os
 

@@ -92,6 +92,6 @@ def test_the_head_of_a_task_may_be_new_or_another(tmp_path):
     params, report = weights.initial_parameters(tmp_path / "ours.safetensors", with_head)
     assert set(report.new) == {"fusion/answer/kernel", "fusion/answer/bias"}
     assert set(params) == set(weights.parameter_shapes(c))
-    with pytest.raises(UserError, match=r"missing none; not the model's action/"):
+    with pytest.raises(UserError, match=r"missing none; not in the model action/"):
         other = dataclasses.replace(c, actions=False)
         weights.initial_parameters(tmp_path / "ours.safetensors", other)

@@ -1,4 +1,4 @@
-"""Work and collectives, against what can be counted otherwise."""
+"""Work and collectives, against independent counts."""
 
 import jax
 import jax.numpy as jnp

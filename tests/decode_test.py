@@ -18,12 +18,12 @@ VOCAB, START, END = 6, 4, 5
 
 
 def random_model(seed, vocab=VOCAB, memory=3):
-    """A language model by table: what follows hangs on the last words and the place."""
+    """Return a table language model: the next token depends on last words and position."""
     rng = np.random.default_rng(seed)
     table = jnp.asarray(rng.normal(size=(2, 8, vocab**memory, vocab)) * 2)
 
     def step(cache, tokens, place):
-        # The cache holds the last words: it is right only if beams are exchanged rightly.
+        # The cache holds the last words; it is right only if beams are exchanged correctly.
         recent = (cache["recent"][0] * vocab + tokens) % vocab**memory
         clip = jnp.arange(tokens.shape[0])[:, None] % 2
         logits = table[clip, jnp.minimum(place, 7), recent]
@@ -223,7 +223,7 @@ def captioner(request):
     )
     if request.param == "released":
         config = dataclasses.replace(config.released(), roi_size=2)
-    # Random numbers everywhere, biases too; nothing is compiled.
+    # Random values everywhere, including biases, without compiling.
     rng = np.random.default_rng(0)
     model = jax.eval_shape(lambda: Stoa(config, rngs=nnx.Rngs(3)))
     model = jax.tree.map(lambda p: jnp.asarray(0.4 * rng.normal(size=p.shape), p.dtype), model)
@@ -239,7 +239,7 @@ def captioner(request):
 
 
 def recomputed(model, video, tokens):
-    """Logits [B, L, V] with nothing kept: both encoders over the whole text."""
+    """Return logits [B, L, V] without a cache: both encoders over the whole text."""
     text = model.encode_text(tokens)
     if model.config.prefix_lm == "position_query":
         return model.lm_logits(model.next_token_features(video, text.tokens))
@@ -259,7 +259,7 @@ def test_cached_equals_recomputed(captioner):
     for place in range(9):
         logits, cache = step(model, visual, cache, tokens[:, :, place], jnp.int32(place))
         if place == 8 and model.config.prefix_lm == "position_query":
-            break  # no query stands behind the last word
+            break  # no query follows the last word
         for beam in range(2):
             wanted = whole[beam][:, place]
             np.testing.assert_allclose(logits[:, beam], wanted, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The demonstration: its page and table, then both ways as a user starts them, shortened."""
+"""The demonstration: its page and table, then both variants as a user starts them, shortened."""
 
 import html.parser
 import json
@@ -21,7 +21,7 @@ RESULTS = [
 
 
 class WellFormed(html.parser.HTMLParser):
-    """Every tag is closed in order, and no id stands twice."""
+    """Parser that checks that tags are closed in order and ids are unique."""
 
     VOID = ("meta", "img", "source", "line", "polyline", "br")
 
@@ -140,7 +140,7 @@ def test_the_shipped_curve_joins_the_stages_of_a_training(tmp_path):
 
 def run(tmp_path, *options):
     command = [sys.executable, "-m", "stoa_jax.demo", f"--workdir={tmp_path}", *options]
-    user = {**os.environ, "XLA_FLAGS": ""}  # the tests' eight devices are not a user's
+    user = {**os.environ, "XLA_FLAGS": ""}  # users do not have the tests' eight devices
     ran = subprocess.run(command, capture_output=True, text=True, timeout=800, env=user)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return ran.stdout

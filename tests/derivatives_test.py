@@ -1,4 +1,4 @@
-"""Operations with derivatives of their own against automatic differentiation of plain formulas."""
+"""Operations with custom derivatives, against automatic differentiation of plain formulas."""
 
 import dataclasses
 import math
@@ -125,7 +125,7 @@ def test_a_hit_is_the_label_of_the_largest_logit(label):
 
 
 def saved_bytes(remat: str, dtype: str = "bfloat16") -> int:
-    """Bytes that one block of ViT-B/16 keeps for the backward pass of one frame."""
+    """Return the bytes that a block of ViT-B/16 keeps for the backward pass of one frame."""
     c = dataclasses.replace(ModelConfig.base(), remat=remat)
     width = c.vision_width
     blocks = jax.eval_shape(
@@ -138,7 +138,7 @@ def saved_bytes(remat: str, dtype: str = "bfloat16") -> int:
         return jax.vjp(lambda b, x: run_blocks(b, x, scan=False, remat=remat), blocks, x)[1]
 
     kept = jax.jit(backward).trace(blocks, x).jaxpr.jaxpr.outvars
-    # Everything else is a parameter or a copy of one, which no frame adds to.
+    # The rest is parameters or copies of them, which do not grow with frames.
     kept = {v for v in kept if length in v.aval.shape}
     return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)
 

@@ -9,7 +9,7 @@ from videos import write
 
 import stoa_jax
 from stoa_jax.data import detect, sources
-from stoa_jax.data.detections import open_detections
+from stoa_jax.data.detections import detector, open_detections
 from stoa_jax.data.video import read_frames
 from stoa_jax.errors import UserError
 from stoa_jax.inference import detections
@@ -17,7 +17,7 @@ from stoa_jax.models.config import ModelConfig
 
 
 def fake(pictures):
-    """Finds the red corner in every picture, and something less sure."""
+    """Find the red corner in every frame, and a less confident object."""
     found = []
     for picture in pictures:
         height, width = picture.shape[:2]
@@ -35,9 +35,9 @@ def folder(tmp_path):
     return videos
 
 
-def run(videos, out, detector=fake, frames=4):
-    found = list(detect.find_videos(videos))
-    return detect.detect_videos(found, detector, out, frames=frames, progress=False)
+def run(videos, out, detect=fake, frames=4):
+    found = list(detector.find_videos(videos))
+    return detector.detect_videos(found, detect, out, frames=frames, progress=False)
 
 
 def test_what_is_written_is_what_the_build_reads(tmp_path):
@@ -52,7 +52,7 @@ def test_what_is_written_is_what_the_build_reads(tmp_path):
         clip = source.load(entry, 4, 32, 3)
         np.testing.assert_allclose(clip.boxes[:, 0], [[0, 0, 0.25, 0.25]] * 4, atol=1e-3)
         np.testing.assert_array_equal(clip.classes, [[0, 1, -1]] * 4)
-        # The box lies on the red corner of the stored frame.
+        # The box is on the red corner of the stored frame.
         height, width = clip.frames[0].shape[:2]
         inside = clip.frames[0][: height // 4 - 1, : width // 4 - 1].astype(int)
         assert (inside[..., 0] > inside[..., 1] + 80).all()
@@ -81,7 +81,7 @@ def test_another_number_of_frames_and_other_files_are_left_alone(tmp_path):
         with pytest.raises(UserError, match=f"other than {frames} frames"):
             run(videos, out, frames=frames)
     out.write_text('{"precious": 1}\n')
-    with pytest.raises(UserError, match=r"other lines than detections, at byte 0"):
+    with pytest.raises(UserError, match=r"the line at byte 0 is not a detection"):
         run(videos, out)
     assert out.read_text() == '{"precious": 1}\n'
     assert len(whole) > 100
@@ -90,24 +90,24 @@ def test_another_number_of_frames_and_other_files_are_left_alone(tmp_path):
 def test_names_are_those_of_a_folder_set(tmp_path):
     videos = folder(tmp_path)
     write(videos / "a.avi", 3, 12)
-    assert [name for name, _ in detect.find_videos(videos)] == ["a.avi", "a.mp4", "bad", "deep/b"]
-    assert [name for name, _ in detect.find_videos(videos / "a.avi")] == ["a"]
+    assert [name for name, _ in detector.find_videos(videos)] == ["a.avi", "a.mp4", "bad", "deep/b"]
+    assert [name for name, _ in detector.find_videos(videos / "a.avi")] == ["a"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no video in it \(\.3gp"):
-        list(detect.find_videos(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"contains no video \(\.3gp"):
+        list(detector.find_videos(tmp_path / "empty"))
 
 
 def test_shares_are_whole_and_stay_when_videos_are_added():
     videos = [(f"a/{i}", Path(f"a/{i}.mp4")) for i in range(100)]
-    shares = [detect.share_of(videos, f"{i}/3") for i in (1, 2, 3)]
+    shares = [detector.share_of(videos, f"{i}/3") for i in (1, 2, 3)]
     assert sorted(v for share in shares for v in share) == sorted(videos) and all(
         20 < len(s) < 50 for s in shares
     )
     more = [*videos, ("added", Path("added.mp4"))]
-    assert [v for v in detect.share_of(more, "2/3") if v in videos] == shares[1]
+    assert [v for v in detector.share_of(more, "2/3") if v in videos] == shares[1]
     for wrong in ("0/3", "4/3", "3", "a/b", "1/0"):
         with pytest.raises(UserError, match=f"--share={wrong}: write I/N"):
-            detect.share_of(videos, wrong)
+            detector.share_of(videos, wrong)
 
 
 def test_without_a_model_one_line(tmp_path, capsys):
@@ -119,7 +119,7 @@ def test_without_a_model_one_line(tmp_path, capsys):
 def test_missing_packages_are_named_with_the_install_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-torch\.txt"):
-        detect.load_detector("nowhere", 0.1)
+        detector.load_detector("nowhere", 0.1)
 
 
 def tiny_yolos(directory):
@@ -149,7 +149,7 @@ def test_a_hugging_face_detector_end_to_end(tmp_path, capsys):
     out = tmp_path / "found.jsonl"
     arguments = [f"--videos={videos}", f"--model={tmp_path / 'model'}", f"--out={out}"]
     assert detect.main([*arguments, "--frames=3", "--threshold=0.0", "--device=cpu"]) == 0
-    assert "2 videos done, 0 were done before, 1 failed" in capsys.readouterr().out
+    assert "2 videos done, 0 already done, 1 failed" in capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(r["video"], r["frame"]) for r in rows] == [
         (v, i) for v in ("a", "deep/b") for i in range(3)
@@ -161,7 +161,7 @@ def test_a_hugging_face_detector_end_to_end(tmp_path, capsys):
     assert open_detections(out).class_names in (("cat",), ("dog",), ("cat", "dog"))
     whole = out.read_bytes()
     assert detect.main([*arguments, "--frames=3", "--threshold=0.0"]) == 0
-    assert "0 videos done, 2 were done before, 1 failed" in capsys.readouterr().out
+    assert "0 videos done, 2 already done, 1 failed" in capsys.readouterr().out
     assert out.read_bytes() == whole
 
 
@@ -171,10 +171,10 @@ def test_a_hugging_face_detector_runs_on_the_frames_of_a_clip(tmp_path):
     path = write(tmp_path / "a.mp4", 24, 12)
     config = dataclasses.replace(ModelConfig.tiny(), text_depth=1, fusion_depth=1)
     model = stoa_jax.load(saved_models.write_random(tmp_path / "stoa", config))
-    detector = stoa_jax.load_detector(tmp_path / "model", 0.0)
-    table = detector(np.stack(read_frames(path, config.frames, None, None, 256)[0]))
+    detect_objects = stoa_jax.load_detector(tmp_path / "model", 0.0)
+    table = detect_objects(np.stack(read_frames(path, config.frames, None, None, 256)[0]))
     assert set(table.names) <= {"cat", "dog"} and (table.classes >= 0).all()
-    run, given = (stoa_jax.Clip(path, detections=d) for d in (detector, table))
+    run, given = (stoa_jax.Clip(path, detections=d) for d in (detect_objects, table))
     with pytest.warns(UserWarning, match="not calibrated"):  # and not of missing detections
         probability = model.match([run, given, run], ["a dog"])
     np.testing.assert_allclose(probability, probability[:1].repeat(3, 0), atol=1e-6)
@@ -191,8 +191,8 @@ def test_lists_of_objects_become_detections():
 
 @pytest.mark.torch
 def test_a_directory_that_is_no_detector(tmp_path):
-    with pytest.raises(UserError, match="no object-detection model"):
-        detect.load_detector(tmp_path / "nowhere", 0.1)
+    with pytest.raises(UserError, match="not an object-detection model"):
+        detector.load_detector(tmp_path / "nowhere", 0.1)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="no object-detection model"):
-        detect.load_detector(tmp_path, 0.1)
+    with pytest.raises(UserError, match="not an object-detection model"):
+        detector.load_detector(tmp_path, 0.1)

@@ -21,7 +21,7 @@ def info(times=(0.5, 1.5, 2.5), frames=30, rate=10, size=(WIDTH, HEIGHT)):
 
 
 def objects(vinvl=False):
-    """Three frames: a cat, a cat and a surer dog, nothing."""
+    """Return three frames: a cat, a cat and a more confident dog, nothing."""
     return [
         [thing(CAT, "cat", 0.5, vinvl)],
         [thing(CAT, "cat", 0.5, vinvl), thing(DOG, "dog", 0.75, vinvl)],
@@ -88,7 +88,7 @@ UNIT_CAT, UNIT_DOG = [0.1, 0.1, 0.3, 0.5], [0.5, 0.0, 1.0, 1.0]
 )
 def test_the_same_objects_from_every_format(tmp_path, make):
     found = open_detections(make(tmp_path))
-    found = pickle.loads(pickle.dumps(found))  # as build processes get it
+    found = pickle.loads(pickle.dumps(found))  # as build processes receive it
     assert found.class_names == ("cat", "dog") and found.problems == []
     assert "v" in found and "v.mp4" in found and "w" not in found and len(found) == 1
     boxes, classes, scores, left_out = found.objects("v", info(), 3)
@@ -169,8 +169,8 @@ def test_the_surest_distinct_objects_are_kept():
             [0, 0, 1, 1],
             [0, 0, 1, 1],  # the same again
             [0.01, 0, 1, 1],  # nearly the same
-            [0.01, 0, 1, 1],  # the same place, another class
-            [0, 0, 0.5, 1],  # the same class, another place
+            [0.01, 0, 1, 1],  # the same box, another class
+            [0, 0, 0.5, 1],  # the same class, another box
             [0.3, 0.3, 0.3, 0.9],  # no area
         ]
     )
@@ -191,8 +191,8 @@ BAD_BOXES = [
     ([20, 10, 20, 50], "1 inverted or without area"),
     ([float("nan"), 10, 60, 50], "1 not finite"),
     ([20, 10, float("inf"), 50], "1 not finite"),
-    ([300, 10, 400, 50], "1 outside the picture"),
-    ([-50, -50, -10, -10], "1 outside the picture"),
+    ([300, 10, 400, 50], "1 outside the image"),
+    ([-50, -50, -10, -10], "1 outside the image"),
     ([20, 10, 60], "1 without a box of four numbers"),
     (["20", 10, 60, 50], "1 without a box of four numbers"),
     (None, "1 without a box of four numbers"),
@@ -240,7 +240,7 @@ def test_pixels_of_another_size_and_shares_are_refused(tmp_path):
         open_detections(path).objects("v", info(), 1)
     small = [[thing([0.1, 0.2, 0.9, 1.0], "x", 0.9)]] * 3
     path = write_lines(tmp_path / "a.jsonl", sized=False, frames=small)
-    with pytest.raises(video.VideoError, match="shares of the picture, not pixels"):
+    with pytest.raises(video.VideoError, match="fractions, not pixels"):
         open_detections(path).objects("v", info(), 1)
 
 
@@ -265,14 +265,14 @@ def test_bad_lines_are_named_and_the_clip_fails_where_frames_are_missing(tmp_pat
 def test_a_frame_twice_is_refused(tmp_path):
     path = write_lines(tmp_path / "a.jsonl")
     path.write_text(path.read_text() * 2)
-    with pytest.raises(video.VideoError, match=r"jsonl:4: frame 0 of v stands on line 1 too"):
+    with pytest.raises(video.VideoError, match=r"jsonl:4: frame 0 of v is also on line 1"):
         open_detections(path).objects("v", info(), 1)
 
 
 @pytest.mark.parametrize(
     "row, words",
     [
-        ("v_0\t200\t100\t2\tAAAA\tx", "field 'boxes': 3 bytes where 32 are due"),
+        ("v_0\t200\t100\t2\tAAAA\tx", "field 'boxes': 3 bytes instead of 32"),
         ("v_0\t200\t100\t1\t!!!\tx", "field 'boxes': not base64"),
         ("v_0\t200\t100\tmany\tAAAA\tx", "field 'num_boxes'"),
         ("v_0\t0\t100\t0\t\tx", "field 'image_w'"),
@@ -293,8 +293,8 @@ def test_bad_rows_of_a_table(tmp_path, row, words):
     [
         (b"", "empty"),
         (b"\n\n", "empty"),
-        (b"hello\n", "in no format that is known"),
-        (b"\x00\xff" * 50, "in no format that is known"),
+        (b"hello\n", "in an unknown format"),
+        (b"\x00\xff" * 50, "in an unknown format"),
         (b"image_id\tboxes\n", "no column 'image_w'"),
         (b'{"video": "v", "fr', "no line with detections; the first problem: .*:1: not JSON"),
         (b'{"a": 1}', "no file with detections; the first: .*holds no list of frames"),

@@ -31,7 +31,7 @@ def test_links_lead_somewhere(path):
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub and MyST make of a page's headings."""
+    """Return the anchors that GitHub and MyST derive from a page's headings."""
     heads = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in heads}
 
@@ -91,7 +91,7 @@ def test_the_blocks_run(path, tmp_path, monkeypatch):
 
 
 def families() -> dict[str, tuple[list[str], str]]:
-    """The sections of the troubleshooting page: the modules each covers, and its text."""
+    """Return the sections of the troubleshooting page: modules that each covers, and text."""
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     found = {}
     for section in re.split(r"^## ", text, flags=re.M)[1:]:

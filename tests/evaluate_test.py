@@ -1,4 +1,4 @@
-"""`--mode=eval` from checkpoints and weights: what is written, and what is refused."""
+"""`--mode=eval` from checkpoints and weights: what it writes, and what it refuses."""
 
 import json
 
@@ -16,7 +16,7 @@ data, no_java = toy_tasks.data, toy_tasks.no_java
 
 
 def save(task, workdir, model):
-    """A checkpoint as a run leaves it."""
+    """Save a checkpoint in the form that a run writes."""
     c = task.config
     meta = {"model": {}, "extras": task.extras()}
     checkpoints = checkpoint.Checkpoints(workdir, c)
@@ -27,7 +27,7 @@ def save(task, workdir, model):
 
 @pytest.fixture(scope="module")
 def choice(data, tmp_path_factory):
-    """A run's directory of multiple choice, its configuration, and its model."""
+    """Return a multiple-choice run's directory, its configuration, and its model."""
     c = toy_tasks.configuration(data, "multiple_choice")
     task, workdir = make_task(c), tmp_path_factory.mktemp("run")
     model = toy_tasks.build(task)

@@ -1,4 +1,4 @@
-"""Every fault that a run must survive, injected; one process. `multiprocess_test` has two."""
+"""Every fault that a run must survive, injected into one process; see also `multiprocess_test`."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ def compilations(tmp_path_factory):
 
 
 def start(workdir, *arguments, settings=()):
-    """The toy as a process of its own."""
+    """Start the toy in a separate process."""
     command = [sys.executable, str(HERE / "support" / "toy_run.py"), str(workdir)]
     return subprocess.Popen(
         [*command, *arguments, *(["--set", *settings] if settings else [])],
@@ -48,7 +48,7 @@ def steps_of(workdir):
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
-# Not finite.
+# Non-finite losses.
 
 
 def test_one_bad_step_is_left_out_and_the_run_goes_on(tmp_path):
@@ -66,7 +66,7 @@ def test_many_in_a_row_roll_back_and_skip_that_stretch_of_data(tmp_path, caplog)
     assert "rolled back from step 9 to 5; training continues with batch 9" in caplog.text
     params, _, meta = checkpoint.load_params(tmp_path)
     assert meta["offset"] == 4
-    # The same as a run whose data never held that stretch.
+    # Equal to a run whose data never contained these batches.
     other = toy_config(train__steps=12)
 
     class Without(train_loader()):
@@ -111,7 +111,7 @@ def test_roll_backs_are_bounded(tmp_path):
     assert steps_of(tmp_path)[-1] == 5
 
 
-# The disk.
+# Disk.
 
 
 def test_a_full_disk_stops_with_one_line_and_keeps_the_last_good_one(tmp_path, monkeypatch):
@@ -134,10 +134,10 @@ def test_a_full_disk_stops_with_one_line_and_keeps_the_last_good_one(tmp_path, m
 
 
 def test_a_full_disk_for_real(tmp_path):
-    """The operating system itself refuses what TensorStore writes beyond 3000 bytes a file."""
+    """The operating system refuses what TensorStore writes beyond 3000 bytes per file."""
     run(tmp_path, toy_config(train__steps=5))
     c = json.loads((tmp_path / "config.json").read_text())
-    c["train"]["steps"] = 10  # the run continues, with config.json as it will be
+    c["train"]["steps"] = 10  # the run continues with the config.json that it will have
     c["log"]["every_steps"] = 1000
     (tmp_path / "config.json").write_text(json.dumps(c))
     (tmp_path / "metrics.jsonl").unlink()
@@ -201,7 +201,7 @@ def test_sigterm_within_an_evaluation_does_not_wait_for_its_end(tmp_path, monkey
         assert run(tmp_path, c)["stopped"]
         assert time.monotonic() - begun < 30
     assert steps_of(tmp_path) == [4]
-    assert "eval/sum" in run(tmp_path, c)  # what was missing is made up for
+    assert "eval/sum" in run(tmp_path, c)  # the missing evaluation is made up for
 
 
 def test_not_saved_in_the_grace_period_is_said(tmp_path):
@@ -232,7 +232,7 @@ def test_a_stalled_loader_ends_the_run_with_every_stack(tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_and_within_a_save_loses_nothing(tmp_path):
-    """Five kills, two of them while a checkpoint is being written; the end is the same bits."""
+    """Five kills, two of them during a checkpoint; the final arrays are bit-identical."""
     settings = ("train.steps=60", "checkpoint.every_steps=2", "eval.every_steps=20")
     assert finish(start(tmp_path / "whole", settings=settings))[0] == 0
     draw = random.Random(0)
@@ -255,7 +255,7 @@ def losses(workdir):
 
 
 def test_the_process_can_be_started_here(tmp_path):
-    """What the tests above rely on: the toy as a process gives what it gives in this one."""
+    """The other tests rely on this: the toy gives the same result in a separate process."""
     assert jax.device_count() == 8
     code, printed = finish(start(tmp_path / "a", "--devices", "8", settings=("train.steps=5",)))
     assert code == 0, printed

@@ -1,4 +1,4 @@
-"""Any bytes at all: the outcome is a result, or one line of a UserError.
+"""Arbitrary bytes must give a result, or a UserError of one line.
 
 STOA_FUZZ=20000 pytest tests/fuzz_test.py      # inputs of each test; 30 by default
 """
@@ -25,7 +25,7 @@ SECONDS = (
 )
 
 if "STOA_FUZZ" in os.environ:
-    pytestmark = pytest.mark.timeout(0)  # a long run; SECONDS bounds each input all the same
+    pytestmark = pytest.mark.timeout(0)  # a long run; SECONDS bounds each input
 
 fuzz = settings(
     max_examples=EXAMPLES,
@@ -50,7 +50,7 @@ def outcome(action) -> str:
     return result
 
 
-# Pieces that mean something to one format or another.
+# Strings that have a meaning in some format.
 TOKENS = [
     b"", b"\x00", b"\n", b"\r\n", b"\t", b",", b'"', b'""', b"{", b"}", b"[", b"]", b":", b"null",
     b"NaN", b"1e999", b"-1", b"99999999999999999999", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe9",
@@ -139,7 +139,7 @@ READERS = {
 
 
 def look_at(source):
-    """What a build does with a source, but for the decoding."""
+    """Do with a source what a build does, except decoding."""
     for entries in source.splits.values():
         for entry in entries:
             assert entry.video_id and entry.video_path

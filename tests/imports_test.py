@@ -12,7 +12,7 @@ PACKAGE = "stoa_jax"
 
 
 def module_files():
-    """`{module name: file}` of the package."""
+    """Return `{module name: file}` of the package."""
     files = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -21,7 +21,7 @@ def module_files():
 
 
 def imported_modules(path, known):
-    """The modules of the package that a file imports, wherever the import stands in it."""
+    """Return the modules of the package that a file imports, anywhere in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Videos into an index: windows, resuming, shards, failures, models that do not fit."""
+"""Adding videos to an index: windows, resuming, shards, failures, models that do not fit."""
 
 import itertools
 import os
@@ -175,7 +175,7 @@ def test_another_model_is_refused(model, files, tmp_path):
     index.add_vectors(np.ones((1, 24)), ["x"])  # opened with its model: of that model
     nameless = stoa_jax.Index.create(tmp_path / "nameless", dim=24)
     nameless.add_vectors(np.ones((1, 24)), ["x"])
-    with pytest.raises(UserError, match="a model that was not named"):
+    with pytest.raises(UserError, match="an unnamed model"):
         stoa_jax.Index.open(tmp_path / "nameless", model)
 
 
@@ -193,10 +193,10 @@ def test_a_video_that_moved_is_still_found(model, files, tmp_path):
 def test_lists_that_are_refused(model, files, tmp_path):
     index = stoa_jax.Index.create(tmp_path / "index", model)
     for arguments, message in [
-        ((files[0],), "put the one video in a list"),
+        ((files[0],), "put the single video in a list"),
         (([files[0], files[0]],), "have the same id"),
         ((files[:2], ["a"]), "2 videos and 1 ids"),
-        ((files[:1], [1]), "is no string"),
+        ((files[:1], [1]), "is not a string"),
         ((files[:2], ["a", "a"]), "have the same id"),
     ]:
         with pytest.raises(UserError, match=message):

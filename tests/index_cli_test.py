@@ -75,10 +75,10 @@ def test_exit_codes(folder, tmp_path, capsys):
     (folder / "broken.mp4").write_bytes(b"no video")
     assert run(capsys, "add", index, folder, code=1) == [{"added": 2, "skipped": 0, "failed": 1}]
     for arguments, message in [
-        (["create", index, "--dim=8"], "there is an index already"),
+        (["create", index, "--dim=8"], "already contains an index"),
         (["search", tmp_path / "nowhere", "x"], "no index here"),
         (["delete", index, "nothing"], "no such id: 'nothing'"),
-        (["add", index, tmp_path / "index"], "no video in it"),
+        (["add", index, tmp_path / "index"], "contains no video"),
     ]:
         assert main(["index", *map(str, arguments)]) == 2
         error = capsys.readouterr().err

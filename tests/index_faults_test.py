@@ -43,7 +43,7 @@ def test_killed_at_every_call(change):
 
 @pytest.mark.parametrize("change", index_deaths.CHANGES)
 def test_all_is_synced_before_the_manifest_names_it(root, monkeypatch, change):
-    """What a power cut may lose: files and directory entries that were not synced."""
+    """A power cut can lose files and directory entries that were not synced."""
     unsynced: set[str] = set()
     paths: dict[int, str] = {}
     real = {name: getattr(os, name) for name in ("open", "write", "fsync", "replace", "mkdir")}
@@ -130,7 +130,7 @@ def test_a_real_limit_on_file_size(root):
 
 
 def held_by_another(root: Path) -> subprocess.Popen:
-    """A process that holds the writer's lock until its input ends."""
+    """Return a process that holds the writer's lock until its input ends."""
     code = (
         "import sys; from pathlib import Path; from stoa_jax.index.lock import writer_lock\n"
         "with writer_lock(Path(sys.argv[1]), 'add'): print('held', flush=True); sys.stdin.read()"
@@ -154,7 +154,7 @@ def test_the_second_of_two_writers_is_told_who_the_first_is(root):
             writer_lock(root / "index", "delete", wait=0.1),
         ):
             pass
-        assert sorted(rows_of(FlatStore(root / "index"))) == ["a", "c", "d"]  # readers need none
+        assert sorted(rows_of(FlatStore(root / "index"))) == ["a", "c", "d"]  # readers need no lock
     finally:
         other.communicate("")
     append(FlatStore(root / "index"), ["e"], 0)
@@ -195,7 +195,7 @@ def test_two_objects_of_one_process_take_turns(root):
 
 
 def test_a_reader_sees_one_state_while_a_writer_changes_it(tmp_path):
-    """Every state that a reader opens is a committed one, and stays as it was when opened."""
+    """Every state that a reader opens is a committed one, and does not change while it is open."""
     directory = tmp_path / "index"
     FlatStore.create(directory, Settings(4))
     code = """
@@ -233,7 +233,7 @@ def test_a_file_cut_short_is_named(root, name, size):
     segment = FlatStore(root / "index").snapshot.segments[0]
     path = root / "index" / "segments" / segment.entry.name / name
     os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
-    with pytest.raises(UserError, match=rf"{name}: \d+ bytes where \d+ were written"):
+    with pytest.raises(UserError, match=rf"{name}: \d+ bytes instead of \d+"):
         FlatStore(root / "index")
 
 
@@ -256,7 +256,7 @@ def test_a_missing_segment_is_named(root):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": "other"}', b"\xff"])
 def test_a_damaged_manifest(root, content):
     (root / "index" / "manifest.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"manifest\.json: damaged or cut short"):
+    with pytest.raises(UserError, match=r"manifest\.json: damaged or truncated"):
         FlatStore(root / "index")
 
 

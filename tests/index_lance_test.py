@@ -1,4 +1,4 @@
-"""The index over LanceDB: the same calls, and the same results while nothing is approximate."""
+"""The index over LanceDB: the same calls, and the same results without an approximate index."""
 
 import numpy as np
 import pytest
@@ -43,13 +43,13 @@ def test_the_same_results_as_the_flat_store(index, tmp_path):
 
 def test_what_is_refused(index):
     index.add_vectors(unit_vectors(2), ["a", "b"], [0, 1], fingerprint="m")
-    with pytest.raises(UserError, match="already with the same start"):
+    with pytest.raises(UserError, match="with the same start"):
         index.add_vectors(unit_vectors(1), ["b"], [1], fingerprint="m")
     with pytest.raises(UserError, match="holds vectors of model m"):
         index.add_vectors(unit_vectors(1), ["c"], fingerprint="other")
     with pytest.raises(UserError, match="no such id: 'c'; nothing was deleted"):
         index.delete(["a", "c"])
-    with pytest.raises(UserError, match="there is an index already"):
+    with pytest.raises(UserError, match="already contains an index"):
         stoa_jax.Index.create(index._store.place, dim=16, backend="lance")
     assert len(index) == 2
 

@@ -1,4 +1,4 @@
-"""Re-ranking from stored features: the same probabilities as `match`, no video decoded."""
+"""Re-ranking from stored features: the same probabilities as `match`, without decoding."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_probabilities_are_those_of_match(model, clips, index):
         hits = index.search(text)
         wanted = model.match(clips, [text])[:, 0]
         found = {int(hit.id): hit.probability for hit in hits}
-        # The features are kept in float16.
+        # The features are stored in float16.
         np.testing.assert_allclose([found[i] for i in range(len(clips))], wanted, atol=2e-3)
         probabilities = [hit.probability for hit in hits]
         assert probabilities == sorted(probabilities, reverse=True)
@@ -110,7 +110,7 @@ def test_the_threshold_is_measured_over_the_whole_index(index):
 def test_what_fusion_needs(model, index, tmp_path):
     with pytest.raises(UserError, match="needs a model with a match head"):
         stoa_jax.Index.create(tmp_path / "index", stoa_jax.load(FOLDER), fusion=True)
-    with pytest.raises(UserError, match="keeps fusion features, which vectors alone lack"):
+    with pytest.raises(UserError, match="stores fusion features, which vectors alone lack"):
         index.add_vectors(np.ones((1, index.settings.dim)), ["v"])
     plain = stoa_jax.Index.create(tmp_path / "index", model)
     with pytest.raises(UserError, match="rerank needs an index created with fusion=True"):

@@ -1,4 +1,4 @@
-"""The flat store against a plain list of rows, in any order of changes."""
+"""The flat store against a plain list of rows, under any order of changes."""
 
 import sys
 import tempfile
@@ -53,7 +53,7 @@ def check_search(store: FlatStore, rows: list, queries: np.ndarray, k: int) -> N
 
 @st.composite
 def vectors(draw, count: int) -> np.ndarray:
-    """Few directions, moved by steps from far above to far below what float16 tells apart."""
+    """Sample a few directions, moved by steps above and below the resolution of float16."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     base = np.random.default_rng(draw(st.integers(0, 2))).standard_normal(DIM)
     step = draw(st.sampled_from([0.0, 1e-9, 1e-7, 1e-5, 1e-3, 1.0]))
@@ -63,7 +63,7 @@ def vectors(draw, count: int) -> np.ndarray:
 
 
 class Changes(RuleBasedStateMachine):
-    """Adds, deletes, compacts and merges; the store holds what a list would."""
+    """Additions, deletions, compactions and merges; the store must equal a list."""
 
     def __init__(self):
         super().__init__()

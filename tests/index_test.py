@@ -110,7 +110,7 @@ def test_merge_refuses_what_does_not_belong_together(tmp_path):
         with pytest.raises(UserError, match=message):
             stoa_jax.Index.merge(tmp_path / "all", parts)
     assert len(stoa_jax.Index.merge(tmp_path / "all", [a, b])) == 2
-    with pytest.raises(UserError, match="is the index to merge into"):
+    with pytest.raises(UserError, match="is the target of the merge"):
         stoa_jax.Index.merge(a, [a])
 
 
@@ -123,7 +123,7 @@ def test_merge_refuses_what_does_not_belong_together(tmp_path):
         (np.zeros((1, 7)), r"shape \[1, 7\]; this index holds \[n, 8\]"),
         (np.zeros(8), r"shape \[8\]"),
         (np.zeros((2, 8)), "2 vectors and 1 ids"),
-        ([["a"] * 8], "no array of numbers"),
+        ([["a"] * 8], "not an array of numbers"),
     ],
 )
 def test_vectors_that_are_refused(index, vectors, message):
@@ -135,12 +135,12 @@ def test_vectors_that_are_refused(index, vectors, message):
 def test_rows_that_are_refused(index):
     index.add_vectors(unit_vectors(1), ["a"], [1])
     for ids, starts, ends, message in [
-        (["a"], [1], None, r"'a': in .* already with the same start \(1.0\); delete it first"),
+        (["a"], [1], None, r"'a': already in .* with the same start \(1.0\); delete it first"),
         (["b", "b"], None, None, "'b': given twice"),
-        ([3], None, None, r"ids\[0\]: 3 is no string"),
-        ("b", None, None, "a list of strings is wanted"),
+        ([3], None, None, r"ids\[0\]: 3 is not a string"),
+        ("b", None, None, "pass a list of strings"),
         (["b"], [1, 2], None, "starts: 2 values for 1 ids"),
-        (["b"], [float("inf")], None, r"starts\[0\]: inf is no time"),
+        (["b"], [float("inf")], None, r"starts\[0\]: inf is not a time"),
         (["b"], [3], [2], "it ends at 2 s, before its start 3"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -176,13 +176,13 @@ def test_vectors_of_two_models_do_not_mix(index):
 
 def test_named_vectors_do_not_join_nameless_ones(index):
     index.add_vectors(unit_vectors(1), ["a"])
-    with pytest.raises(UserError, match="of a model that was not named"):
+    with pytest.raises(UserError, match="of an unnamed model"):
         index.add_vectors(unit_vectors(1), ["b"], fingerprint="one")
 
 
 def test_settings_that_are_refused(tmp_path):
     for options, message in [
-        ({}, "give a model, or dim="),
+        ({}, "pass a model, or dim="),
         ({"dim": 0}, "dim=0"),
         ({"dim": 8, "segment": 0}, "segment: 0"),
         ({"dim": 8, "segment": "scenes"}, "segment: 'scenes'"),
@@ -193,7 +193,7 @@ def test_settings_that_are_refused(tmp_path):
         with pytest.raises(UserError, match=message):
             stoa_jax.Index.create(tmp_path / "index", **options)
     stoa_jax.Index.create(tmp_path / "index", dim=8)
-    with pytest.raises(UserError, match="there is an index already"):
+    with pytest.raises(UserError, match="already contains an index"):
         stoa_jax.Index.create(tmp_path / "index", dim=8)
 
 

@@ -85,7 +85,7 @@ def test_a_whole_stoa(tmp_path):
     )
     model = stoa_jax.load(path)
     assert model.kind == "stoa_jax" and model.network is not None
-    # Here frames attend to each other, so each clip has exactly the frames it was trained with.
+    # Frames attend to each other here, so each clip has exactly the frames of the training.
     assert model.encode_video(_clips(2, 9)).shape == (2, 64)
 
 
@@ -98,7 +98,7 @@ def test_it_opens_clip_in_everyones_names(tmp_path, clip):
     for name, kind in (("ViT-B-16.pt", "openai"), ("open_clip_quickgelu.safetensors", "open_clip")):
         model = stoa_jax.load(tmp_path / name)
         assert model.kind == kind
-        # In OpenAI's files no width of a head is told: it is 64.
+        # OpenAI's files do not state the width of a head: it is 64.
         assert model.config.vision_heads == 1
         assert model.encode_video(clips).shape == model.encode_text(texts).shape == (2, 24)
 

@@ -32,7 +32,7 @@ def small(**loss):
 
 @pytest.fixture(scope="module")
 def started():
-    """A task, its compiled step, and a state."""
+    """Return a task, its compiled step, and a state."""
     c = small(mlm=0.0)
     task = make_task(c)
     program = make_program(c, task, 3)
@@ -85,7 +85,7 @@ def test_the_loss_over_seen_words_is_that_of_a_vocabulary_of_them(started):
     settings = {**task.settings, "verb": 0.0}
     key = jax.random.key(0)
     some, _ = joint_loss(model, batch, key, settings, words=task.words)
-    # With the others at -30, a softmax over all words is one over those that occur.
+    # With the others at -30, a softmax over all words equals one over those that occur.
     every, _ = joint_loss(model, batch, key, settings)
     np.testing.assert_allclose(some, every, rtol=1e-4)
 
@@ -132,7 +132,7 @@ def test_a_run_trains_and_evaluates_every_head(tmp_path):
 
 
 def test_named_trajectories_match_their_noun_and_learn_its_verb(started):
-    """With class names, OTA's pairs are right before anything is learned."""
+    """With class names, OTA's pairs are right before training."""
     task, program, state = started
     model = program.model_with(state.params)
     batch = {k: jnp.asarray(v) for k, v in next(iter(task.open_loader(0))).items()}

@@ -1,4 +1,4 @@
-"""The launch scripts, as far as they can be tried without a cluster."""
+"""The launch scripts, as far as they run without a cluster."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def test_shellcheck(name):
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """Stand-ins on the PATH that write down how they are called."""
+    """Put programs on the PATH that record how they are called."""
 
     calls = tmp_path / "calls"
 
@@ -155,7 +155,7 @@ def test_the_job_set_is_one():
         assert rule["onExitCodes"]["operator"] in ("In", "NotIn")
         assert 0 not in rule["onExitCodes"]["values"]
     pod = at(spec, "template.spec", dict)
-    assert pod["restartPolicy"] == "Never"  # what a podFailurePolicy asks for
+    assert pod["restartPolicy"] == "Never"  # as a podFailurePolicy requires
     (container,) = pod["containers"]
     assert container["command"] == ["python", "-m", "stoa_jax.main"]
     assert container["resources"]["requests"] == container["resources"]["limits"]

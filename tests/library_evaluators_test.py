@@ -1,4 +1,4 @@
-"""The library gives what the evaluators write into `predictions.json`, on the records' frames."""
+"""On the frames of the records, the library gives what the evaluators write."""
 
 import functools
 
@@ -23,7 +23,7 @@ def size(request):
 
 @pytest.fixture(scope="module")
 def ran(data, tmp_path_factory):
-    """The model as the library opens it, its evaluator, and its clips, by task and frame size."""
+    """Return the model as the library opens it, its evaluator, and its clips, by task and size."""
 
     @functools.cache
     def run(name, size):

@@ -1,4 +1,4 @@
-"""The library on a CLIP directory beside transformers' own model and image processor."""
+"""The library on a CLIP directory, against transformers' own model and image processor."""
 
 import numpy as np
 import pytest

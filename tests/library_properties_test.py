@@ -1,4 +1,4 @@
-"""Results do not depend on the batch, compilations are bounded, and bad input is named."""
+"""Results do not depend on the batch, few shapes are compiled, and bad input is reported."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def boxed(count, seed=0):
 
 def test_results_do_not_depend_on_the_batch(model):
     clips = boxed(5)
-    order = [3, 0, 4, 1, 2, 0]  # another order, and one of them twice
+    order = [3, 0, 4, 1, 2, 0]  # another order, with one of them twice
     mixed = [clips[i] for i in order]
     for call in (
         lambda v, b: model.encode_video(v, batch_size=b),
@@ -125,7 +125,7 @@ def test_what_is_no_video(model, video, words):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"boxes": np.full((4, 3, 4), 200.0)}, "shares of the frame"),
+        ({"boxes": np.full((4, 3, 4), 200.0)}, "fractions of the frame"),
         ({"boxes": np.zeros((4, 2, 4))}, "disagree"),
         ({"classes": np.zeros((4, 3))}, "integers"),
         ({"classes": np.full((4, 3), 7)}, "class 7 with 2 names"),

@@ -92,7 +92,7 @@ def test_an_explanation_says_who_was_matched_to_what(model, tmp_path):
     for a in found.actions:
         assert a.attention.shape == (4, c.grid, c.grid)
         assert a.word in (None, "runs")
-        assert (a.attention.sum((1, 2)) < 1 + 1e-5).all()  # objects have the rest
+        assert (a.attention.sum((1, 2)) < 1 + 1e-5).all()  # objects have the remaining attention
     assert len(found.actions) == c.action_tokens
     probability = model.match([clip], ["a dog runs to a man"])[0, 0]
     np.testing.assert_allclose(found.probability, probability, atol=1e-6)

@@ -22,7 +22,7 @@ SPEC = pipeline.BatchSpec(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The same world, built."""
+    """Build the same world."""
     directory = tmp_path_factory.mktemp("built")
     for kind in ("captions", "qa", "multiple_choice", "pictures"):
         build.build(
@@ -73,17 +73,17 @@ def test_every_epoch_is_a_permutation_and_mixtures_keep_their_weights():
 
     sets = [Examples(opened("captions"), False), Examples(opened("captions", "test"), False)]
     order = Order(sets[:1], [1.0], seed=1, train=True)
-    epochs = [[order.place(0, e * 12 + i).clip for i in range(12)] for e in range(3)]
+    epochs = [[order.slot(0, e * 12 + i).clip for i in range(12)] for e in range(3)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
     order = Order(sets, [3.0, 1.0], seed=1, train=True)
-    places = [order.place(0, i) for i in range(4000)]
-    assert [p.which for p in places].count(1) == 1000
-    # no long stretch without the rarer set, and each set still goes through all of its clips
-    rare = [i for i, p in enumerate(places) if p.which == 1]
+    slots = [order.slot(0, i) for i in range(4000)]
+    assert [p.which for p in slots].count(1) == 1000
+    # no long run without the rarer set, and each set still goes through all of its clips
+    rare = [i for i, p in enumerate(slots) if p.which == 1]
     assert max(np.diff(rare)) <= 5
-    assert {p.clip for p in places[:40] if p.which == 1} == {0, 1, 2}
+    assert {p.clip for p in slots[:40] if p.which == 1} == {0, 1, 2}
 
 
 def test_a_live_world_needs_no_reader_of_files():

@@ -1,4 +1,4 @@
-"""The command line: wrong input is one line and exit code 2, before anything is built."""
+"""The command line: a mistake gives one line and exit code 2, before anything is built."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def says(capsys, monkeypatch):
-    """The one line that `main` prints for some arguments."""
+    """Return the line that `main` prints for some arguments."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["main", *arguments])
@@ -84,7 +84,7 @@ def test_missing_flags(config_file, says):
     assert "--config is missing" in says()
     assert "--workdir is missing" in says(f"--config={config_file()}")
     assert "--topology is missing" in says(f"--config={config_file()}", "--mode=plan")
-    assert "there is no file /none.py" in says("--config=/none.py", "--workdir=x")
+    assert "--config=/none.py: no such file" in says("--config=/none.py", "--workdir=x")
 
 
 def test_an_unwritable_workdir(config_file, tmp_path, says):
@@ -94,7 +94,7 @@ def test_an_unwritable_workdir(config_file, tmp_path, says):
 
 
 def test_as_a_command(config_file, tmp_path):
-    """Once as a user does it: exit code, one line, no traceback."""
+    """As a user runs it: exit code, one line, no traceback."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "stoa_jax.main", f"--config={config_file()}"),

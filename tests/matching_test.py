@@ -11,12 +11,12 @@ from stoa_jax.ops import assign
 
 pytestmark = pytest.mark.timeout(120)
 SOLVERS = ("device", "scipy", "auction")
-# jit caches by function: one for each solver, so that shapes alone compile.
+# jit caches by function: one per solver, so that only new shapes compile.
 ASSIGN = {s: jax.jit(lambda x, r, c, s=s: assign(x, r, c, solver=s)) for s in SOLVERS}
 
 
 def _reference(scores, rows, columns):
-    """scipy in float64, one problem after another, on what the masks leave."""
+    """Solve one problem after another by scipy in float64, on the rows and columns of the masks."""
     out = np.full(rows.shape, -1)
     for i in np.ndindex(rows.shape[:-1]):
         r, c = np.flatnonzero(rows[i]), np.flatnonzero(columns[i])
@@ -31,7 +31,7 @@ def _totals(scores, assigned):
 
 
 def _check_valid(got, rows, columns):
-    """Within the masks, each column once, as many pairs as there can be."""
+    """Check that pairs respect the masks, use each column once, and are as many as possible."""
     got = np.asarray(got)
     assert got.dtype == np.int32
     for i in np.ndindex(rows.shape[:-1]):
@@ -100,7 +100,7 @@ def test_no_masks_means_that_all_exist(solver):
 
 @pytest.mark.parametrize("solver", ["device", "scipy"])
 def test_equals_scipy_where_tiny_scores_decide(solver):
-    """A sharp softmax: float32 prices would lose what is 1e-9 beside 1."""
+    """A sharp softmax: with float32 prices, a score of 1e-9 would be lost beside 1."""
     rng = np.random.default_rng(1)
     scores = np.array(jax.nn.softmax(jnp.asarray(rng.normal(size=(64, 8, 8)) * 8, "float32"), -1))
     rows, columns = _masks(rng, 64, 8, 8, 0.8)
@@ -255,7 +255,7 @@ def test_a_sharded_batch_needs_no_collective(solver, shape):
     with jax.set_mesh(mesh):
         f = jax.jit(lambda *x: assign(*x, solver=solver), in_shardings=sharding)
         compiled = f.lower(*args).compile()
-        for _ in range(5):  # a host call-back that can deadlock does not do so each time
+        for _ in range(5):  # a deadlock of the host callback would not occur every time
             got = compiled(*args)
     text = compiled.as_text()
     assert "num_partitions=8" in text
@@ -265,7 +265,7 @@ def test_a_sharded_batch_needs_no_collective(solver, shape):
 
 
 def test_the_collectives_are_seen_where_there_are_any():
-    """Without the mesh in context XLA gathers: what the test above looks for is there to find."""
+    """Without the mesh in context XLA gathers, which the test above would detect."""
     mesh = _mesh((8, 1, 1))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     f = jax.jit(lambda x: assign(x), in_shardings=sharding)

@@ -171,7 +171,7 @@ def test_ties_and_nans_count_against_us():
 
 
 def test_a_video_is_as_good_as_its_best_caption():
-    # Three captions of video 0, of which the second is right; one of video 1.
+    # Three captions of video 0, the second of which is right; one of video 1.
     similarity = np.array([[0.1, 0.6], [0.9, 0.2], [0.1, 0.7], [0.3, 0.5]])
     result = metrics.retrieval(similarity, [0, 0, 0, 1])
     assert result["t2v"]["R@1"] == 50
@@ -204,7 +204,7 @@ def test_a_thousand_by_a_thousand_in_well_under_a_second():
 
 
 def test_dual_softmax_settles_a_hub():
-    # Video 0 attracts both texts; the prior over texts tells that text 0 wants it more.
+    # Video 0 attracts both texts; the prior over texts shows that text 0 fits it better.
     similarity = np.array([[0.9, 0.1], [0.8, 0.78]])
     assert metrics.retrieval(similarity)["t2v"]["R@1"] == 50
     both = metrics.dual_softmax(similarity)

@@ -1,4 +1,4 @@
-"""Names of older versions map to today's."""
+"""Names of older versions map to current names."""
 
 import dataclasses
 import json
@@ -84,7 +84,7 @@ def test_a_renamed_key_in_a_configuration_file_names_the_new_one(tmp_path):
 
 
 def old_model(c, *, rngs):
-    """The toy model under the names of an older version: `video` for `visual`."""
+    """Return the toy model under the names of an older version: `video` for `visual`."""
     model = build_model(c, rngs=rngs)
 
     class OldToy(nnx.Module):

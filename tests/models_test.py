@@ -1,4 +1,4 @@
-"""What must be true of the network, whatever its weights."""
+"""Properties of the network that hold for any weights."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ TINY = dataclasses.replace(
 
 @functools.cache
 def model(config: ModelConfig = TINY) -> Stoa:
-    """A model whose every parameter is random: biases and norms too."""
+    """Return a model with random parameters, including biases and norms."""
     made = Stoa(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     params = named_parameters(made)
@@ -86,7 +86,7 @@ def test_packed_trajectories_equal_separate_ones():
         return jnp.where(real, encoder(objects, membership, valid), 0)
 
     def separate(encoder, objects):
-        """N sequences of a [CLS] and all objects, of which only those of one class are seen."""
+        """Run N sequences of a [CLS] and all objects, each attending to one class."""
 
         def one(objects, member):
             sequence = jnp.concatenate([encoder.cls[...][None], objects.reshape(t * k, h)])
@@ -205,7 +205,7 @@ def test_a_language_model_sees_no_later_word_and_video_sees_none():
 
     @jax.jit
     def gradient(of_clip, of_text):
-        """Of a mix of the fused outputs, on the text that went in: [B, L]."""
+        """Return the gradient of a mix of the fused outputs by input text positions [B, L]."""
 
         def f(tokens):
             fused = m.fuse(video, tokens, jnp.ones_like(text.mask), attention)

@@ -1,4 +1,4 @@
-"""Two processes on `jax.distributed`: the same numbers as one, and what one's end does to both."""
+"""Two processes on `jax.distributed`: the numbers of one, and what one's death does to both."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def free_port():
 
 
 def start(workdir, settings=(), processes=2, devices=2, arguments=({}, {})):
-    """Processes of one run, and the files of what they print."""
+    """Start processes of one run; return them and the files of their output."""
     port, started = free_port(), []
     for process in range(processes):
         command = [sys.executable, str(HERE / "support" / "toy_run.py"), str(workdir)]
@@ -44,7 +44,7 @@ def start(workdir, settings=(), processes=2, devices=2, arguments=({}, {})):
 
 
 def finish(started, seconds=150):
-    """Exit codes, and what was printed; nothing may hang."""
+    """Return exit codes and output; no process may hang."""
     found, end = [], time.monotonic() + seconds
     for process, printed in started:
         try:
@@ -91,7 +91,7 @@ def test_two_processes_of_four_devices_are_one_process(tmp_path):
 
 
 def test_the_real_model_on_two_processes_is_one_process(tmp_path):
-    """All six losses, their draws and negatives over the global batch."""
+    """All six losses, with random choices and negatives over the global batch."""
     settings = ("train.steps=10",)
     one = finish(start(tmp_path / "one", settings, 1, 1, ({"real": None},)), 280)
     assert one[0][0] == 0, one
@@ -102,7 +102,7 @@ def test_the_real_model_on_two_processes_is_one_process(tmp_path):
 
 
 def test_sigterm_to_one_saves_the_same_step_on_both_and_resumes_on_one_process(tmp_path):
-    """The second, not the coordinator, is told; the run ends as if it had never been."""
+    """The second process, not the coordinator, gets the signal; the final state is the same."""
     settings = ("train.steps=60", "checkpoint.every_steps=1000", "log.every_steps=1")
     slow = {"loader": json.dumps({"wait": 0.05})}
     both = start(
@@ -116,7 +116,7 @@ def test_sigterm_to_one_saves_the_same_step_on_both_and_resumes_on_one_process(t
     assert 5 <= step < 60
     for _, printed in found:
         assert f"saved step {step}; run the same command again" in printed
-    # On, with as many processes: the same bits as a run that nothing stopped.
+    # Continued with as many processes: bit-identical to an uninterrupted run.
     assert [code for code, _ in finish(start(tmp_path / "whole", settings))] == [0, 0]
     assert [code for code, _ in finish(start(tmp_path / "stopped", settings))] == [0, 0]
     same_params(tmp_path / "stopped", tmp_path / "whole", rtol=0, atol=0)
@@ -161,7 +161,7 @@ def test_kill_9_of_one_within_a_save_leaves_the_last_good_step(tmp_path):
 
 
 def test_a_stalled_collective_dumps_the_stacks_and_ends_both(tmp_path):
-    """One process never brings its batch: the other waits for it in the step's collective."""
+    """One process never brings its batch; the other waits in the step's collective."""
     arguments = ({}, {"loader": json.dumps({"stall_at": 8})})
     settings = ("train.steps=100", "faults.stall_seconds=8", "data.prefetch=0")
     found = finish(start(tmp_path / "run", settings, arguments=arguments))

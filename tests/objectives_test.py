@@ -13,7 +13,7 @@ CLS, SEP = V - 2, V - 1
 
 
 def make_batch(seed: int) -> dict[str, np.ndarray]:
-    """Texts of all lengths with padding, equal captions, no nouns, no verbs, no objects."""
+    """Return texts of all lengths with padding, equal captions, no nouns, no verbs, no objects."""
     rng = np.random.default_rng(seed)
     tokens = np.zeros((B, L), np.int32)
     tags = np.zeros((B, L), np.int8)
@@ -101,7 +101,7 @@ def test_no_negative_where_all_captions_are_equal():
     tokens = jnp.asarray(np.repeat(x["tokens"][:1], B, 0))
     *_, exists = objectives.hard_negatives(jax.random.key(0), jnp.zeros((B, B)), tokens, x["valid"])
     assert not exists.any()
-    # The loss over no negatives at all is that of the true pairs.
+    # Without negatives, the loss is that of the true pairs.
     logits = jnp.asarray(x["rng"].normal(size=(3, B, 2)), jnp.float32)
     matches = jnp.array([True, False, False])[:, None] & jnp.ones(B, bool)
     counts = jnp.stack([jnp.ones(B, bool), exists, exists])
@@ -202,10 +202,10 @@ def test_prefix_attention(seed):
 
 
 def check_matching(x, found, rows, words, targets):
-    """The pairs are as good as scipy's, and the loss is theirs; ties may go either way.
+    """Check that pairs are as good as scipy's and the loss belongs to them; ties may differ.
 
-    Of clip b, `targets(b)` gives the places of the words in the text, a place once for each time
-    it may be taken.
+    For clip b, `targets(b)` gives the positions of the words in the text, repeated as often as each
+    may be used.
     """
     errors, columns = [], np.asarray(found.columns)
     for b in range(B):
@@ -259,7 +259,7 @@ def test_asp(seed, solver):
         solver=solver,
     )
     x |= {"rows": x["actions"], "unit_text": unit(x["text"])}
-    # Ø fills up what verbs leave free: each action finds a target, and no verb is passed over.
+    # Ø fills up the verbs: each action gets a target, and no verb is left out.
     check_matching(
         x,
         found,

@@ -1,4 +1,4 @@
-"""Groups, freezing, decay, schedule."""
+"""Parameter groups, freezing, weight decay, schedule."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What pyproject.toml says about the package: files, extras, and version ranges that stand once."""
+"""What pyproject.toml declares: files, extras, and version ranges without duplicates."""
 
 import os
 import re
@@ -71,7 +71,7 @@ print(model.encode_video([frames]).shape, model.caption([frames]), model.has)
 
 @pytest.mark.slow
 def test_a_wheel_in_a_new_environment_runs_the_five_lines(tmp_path):
-    """Without a checkout around it, and without what only training needs."""
+    """The checkout is not available, nor the packages that only training needs."""
     build = ["wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run([sys.executable, "-m", "pip", *build], check=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -48,7 +48,7 @@ def test_it_says_what_differs_beyond_the_intervals(tmp_path):
 
 
 def test_seeds_are_compared_one_by_one(tmp_path):
-    """Noise that is a seed's own falls out; a seed without a base is left out."""
+    """Noise that is specific to a seed cancels; a seed without a base is left out."""
     made = [*rows(), run("table4", "+ ASP (full)", "qa:synthetic", 3, **{"qa/accuracy": 99.0})]
     text = paper_tables.write(made, tmp_path)
     _, _, differences = text.partition("Difference from base, seed by seed:")
@@ -70,7 +70,7 @@ def test_curves_become_plots_on_the_page(tmp_path):
     assert not (tmp_path / "actions.png").exists()
     page = (tmp_path / "index.html").read_text()
     assert 'src="trajectories.png"' in page and "<td>base</td>" in page
-    assert "reranked/t2v/R@1" in page  # fusion is where trajectories and actions tell
+    assert "reranked/t2v/R@1" in page  # fusion is where trajectories and actions matter
 
 
 def joint_rows(tmp_path, seeds):

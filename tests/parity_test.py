@@ -1,4 +1,4 @@
-"""Every CLIP size against transformers, and files that torch writes. Needs the torch extra."""
+"""Every CLIP size against transformers, and files written by torch. Needs the torch extra."""
 
 import dataclasses
 import gc

@@ -18,7 +18,7 @@ SPEC = pipeline.BatchSpec(
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """One small set of each kind."""
+    """Build one small set of each kind."""
     directory = tmp_path_factory.mktemp("data")
     counts = {"train": 37, "test": 11}
     toy_source.build(directory, toy_source.Source(counts))
@@ -274,7 +274,7 @@ def test_boxes_bound_the_pixels_after_crop_and_flip(flip, size):
 
 
 def test_loader_moves_boxes_with_pixels(data):
-    """The toy clips' only bright pixels are their boxes; also after a random crop and a flip."""
+    """The toy clips' only bright pixels are their boxes, also after a random crop and a flip."""
     spec = pipeline.BatchSpec(**{**vars(SPEC), "flip": True, "image_size": 48})
     checked = 0
     for batch in take(pipeline.Loader(split(data), spec, 8), 4):
@@ -356,7 +356,7 @@ def test_mistakes_say_how_to_mend_them(data, tmp_path):
         spec = pipeline.BatchSpec(**{**vars(SPEC), field: asked})
         with pytest.raises(UserError, match=f"stores {stored} {field}.*--{field}={asked}"):
             pipeline.Loader(split(data), spec, 4)
-    with pytest.raises(UserError, match="batch size 5 does not divide among 2"):
+    with pytest.raises(UserError, match="batch size 5 is not divisible by 2"):
         pipeline.Loader(split(data), SPEC, 5, process_count=2)
 
 

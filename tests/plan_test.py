@@ -1,4 +1,4 @@
-"""The plan's counts against what can be counted otherwise."""
+"""The plan's counts against independent counts."""
 
 import dataclasses
 import functools
@@ -72,7 +72,7 @@ def test_an_unknown_topology_is_one_line(text):
 
 @pytest.mark.slow
 def test_work_of_the_real_step_is_the_unrolled_programs():
-    """The scanned step by our count, the unrolled one by the compiler's."""
+    """Compare our count of the scanned step with the compiler's count of the unrolled one."""
     flops = []
     for scan in (True, False):
         c = config.default(variant="tiny")
@@ -85,7 +85,7 @@ def test_work_of_the_real_step_is_the_unrolled_programs():
         flops.append(cost.jaxpr_work(traced.jaxpr.jaxpr).flops)
         counted = traced.lower().cost_analysis()["flops"]
     assert flops[0] == flops[1]
-    # The compiler also counts what is no product: norms, softmax, the optimizer.
+    # The compiler also counts operations that are not products: norms, softmax, the optimizer.
     assert flops[0] == pytest.approx(counted, rel=0.15) and flops[0] < counted
 
 
@@ -97,9 +97,9 @@ def collectives_of(c, task, batch, build=None):
 
 
 def assert_only_gradients_and_exchange(program, found, clip_size):
-    """Every array is a parameter on its way to a step, a gradient, or a clip's features a clip.
+    """Check that every array is a parameter or a gradient, or as small as a clip's features.
 
-    Of a stack, parameter and gradient may be one layer's.
+    Parameter and gradient may be those of one layer of a stack.
     """
     batch, features = clip_size
     sizes = set()
@@ -139,7 +139,7 @@ def test_the_compiled_step_holds_the_gradients_and_the_vtc_and_vtm_exchange_only
     task = Joint(c)
     m = task.model_config()
     program, found = collectives_of(c, task, plan.abstract_batch(task, 16))
-    # The largest thing that a clip may bring to another is its text or its fusion input.
+    # The largest array that a clip may send to another is its text or its fusion input.
     features = (m.visual_length + m.text_length) * m.text_width
     assert features < m.frames * m.grid**2 * m.vision_width / 4
     reduced = assert_only_gradients_and_exchange(program, found, (16, features))
@@ -192,7 +192,7 @@ def test_it_says_whether_it_fits_and_what_would():
 
 
 def test_what_would_make_it_fit_is_compiled_and_named(monkeypatch):
-    """Chips with a little less memory than it takes: splitting the parameters is enough."""
+    """Chips with slightly too little memory: sharding the parameters is enough."""
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 1)
     c, topology = toy_config(), "gpu:8"
     wide = functools.partial(build_model, ToyConfig(width=4096))
@@ -205,7 +205,7 @@ def test_what_would_make_it_fit_is_compiled_and_named(monkeypatch):
     assert "per chip" in before
     verdicts = dict(line.strip().split(": ") for line in after.splitlines())
     assert verdicts["model.remat=full"].endswith("per chip, does not fit")  # the toy has no layers
-    assert re.search("per chip, fits, roofline .* a step", verdicts["mesh.data=1 mesh.fsdp=-1"])
+    assert re.search("per chip, fits, roofline .* per step", verdicts["mesh.data=1 mesh.fsdp=-1"])
     assert {"train.accumulate=2", "model.remat=full mesh.data=1 mesh.fsdp=-1"} < set(verdicts)
 
 

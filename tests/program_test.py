@@ -1,4 +1,4 @@
-"""The step by itself: what it must not need."""
+"""The step alone: packages that it must not need."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ ABSENT = ("grain", "tensorflow", "tensorflow_datasets", "clu", "ml_collections",
 
 @pytest.mark.slow
 def test_the_step_runs_where_only_jax_flax_and_optax_are():
-    """All six losses and an update, on an image that has none of the data and config packages."""
+    """All six losses and an update, without any of the data and config packages."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(absent=ABSENT)],
         cwd=Path(__file__).parents[1],

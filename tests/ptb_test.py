@@ -1,4 +1,4 @@
-"""Our PTB tokeniser against tokens that the Java one gave."""
+"""Our PTB tokeniser against tokens of the Java one."""
 
 import json
 import pathlib

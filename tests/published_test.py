@@ -1,4 +1,4 @@
-"""Each set from files as published: built, checked, and trained on for a few steps."""
+"""Each data set from published files: built, checked, and trained on for a few steps."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ def lines(rows):
     return "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
 
 
-# Each writes the annotations of a set, and returns its videos by their paths.
+# Each function writes the annotations of a set, and returns its videos by path.
 
 
 def webvid(at):
@@ -174,7 +174,7 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_soon(tmp_path_factory):
-    """A few steps are not worth optimizing; what differs in its data alone is compiled once."""
+    """Disable optimization, which few steps do not repay, and share compiled programs."""
     jax.config.update("jax_disable_most_optimizations", True)
     with toy_run.compiled_once(tmp_path_factory.mktemp("compiled")):
         yield
@@ -182,7 +182,7 @@ def compiled_soon(tmp_path_factory):
 
 
 def videos_of(manual, files):
-    """Writes the annotations, and clips of two seconds where they say."""
+    """Write the annotations, and clips of two seconds at their paths."""
     manual.mkdir()
     first, *rest = [manual / name for name in files(manual)]
     for video in (first, *rest):
@@ -194,12 +194,12 @@ def videos_of(manual, files):
 
 
 def built(root, data, names, files, detected):
-    """Builds sets; the directory of their files, and their detections."""
+    """Build sets; return the directory of their files, and their detections."""
     videos = videos_of(root, files)
     objects = root.with_suffix(".objects") if detected else None
     if detected:
         paths = [video.relative_to(root).with_suffix("") for video in videos]
-        # Lines of ours say where a video lies, as `data.detect` does.
+        # Our own lines name a video by its path, as `data.detect` does.
         detected(objects, [str(p) if detected is our_lines else p.name for p in paths])
     for name in names:
         summary = build(name, data, root, detections=objects, settings=SETTINGS)
@@ -210,11 +210,11 @@ def built(root, data, names, files, detected):
 
 
 def shrunk(task, argument, data):
-    """The shipped configuration, with a small model and few steps."""
+    """Return the shipped configuration with a small model and few steps."""
     c = shipped_configs.load(task).get_config(argument)
     c.model.update({**SMALL, "dtype": "float32"})
     c.model.num_answers = 2 if task == "qa" else 0
-    # A program that calls scipy back would not be kept to be used again.
+    # A program with a scipy callback would not be cached.
     c.data.dir, c.data.workers, c.loss.matching = str(data), 0, "device"
     c.train.update(dict(batch_size=8, steps=3, epochs=0.0))
     c.eval.every_steps = -1
@@ -224,19 +224,19 @@ def shrunk(task, argument, data):
 
 @pytest.fixture(scope="module")
 def checked(tmp_path_factory):
-    """(task, set) -> its configuration, on a set that was built and checked the first time."""
+    """Return (task, set) -> its configuration; the set is built and checked on first use."""
     root = tmp_path_factory.mktemp("published")
 
     @functools.cache
     def configuration(task, argument):
         names, files, detected = CASES[task, argument]
-        # Multiple choice builds MSR-VTT's training list with detections of its own.
+        # Multiple choice builds MSR-VTT's training list with its own detections.
         data = root / ("choice" if task == "multiple_choice" else "data")
         manual, objects = built(root / f"{task}-{argument}", data, names, files, detected)
         c = shrunk(task, argument, data)
         report = check(c, manual_dir=manual, detections=objects)
-        # Only that they are small, where it is known how large they should be.
-        assert all("are published" in problem for problem in report.problems)
+        # The only problem is that they are small, where the published size is known.
+        assert all("instead of the published" in problem for problem in report.problems)
         assert bool(report.problems) == (argument not in ("webvid", "folder"))
         assert len(report.sheets) == 2
         assert (data / "failures.jsonl").read_text() == ""
@@ -246,7 +246,7 @@ def checked(tmp_path_factory):
 
 
 def train_some_steps(c, workdir, monkeypatch):
-    """On one device; the losses are numbers."""
+    """Train on one device, and check that the losses are finite."""
     one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda c, devices=None: one(c))
     train.train(c, workdir)
@@ -271,7 +271,7 @@ def test_all_sets_with_captions_in_a_mixture(checked, tmp_path, monkeypatch):
 
 
 def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
-    """Videos that are missing or cut off, and some without detections; later all are there."""
+    """Some videos are missing or truncated, and some lack detections; later all exist."""
     videos = videos_of(tmp_path / "msrvtt", msrvtt)
     whole = videos[0].read_bytes()
     objects = tmp_path / "found.jsonl"
@@ -289,8 +289,8 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
         ("validation", "1", "0"),
         ("test", "1", "1"),
     ]
-    assert "1 clips without detections: their objects are padding\n  named in" in said
-    assert "the same command with --retry-failed builds them" in said
+    assert "1 clips without detections; their objects are padding\n  listed in" in said
+    assert "run the same command with --retry-failed" in said
     rows = [json.loads(line) for line in (data / "failures.jsonl").read_text().splitlines()]
     named = {row["video"]: row["error"] for row in rows}
     assert set(named) == {"video1", "video7010", "video7012"}
@@ -316,7 +316,7 @@ def test_half_of_it_downloaded_and_then_the_rest(tmp_path, capsys):
         ("test", "2", "0"),
     ]
     assert "retry" not in said
-    # What was there before was kept, and the set is as if all had been there at once.
+    # Finished clips were kept, and the set is as if all had been there at once.
     assert build_command.main([*command[:-1], f"--data-dir={tmp_path / 'once'}"]) == 0
     one, two = (toy_source.tree(d / "msrvtt") for d in (data, tmp_path / "once"))
     assert one == two

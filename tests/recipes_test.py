@@ -28,7 +28,7 @@ POSITIONS = ("positions", "more_positions")  # the parameters of the fusion enco
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """Write a recipe's code as a module of the name that it would have in the package."""
+    """Return a function that writes a recipe's code as a module of its name in the package."""
 
     def write(recipe, name):
         path = tmp_path / f"{name.rpartition('.')[2]}.py"
@@ -43,7 +43,7 @@ def written(tmp_path, monkeypatch):
 
 
 def small_config(**settings):
-    """A model that compiles fast, as `RealLoader`'s batches fit it; only VTC is on."""
+    """Return a configuration that compiles fast for `RealLoader`'s batches; only VTC is on."""
     c = toy_config(train__steps=2, train__batch_size=8, eval__every_steps=-1, **settings)
     c.model.update(dataclasses.asdict(RealTask(c).model_config()))
     c.optim.groups = ((r".*", 1e-3),)
@@ -98,8 +98,9 @@ def test_add_a_task(written, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_add_a_data_set(written, monkeypatch, tmp_path):
     mine = written("data set", "stoa_jax.data.sources.mine")
-    monkeypatch.setitem(sources._READERS, "mine/captions", mine.read_captions)
-    monkeypatch.setattr(builders, "DATASETS", {**builders.DATASETS, "mine": ("captions",)})
+    for data_set in mine.DATA_SETS:
+        monkeypatch.setitem(sources.DATA_SETS, data_set.name, data_set)
+    assert sources.data_set_for("pretrain", "mine").name == "mine/captions"
     manual = tmp_path / "manual"
     manual.mkdir()
     for i in range(8):

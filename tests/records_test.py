@@ -11,7 +11,7 @@ WORDS = np.array([[records.START, 320, records.END] + [0] * 74], np.int32)
 
 
 def parse(texts):
-    """Stands in for the tokenizer: one token a word."""
+    """Tokenize by one token per word."""
     rows = []
     for text in texts:
         row = np.zeros(77, np.int32)
@@ -118,7 +118,7 @@ def test_items_without_words_are_left_out_and_named():
         ({"texts": []}, "no caption"),
         ({"texts": [" "]}, "no caption with words"),
         ({"texts": ["a", "b"], "answers": ["c"]}, "neither QA nor a choice"),
-        ({"frames": []}, "0 frames where 2"),
+        ({"frames": []}, "0 frames instead of 2"),
         ({"frames": [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)]}, "sizes"),
         ({"frames": [np.zeros((2, 2), np.uint8)] * 2}, "uint8"),
         ({"boxes": np.zeros((3, 3, 4)), "classes": np.zeros((3, 3)), "scores": np.zeros((3, 3))},

@@ -1,4 +1,4 @@
-"""The preset `released` against numbers of the authors' code (benchmarks/parity_released.py)."""
+"""The preset `released` against values of the authors' code (benchmarks/parity_released.py)."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def test_one_pass_is_as_many_passes_as_words():
     predict = jax.jit(lambda text: m.next_token_features(video, text))
     features = predict(text)
     for i in (0, 3, c.text_length - 2):
-        # What comes after word i cannot matter, and word i does.
+        # Tokens after word i cannot matter, and word i does.
         other = text.at[:, i + 1 :].set(jnp.asarray(rng.standard_normal(text[:, i + 1 :].shape)))
         again = predict(other)
         np.testing.assert_allclose(again[:, : i + 1], features[:, : i + 1], atol=1e-5)

@@ -19,7 +19,7 @@ data, no_java = toy_tasks.data, toy_tasks.no_java
 
 
 class Page(HTMLParser):
-    """Collects tags and text, and fails on tags that are not closed in order."""
+    """Parser that collects tags and text, and fails on tags that are not closed in order."""
 
     VOID = ("meta", "img", "br", "path", "use", "rect", "link")
 
@@ -55,7 +55,7 @@ def written(workdir, **options):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A work directory of the project's own loop."""
+    """Return a work directory of the real loop."""
     workdir = tmp_path_factory.mktemp("trained")
     toy_run.run(workdir)
     return workdir
@@ -79,7 +79,7 @@ def test_a_trained_run_has_a_plot_for_each_metric_and_its_cost(trained):
     last = [row["loss"] for row in rows if "loss" in row][-1]
     assert f"{last:.4g} at step 20" in loss
     assert any(c.startswith("batch_r1:") for c in captions)
-    assert "eval/sum" in page.text and "time a step" in page.text and "step 20" in page.text
+    assert "eval/sum" in page.text and "time per step" in page.text and "step 20" in page.text
     assert "optim.groups" in page.text  # the configuration
 
 
@@ -108,7 +108,7 @@ def test_retrieval_shows_ranks_and_baselines(data, tmp_path):
     results = {row["metric"]: row for row in json.loads((tmp_path / "results.json").read_text())}
     assert set(predictions) == {"retrieval", "retrieval/reranked"}
     for name, rows in predictions.items():
-        # What is shown must be what was measured.
+        # The page must show the measured values.
         ranks = [row["rank"] for row in rows.values()]
         r1 = 100 * sum(rank == 1 for rank in ranks) / len(ranks)
         assert r1 == pytest.approx(results[f"{name}/t2v/R@1"]["value"])

@@ -1,4 +1,4 @@
-"""Frames are resized as CLIP's preprocessing does: exactly for centre crops, nearly elsewhere."""
+"""Frames are resized like CLIP's preprocessing: exactly for centre crops, closely elsewhere."""
 
 import sys
 
@@ -11,7 +11,7 @@ from stoa_jax.data import resize
 
 
 def photograph(height, width, seed=0):
-    """A picture with the spectrum of photographs: noise at every scale, edges, and grain."""
+    """Return an image with the spectrum of photographs: noise at every scale, edges, and grain."""
     rng = np.random.default_rng(seed)
     picture = np.zeros((height, width, 3), np.float32)
     for scale in (4, 8, 16, 32, 64):
@@ -23,7 +23,7 @@ def photograph(height, width, seed=0):
 
 
 def by_clip(frame, size):
-    """Resize the short side, then crop: what CLIPImageProcessor does."""
+    """Resize the short side, then crop, as CLIPImageProcessor does."""
     height, width = frame.shape[:2]
     short, long = sorted((height, width))
     to = (size, int(size * long / short)) if width <= height else (int(size * long / short), size)

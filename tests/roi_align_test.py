@@ -114,7 +114,7 @@ def test_bad_boxes_give_no_nan_and_change_no_other_box(scale):
     gradients = gradient(jnp.asarray(FEATURES), jnp.asarray(both))
     assert all(np.isfinite(g).all() for g in gradients)
     assert not np.asarray(gradients[1][:3]).any()
-    # The -1 box lies at the border for scale 1/16, so only boxes that are not finite are left out.
+    # The -1 box touches the border at scale 1/16, so only non-finite boxes are left out.
     finite = np.concatenate([BAD[3:], good])
     alone, _ = gradient(jnp.asarray(FEATURES), jnp.asarray(finite))
     np.testing.assert_allclose(gradients[0], alone, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The page's videos: rows become files of the library alone, in whole or by byte ranges."""
+"""The page's videos: rows become files of the library only, whole or by byte ranges."""
 
 import os
 import time
@@ -21,13 +21,13 @@ from stoa_jax.serve.library import GoneError, Library, common_root
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Videos of all kinds, and what must not be served."""
+    """Create videos of all kinds, and files that must not be served."""
     folder = tmp_path_factory.mktemp("outer")
     library = folder / "library"
     (library / "deep").mkdir(parents=True)
     videos.write(library / "plain.mp4", codec="libx264", count=36)
     videos.write(library / "old.avi", codec="mpeg4", sound=True)
-    videos.write(library / "part2.mp4", codec="mpeg4")  # a codec that browsers lack
+    videos.write(library / "part2.mp4", codec="mpeg4")  # a codec that browsers do not support
     videos.write(library / "deep" / "naïve 映画\u202e.mp4", codec="libx264")
     videos.write(library / "turned.mov", codec="libx264", rotation=90)
     videos.write(folder / "secret.mp4", codec="libx264")
@@ -152,7 +152,7 @@ def test_a_range_is_what_slicing_gives(start, end, size):
 
 def test_head_has_the_headers_and_no_body(get, folder):
     answer = get("plain", method="HEAD", range="bytes=0-9")
-    assert answer.status_code == 200 and not answer.content  # ranges are of GET alone
+    assert answer.status_code == 200 and not answer.content  # ranges apply only to GET
     assert int(answer.headers["content-length"]) == (folder / "library/plain.mp4").stat().st_size
     assert get("gone", method="HEAD").status_code == 404
 
@@ -193,10 +193,10 @@ def test_what_lies_outside_the_library_is_refused(get, name):
         ("gone", "moved or deleted since it was indexed"),
         ("lone", "moved or deleted"),
         ("nul", "moved or deleted"),
-        ("empty", "not a video file any more"),
-        ("pipe", "not a video file any more"),
+        ("empty", "no longer a video file"),
+        ("pipe", "no longer a video file"),
         ("folder", "cannot be opened"),
-        ("none", "holds no file"),
+        ("none", "has no file"),
     ],
 )
 def test_what_is_no_file_any_more_is_one_line(get, name, reason):
@@ -278,7 +278,7 @@ def test_transcoded_videos_are_kept_and_the_longest_unused_goes_first(folder, tm
     cache.limit = round(2.5 * size)
     second = cache.get(source, ("b",))
     time.sleep(0.01)
-    assert cache.get(source, ("a",)) == first  # not made again, but used
+    assert cache.get(source, ("a",)) == first  # used again, not created again
     assert first.stat().st_mtime_ns > made and first.stat().st_size == size
     third = cache.get(source, ("c",))
     assert first.exists() and third.exists() and not second.exists()
@@ -311,9 +311,9 @@ def test_the_library_of_an_index_is_the_directory_that_its_videos_share(tmp_path
     assert common_root(["/a/b/c.mp4"]) == "/a/b"
     with pytest.raises(UserError, match="no directory in common but the root"):
         common_root(["/a/x.mp4", "/b/y.mp4"])
-    with pytest.raises(UserError, match="holds no video files"):
+    with pytest.raises(UserError, match="contains no video files"):
         common_root([])
-    with pytest.raises(GoneError, match="there is no video 7"):
+    with pytest.raises(GoneError, match="no video 7"):
         Library({"a": "/a/b.mp4"}).open(7)
 
 

@@ -1,4 +1,4 @@
-"""The page's server as a whole: who may ask for what, uploads, searches, and the command."""
+"""The page's server as a whole: access, uploads, searches, and the command."""
 
 import argparse
 import base64
@@ -61,7 +61,7 @@ def put(client, content, **headers):
     return client.post("/upload", content=content, headers={"x-stoa-upload": "1", **headers})
 
 
-# The page and what it lets through
+# The page and the allowed routes
 
 
 def test_the_page_is_there_and_asks_no_other_site(client):
@@ -163,7 +163,7 @@ def test_an_uploaded_clip_is_used_once_and_deleted(received, tmp_path):
     with received.taken(token) as path:
         assert path.read_bytes() == content
     assert not waiting(received)
-    with pytest.raises(UserError, match="not here any more"), received.taken(token):
+    with pytest.raises(UserError, match="clip was deleted"), received.taken(token):
         pass
 
 
@@ -175,7 +175,7 @@ def test_an_uploaded_clip_is_used_once_and_deleted(received, tmp_path):
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 415, "not a video"),
         (b"\0" * 200_000, 413, "larger than the limit of 0.0954 MB"),
         ("cut", 415, "cannot be read as a video"),
-        ("long", 413, "lasts 5 s, and the limit is 3 s"),
+        ("long", 413, "lasts 5 s; the limit is 3 s"),
     ],
 )
 def test_a_bad_upload_is_one_line_and_leaves_nothing(received, tmp_path, content, status, said):
@@ -184,7 +184,10 @@ def test_a_bad_upload_is_one_line_and_leaves_nothing(received, tmp_path, content
         content = path.read_bytes()
     elif content == "cut":
         content = path.read_bytes()[: path.stat().st_size // 2]
-    for body in (content, iter([content[:100], content[100:]])):  # told its length, and not
+    for body in (
+        content,
+        iter([content[:100], content[100:]]),
+    ):  # with a declared length, and without
         answer = put(client_of(received), body)
         assert answer.status_code == status and said in answer.json()["error"]
         assert str(received.directory) not in answer.text
@@ -198,8 +201,8 @@ def test_uploads_of_other_sites_and_one_too_many_are_refused(received, tmp_path,
     for _ in range(uploads.MOST):
         assert put(client, content).status_code == 200
     answer = put(client, content)
-    assert answer.status_code == 503 and "wait already" in answer.json()["error"]
-    monkeypatch.setattr(uploads, "KEEP_SECONDS", 0.0)  # those that were never used go
+    assert answer.status_code == 503 and "are already waiting" in answer.json()["error"]
+    monkeypatch.setattr(uploads, "KEEP_SECONDS", 0.0)  # unused uploads expire
     assert put(client, content).status_code == 200
     assert len(waiting(received)) == 1
 
@@ -222,7 +225,7 @@ def test_uploads_are_gone_when_the_server_ends(model, library, tmp_path):
     assert not found[0].directory.exists()
 
 
-# What the page does
+# Functions of the page
 
 
 def test_a_search_tells_where_and_what_is_gone(finder):
@@ -243,7 +246,7 @@ def test_a_clip_finds_itself_and_is_deleted(finder, received, library):
     (received.directory / "x").write_bytes(path.read_bytes())
     received._waiting["t"] = uploads._Waiting(received.directory / "x", 0.0)
     moments = finder.search_clip("t")
-    # Weights are random, so all clips look alike; only its own vector has no distance at all.
+    # The weights are random, so all clips are similar; only the same vector has distance zero.
     (own,) = [m for m in moments if m.name == path.name]
     assert own.score == max(m.score for m in moments) == pytest.approx(1, abs=1e-5)
     assert not waiting(received)

@@ -1,4 +1,4 @@
-"""The mesh, the rules, and that the numbers do not depend on either."""
+"""The mesh, the rules, and results that do not depend on either."""
 
 import dataclasses
 import functools
@@ -160,12 +160,12 @@ def test_accumulation_is_the_mean_over_micro_batches_on_any_devices():
     whole, _ = on_one_device()
     for name in one:
         np.testing.assert_allclose(params[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
-    # The contrast is within a micro-batch: not the whole batch's numbers.
+    # The contrast is within a micro-batch, so the numbers differ from the whole batch's.
     assert np.abs(one["visual/kernel"] - whole["visual/kernel"]).max() > 1e-4
 
 
 def real_steps(count, sizes, steps=10):
-    """Of the real model: the first gradients, all figures, the last parameters."""
+    """Return the real model's first gradients, all metrics, and the last parameters."""
     c = toy_config(**{f"mesh__{axis}": size for axis, size in sizes.items()})
     c.optim.groups = config.default().optim.groups  # the recipe's
     program = make_program(c, RealTask(c), steps, devices=jax.devices()[:count])
@@ -188,7 +188,7 @@ def real_steps(count, sizes, steps=10):
     ("count", "sizes"), [(2, {}), (4, {}), (8, {}), (8, dict(data=2, fsdp=2, tensor=2))]
 )
 def test_the_real_model_agrees_on_any_number_of_devices(count, sizes, monkeypatch):
-    """Loss, gradients and ten steps, in float32, all six losses with their draws."""
+    """Loss, gradients and ten steps in float32, with all six losses and their random choices."""
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 64)
     one = real_steps_on_one()
     found = real_steps(count, sizes)

@@ -1,4 +1,4 @@
-"""A folder of one's own clips: names, tables, captions of all kinds, and what cannot be used."""
+"""A folder of your own clips: names, tables, captions of all kinds, and unusable rows."""
 
 import json
 import os
@@ -92,8 +92,8 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
         "captions.csv:3: field 'video': '' names no video",
         "field 'split': '../up'",
         "field 'end': 1 is not after the start 2",
-        "field 'start': 'x' is no number of seconds",
-        "7 fields where the header has 5",
+        "field 'start': 'x' is not a number of seconds",
+        "7 fields, but the header has 5",
         "may be",
         "unused: video without a caption",
     ):
@@ -112,7 +112,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
         (b'video,"two\nlines"\na,b\n', r"captions\.csv:1: no column 'caption' .*two lines\)"),
         (b'video,caption\na,"x" y\n', r"captions\.csv:2: broken CSV"),
         (b'video,caption\na,x\nb,"never closed\n', r"captions\.csv:3: broken CSV"),
-        (b'video,caption\na,"open\nb.mkv,swallowed"\n', r"csv:2: a quote .* takes in line 3"),
+        (b'video,caption\na,"open\nb.mkv,swallowed"\n', r"csv:2: a quote .* runs into line 3"),
         (b"video,caption\na,caf\xe9\n", r"captions\.csv:2: byte 0xe9 is not UTF-8; convert"),
         ("video,caption\na,b\n".encode("utf-16"), r"captions\.csv: is UTF-16; save it as UTF-8"),
         (b"video,caption\n", r"no usable entry"),
@@ -148,8 +148,8 @@ def test_json_cut_short_and_other_lines(tmp_path):
     source = folder(tmp_path, text, "captions.jsonl")
     assert rows(source) == {"train": [("a", ["x"])]}
     words = [str(s) for s in source.skipped]
-    assert "captions.jsonl:2: [1] is no JSON object" in words[0]
-    assert "captions.jsonl:3: b: caption: 3 is no text" in words[1]
+    assert "captions.jsonl:2: [1] is not a JSON object" in words[0]
+    assert "captions.jsonl:3: b: caption: 3 is not a string" in words[1]
     assert "captions.jsonl:4: not JSON at column 16" in words[2]
     assert "(cut short?)" in words[2]
 

@@ -24,7 +24,9 @@ def test_msrvtt_captioning_splits_by_number(tmp_path):
     assert list(one.texts) == [f"caption {j} of 6512" for j in (2, 1, 0)]  # by sen_id
     assert one.video_path == str(tmp_path / "videos/all/video6512.mp4")
     counted = [msrvtt.split_of(i) for i in range(10000)]
-    assert {s: counted.count(s) for s in set(counted)} == sources.EXPECTED["msrvtt/captioning"]
+    assert {s: counted.count(s) for s in set(counted)} == sources.DATA_SETS[
+        "msrvtt/captioning"
+    ].clips
 
 
 def test_msrvtt_retrieval(tmp_path):
@@ -105,8 +107,8 @@ def test_msrvtt_multiple_choice_names_bad_items(tmp_path):
         ),
         (b"[]", "holds list, not an object"),
         (b"{}", "no field 'sentences'"),
-        (b'{"sentences": {}}', "field 'sentences': {} is no list"),
-        (b"[" * 100_000, "not JSON that can be read|not JSON"),
+        (b'{"sentences": {}}', "field 'sentences': {} is not a list"),
+        (b"[" * 100_000, "unreadable JSON|not JSON"),
         (b'{"sentences": []}', "no usable entry"),
         (b"\xff\xfe{", "UTF-16"),
     ],

@@ -1,4 +1,4 @@
-"""MSVD as published: its pickle, which runs nothing, its lists and its mapping of names."""
+"""MSVD as published: its pickle, which executes nothing, its lists and its mapping of names."""
 
 import pickle
 import pickletools
@@ -54,7 +54,7 @@ def test_msvd_qa_through_the_mapping(tmp_path):
 
 
 class Runs:
-    """Unpickled carelessly, it makes a file."""
+    """An object that creates a file when it is unpickled carelessly."""
 
     def __init__(self, path):
         self.path = path
@@ -83,7 +83,7 @@ def test_a_pickle_runs_nothing(tmp_path):
         path = tmp_path / "raw-captions.pkl"
         path.write_bytes(data)
         with pytest.raises(
-            UserError, match=r"raw-captions\.pkl: (a pickle that is not read|not a pickle)"
+            UserError, match=r"raw-captions\.pkl: (a pickle that was refused|not a pickle)"
         ):
             msvd.load_plain_pickle(path)
         assert not target.exists()
@@ -124,7 +124,7 @@ def test_msvd_odd_pickles(tmp_path):
     assert rows(source) == {"train": [(NAMES[0], ["fine", "as text"])]}
     for data, words in (
         (pickle.dumps([1]), "holds list"),
-        (pickle.dumps(CAPTIONS)[:-9], "not a pickle|a pickle that is not read"),
+        (pickle.dumps(CAPTIONS)[:-9], "not a pickle|a pickle that was refused"),
         (b"", "not a pickle"),
         (b"\xff" * 50, "not a pickle"),
     ):

@@ -1,4 +1,4 @@
-"""WebVid, LSMDC and DiDeMo as published, and what holds for every source."""
+"""WebVid, LSMDC and DiDeMo as published, and properties of all sources."""
 
 import csv
 import io
@@ -67,13 +67,13 @@ def test_webvid_holds_places_and_not_rows(tmp_path):
     assert isinstance(found, webvid.Rows) and len(found) == 2000
     assert list(found[1234].texts) == ["caption, 1234"]
     assert len(pickle.dumps(found)) < 2000 * 20
-    part = found[500:1500]  # a shard's, places too
+    part = found[500:1500]  # a shard's slice; its offsets too
     assert len(part) == 1000 and part[34].texts == ["caption, 534"]
     assert len(pickle.dumps(part)) < 1000 * 20
     assert [e.video_id for e in part[998:]] == ["1498", "1499"]
 
 
-@pytest.mark.parametrize("name", sources.NAMES)
+@pytest.mark.parametrize("name", [d.name for d in sources.DATA_SETS.values() if d.read])
 def test_an_empty_directory_says_what_it_lacks(tmp_path, name):
     with pytest.raises(UserError, match=r": no .*\.(csv|json|jsonl|txt|pkl)\b"):
         sources.open_source(name, tmp_path)

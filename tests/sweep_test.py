@@ -1,4 +1,4 @@
-"""Runs, stages, resuming, tables. The processes are a stand-in that writes a result."""
+"""Runs, stages, resuming, tables, with processes that only write a result."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def sweep(argument="synthetic"):
     return runs
 """
 
-# Stands in for `python -m stoa_jax.main`: writes what a run writes, or fails.
+# Replaces `python -m stoa_jax.main`: writes what a run writes, or fails.
 STAND_IN = """
 import json, sys, pathlib
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
@@ -43,7 +43,7 @@ value = 10.0 * float(flags.get("config.optim.weight_decay", 1)) + float(flags.ge
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A folder whose sweeps start the stand-in."""
+    """Return a folder whose sweeps start the replacement."""
     stand_in = tmp_path / "stand_in.py"
     stand_in.write_text(STAND_IN)
     real = sweep.Stage.command.fget
@@ -146,7 +146,7 @@ def test_slurm_arrays_in_the_order_of_the_stages(root):
 
 
 def test_the_submit_script_chains_the_arrays(root):
-    """With an sbatch that only prints what it is given."""
+    """sbatch only prints its arguments here."""
     sweep.main([f"--config={write(root, STAGED)}", f"--workdir={root}/out", "--slurm"])
     fake = root / "bin" / "sbatch"
     fake.parent.mkdir()
@@ -178,14 +178,14 @@ def test_wrong_stages_are_one_line(described, says):
 
 def test_wrong_input_is_one_line(root, capsys):
     assert sweep.main(["--config=none.py", "--workdir=x"]) == 2
-    assert capsys.readouterr().err == "error: --config: there is no file none.py\n"
+    assert capsys.readouterr().err == "error: --config=none.py: no such file\n"
     config = write(root, "def get_config(): pass\n")
     assert sweep.main([f"--config={config}", "--workdir=x"]) == 2
     assert "defines no sweep()" in capsys.readouterr().err
 
 
 def test_the_real_command_takes_every_kind_of_override(tmp_path, capsys):
-    """No stand-in: main reads tuples, words and numbers, and refuses the one that cannot be."""
+    """The real main reads tuples, words and numbers, and refuses an invalid one."""
     config = write(
         tmp_path,
         "def sweep():\n"

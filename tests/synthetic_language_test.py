@@ -1,4 +1,4 @@
-"""What is said of synthetic clips: captions, answers and options, true and never the safe guess."""
+"""Texts about synthetic clips: captions, answers and options are true and not guessable."""
 
 import re
 from collections import Counter
@@ -29,13 +29,13 @@ def test_captions_are_many_short_and_different(many):
 
 
 def described(text):
-    """Colour and shape of every thing in a text, in order."""
+    """Return colour and shape of every object in a text, in order."""
     colours, shapes = "|".join(scenes.COLOURS), "|".join(CLASS_NAMES)
     return re.findall(rf"\b({colours}) ({shapes})\b", text)
 
 
 def motions_in(text):
-    """The motions that a text speaks of, from its words alone."""
+    """Return the motions that a text describes, from its words alone."""
     found = set()
     for name, phrases in (*language.PHRASES.items(), *language.PLURAL.items()):
         for phrase in (form for pair in phrases for form in pair):
@@ -49,7 +49,7 @@ def motions_in(text):
 
 def test_a_verb_of_motion_is_told_by_its_last_piece_and_tagged_as_a_verb():
     tokenizer, tagger = Tokenizer(8192), Tagger()
-    motions = {}  # last piece of a gerund -> what it says
+    motions = {}  # last piece of a gerund -> its motion
     for name, phrases in (*language.PHRASES.items(), *language.PLURAL.items()):
         for _, gerund in phrases:
             verb = gerund.split()[0]

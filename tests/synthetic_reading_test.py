@@ -1,4 +1,4 @@
-"""Texts of the synthetic world read back: they say what the scene says."""
+"""Parsed texts of the synthetic world agree with the scene."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_captions_hold_of_their_clip_and_false_ones_do_not():
 
 
 def nearly(one, other):
-    """Do the scenes differ only in motions of pairs that are hard to tell apart?"""
+    """Return whether the scenes differ only in motions that are hard to tell apart."""
     pairs = zip(one.events, other.events, strict=True)
     return all(a == b or b.motion in language.NEARLY.get(a.motion, ()) for a, b in pairs)
 

@@ -1,4 +1,4 @@
-"""The synthetic world: the same every time, split by content, and drawn as its programs say."""
+"""The synthetic world: reproducible, split by content, and rendered as its programs say."""
 
 import re
 from collections import Counter
@@ -76,7 +76,7 @@ def test_siblings_look_the_same_and_do_something_else():
 
 
 def coverage(scene, tracks, k, size):
-    """How much of each pixel thing k covers, [T, S, S], from how much background it hides."""
+    """Return how much of each pixel object k covers, [T, S, S], from the background it hides."""
     alone = np.zeros_like(tracks.shown)
     alone[k] = tracks.shown[k]
     alone = motion.Tracks(tracks.centres, tracks.radii, alone, tracks.order)
@@ -108,7 +108,7 @@ def test_boxes_are_the_pixels_that_show():
             above = tracks.order[tracks.order.index(k) + 1 :]
             hidden = np.max([covers[j] for j in above] + [np.zeros_like(covers[k])], 0)
             for t in range(6):
-                # half covered is what counts; eight-bit pixels tell halves to a hundredth or two
+                # half covered counts; eight-bit pixels resolve halves to one or two hundredths
                 most = (covers[k][t] > 0.48) & (hidden[t] < 0.52)
                 least = (covers[k][t] > 0.52) & (hidden[t] < 0.48)
                 if not least.any() or share[t, k] == 0:
@@ -184,7 +184,7 @@ def test_what_passes_behind_is_the_one_that_is_covered(many):
         below, above = event.subject, event.other
         if event.motion == "front":
             below, above = above, below
-        # a fifth at the least: a thin moon hides little of a big square
+        # at least a fifth: a thin moon hides little of a big square
         assert share[:, below].min() < 0.8 and share[:, above].min() == 1
         seen[event.motion] += 1
     assert min(seen["behind"], seen["front"]) >= 10

@@ -1,4 +1,4 @@
-"""The paper's tables as one command, shortened: from a small CLIP to a table without a stand-in."""
+"""The paper's tables as one command, shortened: from a small CLIP to a table, all real."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The shipped tagger on captions tagged by hand, its lemmas, and the training that makes it."""
+"""The shipped tagger on captions tagged by hand, its lemmas, and its training."""
 
 import subprocess
 import sys

@@ -23,7 +23,7 @@ data, no_java = toy_tasks.data, toy_tasks.no_java
 
 @pytest.fixture(scope="module")
 def ran(data):
-    """Task, model, evaluator and rows of each task on one device, run once."""
+    """Return task, model, evaluator and rows of each task, run once on one device."""
 
     @functools.cache
     def run(name):
@@ -80,7 +80,7 @@ def test_a_loss_reaches_its_heads_and_leaves_padding_out(data, name):
     assert np.isfinite(loss) and loss > 0
     assert {k for k in watch if k.startswith("loss_")} == OWN[name] | {"loss_ota", "loss_asp"}
     losses = {k.removeprefix("loss_"): float(v) for k, v in watch.items() if k.startswith("loss_")}
-    # An answer's and a choice's own loss has no weight.
+    # The own loss of an answer or a choice has no weight.
     total = sum(task.settings.get(name, 1.0) * value for name, value in losses.items())
     assert float(loss) == pytest.approx(total, rel=1e-5)
     named = named_parameters(grads)

@@ -1,4 +1,4 @@
-"""The tokenizer against OpenAI's ids, its cut against a plain BPE, tags against what they mark."""
+"""The tokenizer against OpenAI's ids, its cut against a plain BPE, and aligned tags."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ from stoa_jax import text
 from stoa_jax.errors import UserError
 from stoa_jax.text import bpe
 
-# Made with OpenAI's simple_tokenizer: (text, ids without start and end).
+# Created with OpenAI's simple_tokenizer: (text, ids without start and end).
 GOLDEN = json.loads((Path(__file__).parent / "data" / "clip_ids.json").read_text())
 START, END = 49406, 49407
 
@@ -69,7 +69,7 @@ def test_the_table_of_merges_is_the_one_of_the_fast_tokenizer():
 
 
 def first_merges_bpe(word: str, size: int) -> list[int]:
-    """BPE by the book, on strings of bytes, with the first merges of the table only."""
+    """Run textbook BPE on byte strings, with only the first merges of the table."""
     byte_ids = {b: i for i, b in enumerate(bpe.BYTES)}
     names = {i: (b,) for b, i in byte_ids.items()}
     names |= {i + 256: (b, "end") for b, i in byte_ids.items()}
@@ -150,7 +150,7 @@ def test_pieces_cover_the_text_in_order(caption):
         at = piece.end
 
 
-# Directories as Hugging Face writes them.
+# Directories in Hugging Face's format.
 
 
 def write_directory(path: Path, merges: int = 3, layout: str = "json") -> Path:
@@ -204,7 +204,7 @@ def test_directories_that_are_not_clips_are_named(tmp_path):
 
 
 class EveryWord:
-    """Stands in for a tagger: words divided at spaces, all with one tag."""
+    """Tagger that splits at spaces and gives all words one tag."""
 
     def __init__(self, upos: str):
         self.upos = upos
@@ -241,7 +241,7 @@ def test_a_tag_stands_where_its_word_ends(words, length):
 
 
 def places(parsed: text.Parsed, tag: int) -> list[str]:
-    """The piece at each tag."""
+    """Return the piece at each tag."""
     return [tokenizer().decode([i]).strip() for i in parsed.tokens[parsed.tags == tag]]
 
 
@@ -249,7 +249,7 @@ def test_nouns_and_verbs():
     caption = "A man is playing the guitar and then he plays a song; they were dancing in Paris."
     parsed = text.parse(caption, tokenizer(), tagger())
     assert parsed.nouns == places(parsed, text.NOUN) == ["man", "guitar", "song"]
-    assert parsed.verbs == ["play", "dance"]  # once a lemma; `is` and `were` are auxiliaries
+    assert parsed.verbs == ["play", "dance"]  # one per lemma; `is` and `were` are auxiliaries
     assert places(parsed, text.VERB) == ["playing", "dancing"]
     assert places(parsed, text.PROPN) == ["paris"]
     assert parsed.tokens.dtype == np.int32 and parsed.tags.dtype == np.uint8

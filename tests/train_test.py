@@ -1,4 +1,4 @@
-"""The loop: what a run leaves, that it resumes to the bit, and what a bad step does."""
+"""The loop: what a run writes, that it resumes bit-identically, and what a bad step does."""
 
 import json
 
@@ -15,13 +15,13 @@ TIMES = ("time/", "memory/")
 
 
 def metric_rows(workdir):
-    """The rows of metrics.jsonl, without times and memory."""
+    """Return the rows of metrics.jsonl, without times and memory."""
     rows = writers.read_lines(workdir / "metrics.jsonl")
     return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in rows]
 
 
 def everything(workdir, c):
-    """All arrays of the newest checkpoint."""
+    """Return all arrays of the newest checkpoint."""
     program = make_program(c, ToyTask(), c.train.steps, build_model)
     found = checkpoint.Checkpoints(workdir, c)
     state = jax.tree.map(
@@ -51,7 +51,7 @@ def compilations(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of 20 steps that nothing interrupted."""
+    """Run 20 steps without interruption."""
     workdir = tmp_path_factory.mktemp("whole")
     c = toy_config(eval__every_steps=8, train__accumulate=2)
     return workdir, c, run(workdir, c)
@@ -77,7 +77,7 @@ def test_a_run_learns_and_leaves_its_metrics(whole):
 
 @pytest.mark.parametrize("stop_at", [1, 7, 8, 15])
 def test_stopped_and_resumed_is_bit_identical(whole, tmp_path, stop_at, monkeypatch):
-    """Stopped as by SIGTERM after a step, started again by the same call."""
+    """Stopped by a signal after a step, and started again by the same call."""
     workdir, c, _ = whole
     asked = monitor.Stopper.should_stop
     monkeypatch.setattr(monitor.Stopper, "should_stop", lambda self, step: step == stop_at)
@@ -91,7 +91,7 @@ def test_stopped_and_resumed_is_bit_identical(whole, tmp_path, stop_at, monkeypa
 
 
 def test_a_lost_process_resumes_from_the_last_checkpoint(whole, tmp_path):
-    """The loader dies in step 13: steps 11 to 13 are done again, and are there once."""
+    """The loader dies in step 13: steps 11 to 13 are repeated and logged once."""
     workdir, c, _ = whole
 
     class Dies(ToyLoader):
@@ -123,7 +123,7 @@ def test_another_configuration_is_refused_by_its_keys(whole):
     c = toy_config(eval__every_steps=8, train__accumulate=2, seed=1, optim__weight_decay=0.1)
     with pytest.raises(UserError, match=r"optim\.weight_decay 0\.2 → 0\.1; seed 0 → 1; name ano"):
         run(workdir, c)
-    # Where and how it runs may change.
+    # Settings of where and how it runs may change.
     run(workdir, toy_config(eval__every_steps=8, train__accumulate=2, log__every_steps=2))
 
 
@@ -178,7 +178,7 @@ def test_weights_that_init_path_names_are_taken(tmp_path, monkeypatch):
     run(tmp_path / "a", c)
     params, _, _ = checkpoint.load_params(tmp_path / "a")
     np.testing.assert_array_equal(params["visual/kernel"], brought["visual/kernel"])
-    c.init.reinit = r"^visual/"  # initialised afresh all the same
+    c.init.reinit = r"^visual/"  # freshly initialised in any case
     run(tmp_path / "reinit", c)
     params, _, _ = checkpoint.load_params(tmp_path / "reinit")
     assert np.ptp(params["visual/kernel"]) > 0

@@ -92,7 +92,7 @@ def _attend(x, mask):
 
 
 def test_the_packed_sequence_equals_separate_ones():
-    """Three layers of plain attention, so that what leaks in one layer shows in the next."""
+    """Three layers of plain attention, so that a leak in one layer shows in the next."""
     num, width = 4, 6
     classes, scores = _objects(2)
     flat = classes.reshape(-1)

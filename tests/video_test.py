@@ -14,7 +14,7 @@ from stoa_jax.errors import UserError
 
 
 def numbers(frames, count) -> list[int]:
-    """Which of `count` frames these are, by their grey."""
+    """Identify frames among `count` by their grey."""
     return [round((grey(f) - 40) / 170 * (count - 1)) for f in frames]
 
 
@@ -68,7 +68,7 @@ def test_seeks_only_when_keyframes_are_close(tmp_path):
     assert video.read_frames(close, 4)[1].seeks == 4
     assert video.read_frames(far, 4)[1].seeks == 0
     assert video.probe(close).keyframes == 30
-    # A late part is cheap to reach from a keyframe before it, even when frames are all wanted.
+    # A late part is cheap to reach from a keyframe, even if all its frames are wanted.
     assert video.read_frames(close, 4, start=4.5)[1].seeks > 0
 
 
@@ -88,7 +88,7 @@ def test_start_and_end(tmp_path):
     frames, info = video.read_frames(path, 4, start=1.0, end=3.0)
     assert info.indices == tuple(12 + m for m in middles(24, 4))
     assert numbers(frames, 48) == pytest.approx(list(info.indices), abs=1.1)
-    # An end past the end is the end: DiDeMo's first 30 s of shorter videos.
+    # An end beyond the video is clamped: DiDeMo's first 30 s of shorter videos.
     assert video.read_frames(path, 4, end=30)[1].indices == video.read_frames(path, 4)[1].indices
 
 
@@ -186,7 +186,7 @@ def test_pixels_that_are_not_square(tmp_path):
         out.mux(stream.encode())
     frames, info = video.read_frames(path, 1)
     assert frames[0].shape == (64, 128, 3)
-    assert (info.width, info.height) == (64, 64)  # what a detector saw
+    assert (info.width, info.height) == (64, 64)  # as a detector saw it
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7680, 4320)])
@@ -221,7 +221,7 @@ def bad_files(tmp_path):
         out.mux(stream.encode())
     avi = write(tmp_path / "good.avi", 60, 12).read_bytes()
     mkv = write(tmp_path / "good.mkv", 60, 12, "libx264").read_bytes()
-    with av.open(str(tmp_path / "none.mp4"), "w") as out:  # a video of no frames
+    with av.open(str(tmp_path / "none.mp4"), "w") as out:  # a video without frames
         stream = out.add_stream("mpeg4", rate=5)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         out.start_encoding()
@@ -261,7 +261,7 @@ def test_what_is_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "pipe.mp4", tmp_path / "missing.mp4", "a\0b", "concat:a|b"):
         with pytest.raises(video.VideoError, match=r"not a regular file|No such file|null"):
             video.read_frames(path)
-    with pytest.raises(video.VideoError, match="0 frames asked for"):
+    with pytest.raises(video.VideoError, match="0 frames were requested"):
         video.read_frames("x.mp4", 0)
 
 

@@ -182,7 +182,7 @@ def test_tensors_that_do_not_fit(tmp_path, tiny, change, message):
 
 @pytest.fixture(scope="module")
 def files_of_every_kind():
-    """{kind: (tensors, those that tell the sizes of the model)}"""
+    """Return {kind: (tensors, those that determine the model's sizes)}."""
     there = write_table(released.TABLE, example.parameters(example.TINY.released()))
     names = {e.ours: e.theirs[0] for e in clip.HUGGING_FACE}
     sizes = ("visual/patch/kernel", "visual/positions", "text/token_embedding", "text/positions")
@@ -231,7 +231,7 @@ def test_the_activation_that_a_file_or_its_name_tells(tmp_path):
         ("ViT-B-32-quickgelu-laion400m", None, "quick_gelu"),
         ("unnamed", {"model_cfg": {"quick_gelu": True}}, "quick_gelu"),
         ("unnamed", {"model_cfg": {}}, "gelu"),
-        ("nothing", None, "quick_gelu"),  # the report says that it was guessed
+        ("nothing", None, "quick_gelu"),  # the report says that it was assumed
     ):
         (tmp_path / "open_clip_config.json").unlink(missing_ok=True)
         if note is not None:
@@ -279,7 +279,7 @@ def test_nothing_is_there(tmp_path, tiny):
         weights.initial_parameters(tmp_path / "odd.safetensors", tiny[0])
 
 
-# TorchScript archives, written here as torch.jit does, so that no torch is needed.
+# TorchScript archives written in torch.jit's format, so that torch is not needed.
 
 
 class _Module:

@@ -1,4 +1,4 @@
-"""The files of metrics, as their readers read them."""
+"""The metric files, read by their usual readers."""
 
 import importlib.util
 import inspect
@@ -13,7 +13,7 @@ from stoa_jax import writers
 
 
 def clu_interface():
-    """clu's class, from its file: importing the package would import TensorFlow."""
+    """Load clu's class from its file: importing the package would import TensorFlow."""
     package = importlib.util.find_spec("clu").submodule_search_locations[0]
     path = f"{package}/metric_writers/interface.py"
     spec = importlib.util.spec_from_file_location("clu_interface", path)
@@ -64,7 +64,7 @@ def test_a_resumed_run_drops_what_lies_beyond_and_a_line_that_was_cut(tmp_path):
 
 
 def read_events(folder):
-    """With TensorBoard's own reader, in a process of its own."""
+    """Read with TensorBoard's own reader, in a separate process."""
     code = f"""
 import json, sys, types
 # Its switch for doing without TensorFlow, whose import takes seconds.

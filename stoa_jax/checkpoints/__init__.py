@@ -1,1 +1,1 @@
-"""Checkpoints that ship with the package; `stoa_jax.load("synthetic")` opens the one there is."""
+"""Checkpoints that ship with the package; `stoa_jax.load("synthetic")` opens the only one."""

@@ -48,7 +48,7 @@ SHOWN = (
 def pack(workdir: Path, out: Path, how: str = "") -> None:
     """Write the checkpoint directory `out`, which must not exist."""
     if out.exists():
-        raise UserError(f"{out}: exists already; name a new directory")
+        raise UserError(f"{out}: already exists; name a new directory")
     _, _, meta = load_params(workdir)
     answers = meta.get("extras", {}).get("answers")
     if not answers:
@@ -73,8 +73,8 @@ def pack(workdir: Path, out: Path, how: str = "") -> None:
 def training_curve(workdir: Path) -> dict[str, list[float]]:
     """Return accuracy on training questions, in percent, by step over all stages of a training.
 
-    A stage follows the work directory that its `init.path` names. At most `POINTS` points, each
-    the mean of its stretch of steps; empty if no stage logged an accuracy.
+    A stage follows the work directory that its `init.path` names. There are at most `POINTS`
+    points, each the mean of its range of steps; none if no stage logged an accuracy.
     """
     stages: list[list[tuple[float, float]]] = []
     folder: Path | None = workdir
@@ -126,7 +126,9 @@ def main() -> int:
     )
     parser.add_argument("workdir", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--how", type=Path, help="a text for the card: how it was trained")
+    parser.add_argument(
+        "--how", type=Path, help="file with a text for the card: how it was trained"
+    )
     args = parser.parse_args()
     try:
         pack(args.workdir, args.out, args.how.read_text() if args.how else "")

@@ -1,7 +1,7 @@
-"""The console program `stoa`: a trained model on videos, from the command line.
+"""The console program `stoa`: use a trained model on videos from the command line.
 
 Every module here with a function `register(subparsers)` is a command. It sets `run`, a function of
-the parsed arguments that returns the exit code: 0 done, 1 failed, 2 a mistake of the user's.
+the parsed arguments that returns the exit code: 0 done, 1 failed, 2 a user error.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         prog="stoa",
         description="Embed, caption, question, match, explain and search videos with a trained "
         "model. Training is `python -m stoa_jax.main`.",
-        epilog="exit codes: 0 done, 1 failed, 2 a mistake that you can mend",
+        epilog="exit codes: 0 done, 1 failed, 2 an error that you can fix",
     )
     top.add_argument("--version", action="version", version=f"stoa_jax {stoa_jax.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")

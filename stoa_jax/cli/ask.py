@@ -1,4 +1,4 @@
-"""`stoa ask`: answers to a question about each video."""
+"""`stoa ask`: answer a question about each video."""
 
 import argparse
 import dataclasses

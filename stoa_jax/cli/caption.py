@@ -1,4 +1,4 @@
-"""`stoa caption`: a sentence about each video."""
+"""`stoa caption`: describe each video in a sentence."""
 
 import argparse
 from typing import Any
@@ -8,13 +8,15 @@ from stoa_jax.cli import shared
 
 def register(subparsers: Any) -> None:
     """Add the command `caption`."""
-    parser = shared.command(subparsers, "caption", run, "write a caption of each video")
-    parser.add_argument("--beam", type=int, default=5, help="beams; 1 is greedy (default: 5)")
-    parser.add_argument("--max-pieces", type=int, default=30, help="length at most (default: 30)")
+    parser = shared.command(subparsers, "caption", run, "write a caption for each video")
+    parser.add_argument(
+        "--beam", type=int, default=5, help="number of beams; 1 is greedy (default: 5)"
+    )
+    parser.add_argument("--max-pieces", type=int, default=30, help="maximum length (default: 30)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print one caption a line."""
+    """Print one caption per line."""
     videos = shared.find_videos(arguments.videos)
     model = shared.open_model(arguments)
     result = model.caption(

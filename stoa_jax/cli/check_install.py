@@ -1,4 +1,4 @@
-"""`stoa check-install`: versions, devices, and a tiny model on a tiny video."""
+"""`stoa check-install`: print versions and devices, and run a tiny model on a tiny video."""
 
 import argparse
 import importlib.metadata
@@ -18,14 +18,14 @@ OPTIONAL = ("usearch", "huggingface_hub", "torch", "transformers", "tensorflow-d
 
 def register(subparsers: Any) -> None:
     """Add the command `check-install`."""
-    text = "print versions and devices, and try a tiny model on a tiny video"
+    text = "print versions and devices, and run a tiny model on a tiny video"
     parser = subparsers.add_parser("check-install", help=text, description=f"{text}.")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check every part, go on after what fails, and return 1 if anything did."""
+    """Check every part, continue after failures, and return 1 if there were any."""
     import stoa_jax
 
     versions = {"stoa_jax": stoa_jax.__version__, "python": platform.python_version()}
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     checks: dict[str, str] = {}
     steps: list[tuple[str, Callable[[], str]]] = [
         ("devices", _devices),
-        ("a video file to vectors, matches and a caption", _tiny_run),
+        ("vectors, matches and a caption of a video file", _tiny_run),
         ("nouns and verbs", _tag),
         ("the search index", _search),
     ]
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             words = step()
             checks[name] = f"{words} ({time.perf_counter() - started:.1f} s)"
-        except Exception as error:  # the report is the point: it must not stop here
+        except Exception as error:  # the report must list all failures
             checks[name] = f"FAILED: {type(error).__name__}: {error}"
     failed = [name for name, words in checks.items() if words.startswith("FAILED")]
     if arguments.json:

@@ -1,4 +1,4 @@
-"""`stoa embed`: videos and texts to vectors of one space."""
+"""`stoa embed`: embed videos and texts in one space."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,9 @@ def register(subparsers: Any) -> None:
     parser = shared.command(
         subparsers, "embed", run, "embed videos and texts as unit vectors of one space"
     )
-    parser.add_argument("--text", action="append", default=[], help="a text too; may be repeated")
+    parser.add_argument(
+        "--text", action="append", default=[], help="also embed this text; may be repeated"
+    )
     parser.add_argument("--output", type=Path, help="write float32 [n, d] to this .npy file")
 
 

@@ -1,4 +1,4 @@
-"""`stoa explain`: which object and which action the model matched to which word."""
+"""`stoa explain`: show which objects and actions were matched to which words."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`stoa index …`: create, fill, search and look after a search index."""
+"""`stoa index …`: create, fill, search and maintain a search index."""
 
 import argparse
 import dataclasses
@@ -16,24 +16,24 @@ from stoa_jax.errors import UserError
 def register(subparsers: Any) -> None:
     """Add the command `index` and its own commands."""
     parser = subparsers.add_parser(
-        "index", help="create, fill, search and look after a search index over videos"
+        "index", help="create, fill, search and maintain a search index over videos"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     create = _command(commands, "create", _create, "create an empty index")
-    create.add_argument("--model", help="the model whose vectors it will hold")
-    create.add_argument("--dim", type=int, help="width of vectors, without a model")
+    create.add_argument("--model", help="model of its vectors")
+    create.add_argument("--dim", type=int, help="width of the vectors, instead of a model")
     create.add_argument(
         "--segment", type=_segment, default=10.0, help='seconds, or "scene" (default: 10)'
     )
     create.add_argument("--stride", type=float, default=5.0, help="seconds (default: 5)")
     create.add_argument("--backend", default="flat", help="flat or lance (default: flat)")
     create.add_argument(
-        "--fusion", action="store_true", help="keep fusion features, to re-rank by probability"
+        "--fusion", action="store_true", help="store fusion features, to re-rank by probability"
     )
 
-    add = _command(commands, "add", _add, "embed videos; what is in the index is skipped")
-    add.add_argument("videos", nargs="+", help="files, or folders that are searched for videos")
+    add = _command(commands, "add", _add, "embed videos; those in the index are skipped")
+    add.add_argument("videos", nargs="+", help="files, or folders to search for videos")
     add.add_argument("--model", help="default: the one the index was created with")
     add.add_argument(
         "--shard", type=_shard, default=(0, 1), help="I/N: only every N-th video from the I-th on"
@@ -53,7 +53,7 @@ def register(subparsers: Any) -> None:
     search.add_argument("-k", type=int, default=10, help="number of results (default: 10)")
     search.add_argument("--model", help="default: the one the index was created with")
     search.add_argument(
-        "--rerank", type=int, help="candidates that the fusion encoder reads; 0: none"
+        "--rerank", type=int, help="number of candidates that the fusion encoder re-ranks"
     )
 
     search.add_argument("--truncate", action="store_true", help="cut a sentence that is too long")
@@ -61,7 +61,7 @@ def register(subparsers: Any) -> None:
     delete = _command(commands, "delete", _delete, "delete all segments of some ids")
     delete.add_argument("ids", nargs="+")
 
-    _command(commands, "compact", _compact, "give back the space of deleted segments")
+    _command(commands, "compact", _compact, "free the space of deleted segments")
 
     merge = _command(commands, "merge", _merge, "add the segments of other indexes in one commit")
     merge.add_argument("parts", nargs="+", help="indexes, for example those of the shards")
@@ -70,9 +70,9 @@ def register(subparsers: Any) -> None:
     calibrate = _command(
         commands, "calibrate", _calibrate, "measure the threshold below which nothing matched"
     )
-    calibrate.add_argument("texts", type=Path, help="a file, a sentence a line, all unanswerable")
+    calibrate.add_argument("texts", type=Path, help="file of unanswerable sentences, one per line")
     calibrate.add_argument(
-        "--rate", type=float, default=0.05, help="false accepts a query (default: 0.05)"
+        "--rate", type=float, default=0.05, help="false accepts per query (default: 0.05)"
     )
     calibrate.add_argument("--model", help="default: the one the index was created with")
 
@@ -84,7 +84,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=description, description=description)
     parser.add_argument("index", help="directory of the index")
-    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object per line")
     parser.set_defaults(run=run)
     return parser
 
@@ -257,5 +257,5 @@ def _clock(seconds: float | None) -> str:
 
 
 def _shown(text: str) -> str:
-    # A terminal must not be steered by a file's name.
+    # A file's name must not control the terminal.
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

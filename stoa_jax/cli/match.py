@@ -1,4 +1,4 @@
-"""`stoa match`: how probable it is that texts belong to videos."""
+"""`stoa match`: print how probable it is that texts describe videos."""
 
 import argparse
 from typing import Any
@@ -9,13 +9,13 @@ from stoa_jax.cli import shared
 def register(subparsers: Any) -> None:
     """Add the command `match`."""
     parser = shared.command(
-        subparsers, "match", run, "say how probable it is that texts belong to videos"
+        subparsers, "match", run, "print how probable it is that texts describe videos"
     )
     parser.add_argument("--text", action="append", required=True, help="may be repeated")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the probability of every video and text; and the verdict of a calibrated model."""
+    """Print the probability of every pair, and the verdict of a calibrated model."""
     videos = shared.find_videos(arguments.videos)
     model = shared.open_model(arguments)
     result = model.match(

@@ -1,4 +1,4 @@
-"""`stoa report WORKDIR`: one HTML file about a run."""
+"""`stoa report WORKDIR`: write one HTML file about a run."""
 
 import argparse
 import json
@@ -15,8 +15,8 @@ def register(subparsers: Any) -> None:
         description="Write one self-contained HTML file about a run: curves, results beside their "
         "baselines, good and bad examples, matches of trajectories and actions, and cost.",
     )
-    parser.add_argument("workdir", type=Path, help="the work directory of a run")
-    parser.add_argument("--output", type=Path, help="the file; default: WORKDIR/report.html")
+    parser.add_argument("workdir", type=Path, help="work directory of a run")
+    parser.add_argument("--output", type=Path, help="output file (default: WORKDIR/report.html)")
     parser.add_argument(
         "--clips", type=int, default=6, help="clips shown with their matches (default: 6)"
     )

@@ -1,4 +1,4 @@
-"""`stoa serve`: the page, over the example library or an index of your own."""
+"""`stoa serve`: the page, over the example library or your own index."""
 
 import argparse
 import sys
@@ -23,10 +23,8 @@ def register(subparsers: Any) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the page."""
-    parser.add_argument("--index", type=Path, help="an index that `stoa index` made")
-    parser.add_argument(
-        "--model", help="default: the one that the index was created with, or the one that ships"
-    )
+    parser.add_argument("--index", type=Path, help="an index created by `stoa index`")
+    parser.add_argument("--model", help="default: the model of the index, or the shipped one")
     parser.add_argument(
         "--library",
         type=Path,
@@ -39,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for a free one")
     parser.add_argument("--auth", default="", help="USER:PASSWORD, or @FILE that holds it")
-    parser.add_argument("--cache", type=Path, help="for made videos (default: $STOA_CACHE)")
+    parser.add_argument(
+        "--cache", type=Path, help="directory of generated videos (default: $STOA_CACHE)"
+    )
     parser.add_argument("--upload-mb", type=float, default=100, help="of a clip; default: 100")
     parser.add_argument(
         "--upload-seconds", type=float, default=120, help="of a clip (default: 120)"
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def open_app(arguments: argparse.Namespace, login: tuple[str, str] | None) -> tuple[Any, str]:
-    """Return the application, and a line about what it shows."""
+    """Return the application, and a line that describes what it shows."""
     from stoa_jax.serve import access, app, example_library
 
     app.require()

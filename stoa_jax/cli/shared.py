@@ -1,4 +1,4 @@
-"""What the commands on videos share: their options, opening the model, and printing."""
+"""Code shared by the commands on videos: options, opening the model, and printing."""
 
 import argparse
 import json
@@ -23,9 +23,9 @@ VIDEO_SUFFIXES = tuple(
 def command(
     subparsers: Any, name: str, run: Any, description: str, *, several: bool = True
 ) -> argparse.ArgumentParser:
-    """Add a command on one or several videos, with the options that all of them have."""
+    """Add a command on one or several videos, with their common options."""
     parser = subparsers.add_parser(name, help=description, description=f"{description}.")
-    videos = "video files, or folders that are searched for videos" if several else "a video file"
+    videos = "video files, or folders to search for videos" if several else "a video file"
     parser.add_argument(
         "videos" if several else "video", nargs="+" if several else None, help=videos
     )
@@ -35,16 +35,18 @@ def command(
         help="a work directory, weights of any kind, 'synthetic' or a Hub name "
         "(default: $STOA_MODEL)",
     )
-    parser.add_argument("--frames", type=int, help="sampled from a video (default: the model's)")
+    parser.add_argument(
+        "--frames", type=int, help="frames to sample from a video (default: the model's)"
+    )
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument("--truncate", action="store_true", help="cut texts that are too long")
-    parser.add_argument("--start", type=float, help="seconds from which the video is read")
-    parser.add_argument("--end", type=float, help="seconds up to which it is read")
+    parser.add_argument("--start", type=float, help="start of the video part, in seconds")
+    parser.add_argument("--end", type=float, help="end of the video part, in seconds")
     parser.add_argument("--detections", help="a file or folder of detections of the videos")
     if several:
-        parser.add_argument("--batch-size", type=int, default=16, help="videos at once")
+        parser.add_argument("--batch-size", type=int, default=16, help="videos per batch")
         parser.add_argument(
-            "--skip", action="store_true", help="go on after videos that fail, and exit with 1"
+            "--skip", action="store_true", help="continue after videos that fail, and exit with 1"
         )
         parser.add_argument(
             "--progress",
@@ -52,7 +54,7 @@ def command(
             default=sys.stderr.isatty(),
             help="show a progress bar",
         )
-    parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object per line")
     parser.set_defaults(run=run)
     return parser
 
@@ -93,7 +95,7 @@ def find_videos(paths: Sequence[str]) -> list[str]:
             if file.suffix.lower() in VIDEO_SUFFIXES and file.is_file()
         ]
         if not inside:
-            raise UserError(f"{path}: no video in it ({', '.join(VIDEO_SUFFIXES)})")
+            raise UserError(f"{path}: contains no video ({', '.join(VIDEO_SUFFIXES)})")
         found += inside
     return found
 
@@ -110,7 +112,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 def split_failed(
     result: Any, videos: Sequence[str], arguments: argparse.Namespace
 ) -> tuple[Any, list[str], "list[Failure]"]:
-    """Return the results, the videos that they are of, and the failures."""
+    """Return the results, their videos, and the failures."""
     if not arguments.skip:
         return result, list(videos), []
     found, failed = result

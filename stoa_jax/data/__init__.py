@@ -1,1 +1,1 @@
-"""Data: from files as published to batches."""
+"""From published files to batches: readers, builds, checks and the input pipeline."""

@@ -11,8 +11,8 @@ from stoa_jax.data import resize
 
 Window = tuple[int, int, int, int]  # left, top, width, height in whole pixels
 
-MIN_AREA_LEFT = 0.1  # share of a box that a crop must leave, or the box goes
-CROP_AREA = (0.6, 1.0)  # share of the largest square that a random crop takes
+MIN_AREA_LEFT = 0.1  # share of a box that must remain in the crop; boxes with less are dropped
+CROP_AREA = (0.6, 1.0)  # range of the area of a random crop, as a share of the largest square
 CROP_ASPECT = (0.8, 1.25)
 
 
@@ -51,7 +51,7 @@ def copy_frames(frames: Sequence[np.ndarray], flip: bool, out: np.ndarray) -> No
 def crop_boxes(
     boxes: np.ndarray, classes: np.ndarray, height: int, width: int, crop: resize.Crop, flip: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Map boxes [..., 4] of the frame to boxes of the crop; class -1 where too little is left."""
+    """Map boxes [..., 4] of the frame to the crop; class -1 where too little of a box remains."""
     left, top, crop_width, crop_height = crop
     origin = np.array([left, top, left, top], np.float32)
     extent = np.array([crop_width, crop_height] * 2, np.float32)
@@ -66,7 +66,7 @@ def crop_boxes(
 
 
 def mirror_boxes(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Mirror boxes [..., 4] left to right; those of class -1 are 0."""
+    """Mirror boxes [..., 4] left to right; boxes of class -1 become 0."""
     mirrored = np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], -1)
     return np.where((classes >= 0)[..., None], mirrored, np.float32(0))
 
@@ -74,7 +74,7 @@ def mirror_boxes(boxes: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def best_objects(
     boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, objects: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep the `objects` most confident of each frame, best first: [T, K, ...] -> [T, k, ...]."""
+    """Keep the `objects` most confident per frame, best first: [T, K, ...] -> [T, k, ...]."""
     scores = np.where(classes >= 0, scores, np.float32(0))
     order = np.argsort(np.where(classes >= 0, -scores, np.inf), 1, kind="stable")[:, :objects]
     return (

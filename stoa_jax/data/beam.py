@@ -1,13 +1,13 @@
-"""The same build on Apache Beam: one shard is one element.
+"""Build a data set with Apache Beam; each shard is one element.
 
     python -m stoa_jax.data.beam DATASET --manual-dir=DIR --data-dir=OUT [--detections=PATH]
         [any flag of stoa_jax.data.build] -- --runner=FlinkRunner ...
 
-What follows `--` goes to Beam; without it the DirectRunner runs here. All workers must see DIR and
-OUT under these names (a shared file system). The bytes, the shards and the resuming are those of
-`stoa_jax.data.build`: either may go on with what the other began.
+Arguments after `--` go to Beam; without them the DirectRunner runs on this machine. All workers
+must see DIR and OUT under these names, on a shared file system. Bytes, shards and resuming are
+those of `stoa_jax.data.build`: each can continue what the other began.
 
-Needs the extra `beam`, best in an environment of its own: Beam takes protobuf back to 6.
+Needs the extra `beam`, best in its own environment: Beam downgrades protobuf to version 6.
 """
 
 import functools
@@ -29,14 +29,13 @@ def run(
     options: Sequence[str] = (),
     timeout: float = building.CLIP_SECONDS,
 ) -> None:
-    """Builds the missing shards in a Beam pipeline; the `run` of `run.build_source`."""
+    """Build the missing shards in a Beam pipeline; this is a `run` of `build.run.build_source`."""
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError(
-            "Apache Beam is not installed: pip install 'stoa-jax[beam]', in an environment of "
-            "its own"
+            "Apache Beam is not installed: pip install 'stoa-jax[beam]', in its own environment"
         ) from None
 
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
@@ -49,13 +48,13 @@ def run(
 
 
 def _build_part(job: workers.Job, directory: Path, timeout: float, part: shards.Part) -> str:
-    # In a process of its own, as everywhere: a clip may crash it, and Beam would try again.
+    # Encode in a separate process: a clip can crash it, and Beam would retry the whole shard.
     building.encode_parts(job, [part], directory, processes=1, timeout=timeout)
     return part.shard.name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     ours, options = argv, []
     if "--" in argv:

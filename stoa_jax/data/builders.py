@@ -1,15 +1,15 @@
-"""The data sets as TFDS builders, and what every way of building them shares.
+"""TFDS builders of all data sets, and the encoding that every way of building shares.
 
-`python -m stoa_jax.data.build` builds in parallel and is the way to go. TFDS's own way works too:
+`python -m stoa_jax.data.build` builds in parallel and is the recommended way. TFDS's command works
+too, and writes the same records:
 
     tfds build msrvtt/captioning --imports=stoa_jax.data.builders --file_format=array_record \
         --manual_dir=DIR --data_dir=OUT
 
-The program `tfds` (4.9.10) starts only with the packages of the extra `beam`; where they are not,
-`python -m stoa_jax.data.tfds_build` is the same command with the first two flags set.
-Both ways write
-the same records. Importing this module registers the builders and needs no TensorFlow; building
-through TFDS does.
+The program `tfds` (4.9.10) starts only with the packages of the extra `beam` installed.
+`python -m stoa_jax.data.tfds_build` is the same command without that need, with the first two flags
+set. Importing this module registers the builders and needs no TensorFlow; building through TFDS
+does.
 """
 
 import dataclasses
@@ -24,26 +24,15 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from stoa_jax.data import records
+from stoa_jax.data.sources import DATA_SETS, Source, configurations, open_source
 from stoa_jax.errors import UserError
 
 VERSION = "1.0.0"
 
-# Data set -> its configurations; `name/configuration` is what users write.
-DATASETS: Mapping[str, tuple[str, ...]] = {
-    "synthetic": ("captions", "qa", "multiple_choice", "pictures"),
-    "folder": ("captions",),
-    "webvid": ("captions",),
-    "msrvtt": ("captioning", "retrieval", "qa", "multiple_choice"),
-    "msvd": ("captioning", "retrieval", "qa"),
-    "lsmdc": ("retrieval",),
-    "didemo": ("retrieval",),
-}
-SYNTHETIC_SPLITS = {"train": 3000, "validation": 200, "test": 200}
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides a data set's bytes, besides its source."""
+    """Settings that decide a data set's bytes, besides its source."""
 
     frames: int = 12
     objects: int = 10
@@ -51,87 +40,8 @@ class Settings:
     tagger: str = "default"
 
 
-@dataclasses.dataclass(frozen=True)
-class SyntheticEntry:
-    """Which clip of the synthetic world."""
-
-    video_id: str
-    split: str
-    index: int
-
-
-class SyntheticSource:
-    """The synthetic world, seen as a source like any other."""
-
-    def __init__(self, kind: str, **options: Any):
-        numbers = {"seed": 0, "size": 64, "siblings": 2, "max_objects": 4, "twins": 0}
-        numbers |= SYNTHETIC_SPLITS
-        for name, value in options.items():
-            if name not in numbers:
-                raise UserError(
-                    f"synthetic/{kind}: no option {name!r}; there are {', '.join(numbers)}"
-                )
-            if not str(value).isdecimal():
-                raise UserError(f"synthetic/{kind}: {name}={value!r} is no whole number")
-            numbers[name] = int(value)
-        from stoa_jax.data import synthetic
-
-        self.kind, self.seed, self.size = kind, numbers["seed"], numbers["size"]
-        self.siblings = numbers["siblings"]  # clips in a row that look alike and move otherwise
-        self.max_objects = numbers["max_objects"]  # in a clip
-        self.twins = numbers["twins"]  # 1: two things of one class in every clip
-        self.class_names = tuple(synthetic.CLASS_NAMES)
-        self.skipped: list[Any] = []
-        self.splits: dict[str, Sequence[SyntheticEntry]] = {
-            split: [SyntheticEntry(f"{split}-{i:06d}", split, i) for i in range(numbers[split])]
-            for split in SYNTHETIC_SPLITS
-        }
-
-    def load(
-        self, entry: SyntheticEntry, frames: int, short_side: int, objects: int
-    ) -> records.Clip:
-        """Renders the clip; its size is the world's, whatever `short_side` is."""
-        from stoa_jax.data import synthetic
-
-        world = synthetic.World(
-            entry.split,
-            self.seed,
-            self.size,
-            frames=frames,
-            siblings=self.siblings,
-            max_objects=self.max_objects,
-            twins=self.twins,
-        )
-        draw = world.picture if self.kind == "pictures" else world.clip
-        clip = synthetic.as_clip(draw(entry.index), self.kind)
-        return dataclasses.replace(clip, video_id=entry.video_id)
-
-
-def open_source(
-    dataset: str,
-    manual_dir: str | os.PathLike[str] | None,
-    *,
-    detections: str | os.PathLike[str] | None = None,
-    **options: Any,
-) -> Any:
-    """The source of a data set `name/configuration`: its splits, and a loader of clips."""
-    name, _, config = dataset.partition("/")
-    if config not in DATASETS.get(name, ()):
-        known = ", ".join(f"{n}/{c}" for n, configs in DATASETS.items() for c in configs)
-        raise UserError(f"no data set {dataset!r}; there are {known}")
-    if name == "synthetic":
-        return SyntheticSource(config, **options)
-    if manual_dir is None:
-        raise UserError(f"{dataset} reads its published files: give --manual-dir=DIR")
-    if not Path(manual_dir).is_dir():
-        raise UserError(f"--manual-dir={manual_dir} is no directory")
-    from stoa_jax.data import sources
-
-    return sources.open_source(dataset, manual_dir, detections=detections, **options)
-
-
 def make_parse(tagger: str) -> records.Parse:
-    """texts -> (tokens, tags) each, by CLIP's tokenizer and the named part-of-speech tagger."""
+    """Return the function texts -> (tokens, tags) with CLIP's tokenizer and a named tagger."""
     from stoa_jax import text
 
     tokenizer = text.Tokenizer()
@@ -148,18 +58,18 @@ def make_parse(tagger: str) -> records.Parse:
 
 
 def load_example(
-    source: Any, entry: Any, settings: Settings, parse: records.Parse
+    source: Source, entry: Any, settings: Settings, parse: records.Parse
 ) -> records.Encoded:
-    """Decodes and encodes one clip; any exception is a reason to leave the clip out."""
+    """Decode and encode one clip; a clip that raises any exception is left out of the data set."""
     clip = source.load(entry, settings.frames, settings.short_side, settings.objects)
     return records.encode(clip, parse, settings.frames, settings.objects)
 
 
 def reason(error: BaseException) -> str:
-    """An exception as one line of `failures.jsonl`."""
+    """Format an exception as one line of `failures.jsonl`."""
     message = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
+        return "not enough memory to decode the clip"
     if isinstance(error, ValueError | UserError | OSError) and message:
         return message
     return f"{type(error).__name__}: {message}".rstrip(": ")
@@ -167,7 +77,7 @@ def reason(error: BaseException) -> str:
 
 @dataclasses.dataclass
 class ClipConfig(tfds.core.BuilderConfig):
-    """A configuration of a data set: its settings, detections and the source's options."""
+    """Configuration of a data set: its settings, its detections and the options of its source."""
 
     settings: Settings = dataclasses.field(default_factory=Settings)
     detections: str | None = None
@@ -175,10 +85,10 @@ class ClipConfig(tfds.core.BuilderConfig):
 
 
 class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Reads a source's clips in order. `failures.jsonl` in the data set's directory names the rest.
+    """Builder that reads a source's clips in order; `failures.jsonl` lists what was left out.
 
-    `STOA_DETECTIONS` in the environment takes the place of the configuration's `detections`,
-    because `tfds build` has no flag for it.
+    The environment variable `STOA_DETECTIONS` overrides the configuration's `detections`, because
+    `tfds build` has no flag for it.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -203,7 +113,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         config = self._config
         source = open_source(
             f"{self.name}/{config.name}",
-            None if self.name == "synthetic" else dl_manager.manual_dir,
+            dl_manager.manual_dir if self.MANUAL_DOWNLOAD_INSTRUCTIONS else None,
             detections=os.environ.get("STOA_DETECTIONS") or config.detections,
             **config.options,
         )
@@ -220,7 +130,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def _generate_examples(
-        self, source: Any, split: str, entries: Sequence[Any], parse: records.Parse
+        self, source: Source, split: str, entries: Sequence[Any], parse: records.Parse
     ) -> Iterator[tuple[int, Any]]:
         failed, first = 0, ""
         for i, entry in enumerate(entries):
@@ -234,12 +144,12 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 continue
             self._name(*({**row, "error": words} for words in encoded.dropped))
             yield i, encoded.example
-        if failed == len(entries):  # TFDS would only say that nothing came
+        if failed == len(entries):  # TFDS would only report an empty split
             raise UserError(f"split {split!r}: none of {failed} clips could be built; {first}")
         logging.info("%s: %d clips built, %d failed", split, len(entries) - failed, failed)
 
     def _name(self, *rows: Mapping[str, Any]) -> None:
-        """Adds what was left out to `failures.jsonl`; rows with "clip" are whole clips."""
+        """Append what was left out to `failures.jsonl`; rows with "clip" are whole clips."""
         with open(Path(self.data_dir) / "failures.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -247,21 +157,21 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def builder_class(
     name: str, configs: Sequence[ClipConfig], register: bool = False
 ) -> type[ClipBuilder]:
-    """The TFDS builder class of a data set with these configurations."""
+    """Return the TFDS builder class of a data set with these configurations."""
     body: dict[str, Any] = {
         "__module__": __name__,
         "__doc__": f"The data set {name}.",
         "name": name,
     }
     body["BUILDER_CONFIGS"] = list(configs)
-    if name != "synthetic":
+    if any(d.read for d in DATA_SETS.values() if d.set == name):
         body["MANUAL_DOWNLOAD_INSTRUCTIONS"] = (
             "The annotation files as published, and the videos; see docs/data.md."
         )
     return type(name.capitalize(), (ClipBuilder,), body, skip_registration=not register)
 
 
-for _name, _configs in DATASETS.items():
+for _name, _configs in configurations().items():
     _class = builder_class(_name, [ClipConfig(name=c) for c in _configs], register=True)
     globals()[_class.__name__] = _class
 
@@ -269,7 +179,7 @@ for _name, _configs in DATASETS.items():
 def builder(
     dataset: str, data_dir: str | os.PathLike[str], settings: Settings, **config: Any
 ) -> ClipBuilder:
-    """The TFDS builder of `name/configuration` with other settings than the defaults."""
+    """Return the TFDS builder of `name/configuration` with settings other than the defaults."""
     name, _, configuration = dataset.partition("/")
     chosen = ClipConfig(name=configuration, settings=settings, **config)
     return builder_class(name, [chosen])(

@@ -19,13 +19,13 @@ from stoa_jax.errors import UserError
 
 Cache = Literal["auto", "off", "memory", "device"]
 CACHES = ("auto", "off", "memory", "device")
-AUTO_BYTES = 512 * 2**20  # decoded frames up to this are kept by "auto"
+AUTO_BYTES = 512 * 2**20  # "auto" keeps decoded frames up to this size
 _LEFT_OR_RIGHT = re.compile(rb"\b(left|right)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """What a task wants in its batches."""
+    """What a task needs in its batches."""
 
     kind: records.Kind = "caption"
     frames: int = 12  # T
@@ -35,29 +35,29 @@ class BatchSpec:
     vocab_size: int = 49408
     crop: str = "center"  # random, center
     flip: bool = False
-    answers: tuple[str, ...] = ()  # QA: the classes, in order
-    pixels: bool = True  # without, batches have none: what a frozen tower said of them is kept
-    all_texts: bool = False  # every text of a clip is an example, not one of them
+    answers: tuple[str, ...] = ()  # QA: the answer classes, in order
+    pixels: bool = True  # False: no pixels in batches; the frozen tower has run
+    all_texts: bool = False  # True: every text of a clip is an example; False: one sampled text
 
 
 @dataclasses.dataclass
 class Decoded:
-    """A clip with its frames as pixels; cropped to the middle or whole."""
+    """A clip with its frames as pixels, either cropped to the centre or whole."""
 
     frames: Sequence[np.ndarray]  # T of uint8 [H, W, 3], or [S, S, 3] if `cropped`
-    cropped: bool  # frames, boxes, classes and scores are those of the centre crop
+    cropped: bool  # frames, boxes, classes and scores belong to the centre crop
     size: tuple[int, int]  # height and width before cropping
     boxes: np.ndarray  # [T, K, 4], xyxy as shares of the frame
     classes: np.ndarray  # [T, K]
     scores: np.ndarray  # [T, K]
     tokens: np.ndarray  # int32 [n, L]
     tags: np.ndarray  # int8 [n, L]
-    sided: np.ndarray  # bool [n]: the text mentions left or right
+    sided: np.ndarray  # bool [n]: whether the text mentions left or right
     answers: list[str]
 
 
 def decode(split: Split, index: int, spec: BatchSpec, middle: bool, exact: bool = True) -> Decoded:
-    """Read clip `index` of a split as `spec` asks; crop it to the middle if `middle`.
+    """Read clip `index` of a split as `spec` asks; crop it to the centre if `middle`.
 
     The crop is exactly CLIP's if `exact`, else that of `resize.resample`, which is faster.
     """
@@ -105,14 +105,14 @@ def _sided(record: Mapping[str, Any]) -> np.ndarray:
 
 
 class Kept:
-    """The clips of a split, decoded when first asked for and then kept.
+    """Decoded clips of a split, kept after their first use.
 
-    The frames of all clips are one array: [clips, T, S, S, 3] where they are cropped to the middle,
-    else [clips, T, H, W, 3] as stored. A clip whose stored size differs keeps its own.
+    The frames of all clips are one array: [clips, T, S, S, 3] if they are cropped to the centre,
+    else [clips, T, H, W, 3] as stored. A clip of another stored size keeps its own array.
     """
 
     def __init__(self, split: Split, spec: BatchSpec, middle: bool, exact: bool):
-        # Not the split itself: `kept_clips` finds this by the split, and must not keep it alive.
+        # Holds no reference to the split: `kept_clips` looks up by a weak reference to the split.
         self._split, self._spec = weakref.ref(split), spec
         self._middle, self._exact = middle, exact
         height, width = (spec.image_size,) * 2 if middle else split.stored_size
@@ -121,7 +121,7 @@ class Kept:
         self._clips: list[Decoded | None] = [None] * len(split)
 
     def has(self, index: int) -> bool:
-        """Return whether a clip was decoded already."""
+        """Return whether a clip has been decoded."""
         return self._clips[index] is not None
 
     def __getitem__(self, index: int) -> Decoded:
@@ -136,17 +136,17 @@ class Kept:
             if clip.frames:
                 np.stack(clip.frames, out=self.frames[index])
             clip.frames = self.frames[index]
-        self._clips[index] = clip  # last: another thread may ask for it meanwhile
+        self._clips[index] = clip  # written last: another thread may read it meanwhile
         return clip
 
 
-# Split -> what was kept of it; so the evaluations of a run share one decoding.
+# Split -> its kept clips, so that all evaluations of a run share one decoding.
 _KEPT: weakref.WeakKeyDictionary[Split, dict[tuple, Kept]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
 def kept_clips(split: Split, spec: BatchSpec, middle: bool, exact: bool = True) -> Kept:
-    """Return the kept clips of a split for this spec, shared by all loaders of the split."""
+    """Return the kept clips of a split for this spec; all loaders of the split share them."""
     key = (
         *(spec.frames, spec.image_size, spec.objects, spec.text_length, spec.vocab_size),
         *(spec.pixels, middle, exact),
@@ -172,7 +172,7 @@ def keep_in_memory(
             "others; set data.workers=0"
         )
     if mode == "device":
-        return True  # of a clip without its frames
+        return True  # only the rest of a clip is kept in memory
     needed = sum(_bytes_of(split, spec, middle) for split in splits)
     if mode == "auto":
         return needed <= AUTO_BYTES
@@ -191,7 +191,7 @@ def _bytes_of(split: Split, spec: BatchSpec, middle: bool) -> int:
 
 
 def _free_bytes() -> int | None:
-    """Return the memory that can be had without swapping; None where the system does not say."""
+    """Return the available memory in bytes, or None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """Frames of a data set kept on the accelerators, and batches gathered from them there.
 
-The frames of all clips, cropped to the middle, are one array [N, T, S, S, 3]. Its rows are split
-over the devices as the rows of a batch are, and a batch names its clips by row. Every device looks
-up those of the batch's clips that it holds, and a reduce-scatter brings each clip to its row.
+The frames of all clips, cropped to the centre, are one array [N, T, S, S, 3]. Its rows are sharded
+over the devices like the rows of a batch, and a batch refers to its clips by row number. Every
+device looks up the clips that it holds, and a reduce-scatter moves each clip to its row.
 """
 
 import concurrent.futures
@@ -21,11 +21,11 @@ from stoa_jax.data.split import Split
 from stoa_jax.errors import UserError
 
 AXES = sharding.BATCH_AXES
-FREE_SHARE = 0.8  # of a device's memory at most; the rest is for the model
+FREE_SHARE = 0.8  # of a device's memory at most; the rest is left for the model
 
 
 class DeviceFrames:
-    """The frames of some splits, one after the other, on the devices of a mesh."""
+    """Frames of several splits, concatenated and sharded over the devices of a mesh."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class DeviceFrames:
 
 @functools.cache
 def _gather(mesh: Mesh):
-    """Compile frames [N, ...], rows [B], mirrored [B] or None -> pixels [B, ...]."""
+    """Return the compiled function (frames [N, ...], rows [B], mirrored [B] or None) -> pixels."""
     split = PartitionSpec(AXES)
 
     def local(frames: jax.Array, rows: jax.Array) -> jax.Array:
@@ -75,7 +75,7 @@ def _gather(mesh: Mesh):
         at = rows - jax.lax.axis_index(AXES) * len(frames)
         held = (at >= 0) & (at < len(frames))
         found = frames[jnp.where(held, at, 0)] * held[:, None, None, None, None].astype(jnp.uint8)
-        return jax.lax.psum_scatter(found, AXES, tiled=True)  # all summands but one are 0
+        return jax.lax.psum_scatter(found, AXES, tiled=True)  # all but one of the summands are 0
 
     exchange = jax.shard_map(local, mesh=mesh, in_specs=(split, split), out_specs=split)
 
@@ -90,7 +90,7 @@ def _gather(mesh: Mesh):
 
 
 def _check_fits(mesh: Mesh, needed: int) -> None:
-    stats = mesh.local_devices[0].memory_stats() or {}  # CPUs have none
+    stats = mesh.local_devices[0].memory_stats() or {}  # None on CPUs
     limit = stats.get("bytes_limit", 0)
     free = FREE_SHARE * limit - stats.get("bytes_in_use", 0)
     if limit and needed > free:

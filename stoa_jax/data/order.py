@@ -1,8 +1,8 @@
-"""Which example stands where: the index space of a split or a mixture, and its order.
+"""The order of examples in training and evaluation.
 
-The *position* of an example in training is `step * batch_size + row`, over the whole run and all
-hosts. What stands there is a function of (seed, position) alone, so the number of hosts, workers
-and devices changes nothing, and the step is the state to resume from.
+The *position* of an example in training is `step * batch_size + row`, counted over the whole run
+and all hosts. The example at a position is a function of (seed, position) alone. So the number of
+hosts, workers and devices changes nothing, and the step is all that is needed to resume.
 """
 
 import bisect
@@ -14,12 +14,12 @@ import numpy as np
 
 from stoa_jax.data.split import Split
 
-PERIOD = 1000  # positions after which a mixture repeats which set stands where
+PERIOD = 1000  # positions after which the pattern of a mixture repeats
 
 
-@functools.lru_cache(maxsize=16)  # two epochs of each set are in use where one ends
+@functools.lru_cache(maxsize=16)  # at an epoch's boundary, two permutations of each set are in use
 def _permutation(seed: int, which: int, epoch: int, size: int) -> np.ndarray:
-    """The order of a set in an epoch."""
+    """Return the order of a set's examples in an epoch."""
     return np.random.default_rng((seed, which, epoch)).permutation(size)
 
 
@@ -38,34 +38,34 @@ class Examples:
         return int(self.ends[-1]) if self.by_item else len(self.split)
 
     def locate(self, i: int) -> tuple[int, int]:
-        """(clip, item) of example i; item -1 where the clip is the example."""
+        """Return (clip, item) of example i; item -1 if the clip is the example."""
         if not self.by_item:
             return i, -1
         clip = int(np.searchsorted(self.ends, i, "right"))
         return clip, i - (int(self.ends[clip - 1]) if clip else 0)
 
 
-class Place(NamedTuple):
-    """A row of the batch, and which example belongs there."""
+class Slot(NamedTuple):
+    """One row of a batch, and the example that fills it."""
 
     row: int
     position: int
     valid: bool
     example: int
-    which: int  # of the sets
+    which: int  # index of the set
     clip: int
-    item: int  # of the clip; -1: any
+    item: int  # of the clip; -1: any of them
 
 
 @dataclasses.dataclass
 class Order:
-    """position -> which example of which set; in training an endless one, shuffled and mixed."""
+    """Map from positions to examples; in training it is endless, shuffled and mixed."""
 
     sets: list[Examples]
     weights: list[float]
     seed: int
     train: bool
-    limit: int = 0  # examples of an evaluation at most; 0: all
+    limit: int = 0  # most examples of an evaluation; 0: all
 
     def __post_init__(self) -> None:
         self._starts = [0, *np.cumsum([len(e) for e in self.sets]).tolist()]
@@ -81,7 +81,7 @@ class Order:
 
     @functools.cached_property
     def _mixture(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One period of the mixture: at each position which set, the how-manieth of it, and totals.
+        """Return one period of the mixture: the set at each position, its rank there, and totals.
 
         The sets take turns as evenly as their weights allow.
         """
@@ -96,7 +96,7 @@ class Order:
         return which, nth, counts
 
     def _shuffled(self, position: int) -> tuple[int, int]:
-        """(set, example of the set) at a position of training."""
+        """Return (set, example of the set) at a position in training."""
         which, nth, counts = self._mixture
         period, at = divmod(position, len(which))
         chosen = int(which[at])
@@ -104,8 +104,8 @@ class Order:
         epoch, index = divmod(period * int(counts[chosen]) + int(nth[at]), size)
         return chosen, int(_permutation(self.seed, chosen, epoch, size)[index])
 
-    def place(self, row: int, position: int) -> Place:
-        """What stands at a position, for a row of the batch."""
+    def slot(self, row: int, position: int) -> Slot:
+        """Return the slot of a batch's row: the example at a position."""
         valid = self.train or position < self.length
         if self.train:
             which, index = self._shuffled(position)
@@ -115,4 +115,4 @@ class Order:
             which = bisect.bisect_right(self._starts, example) - 1
             index = example - self._starts[which]
         clip, item = self.sets[which].locate(index)
-        return Place(row, position, valid, example, which, clip, item)
+        return Slot(row, position, valid, example, which, clip, item)

@@ -1,8 +1,8 @@
 """Batches of a split or a mixture: crops and captions are functions of (seed, position).
 
-`order` says which example stands at a position, `clips` decodes it, and here it is cropped and
-written to its row. No batch depends on the number of hosts, workers and devices, and the step alone
-is the state to resume from.
+`order` maps positions to examples, `clips` decodes them, and this module crops each clip and writes
+it to its row. No batch depends on the number of hosts, workers or devices, and the step is all that
+is needed to resume.
 
 B clips of the batch, T frames, K objects, L text tokens, S pixels.
 """
@@ -20,7 +20,7 @@ from absl import flags, logging
 
 from stoa_jax.data import augment, clips, records
 from stoa_jax.data.clips import BatchSpec
-from stoa_jax.data.order import Examples, Order, Place
+from stoa_jax.data.order import Examples, Order, Slot
 from stoa_jax.data.split import Split, open_split
 from stoa_jax.errors import UserError
 
@@ -38,16 +38,17 @@ ENDLESS = 2**40  # training steps
 
 
 class Loader:
-    """The host-local batches of one split, or of a weighted mixture.
+    """Host-local batches of one split, or of a weighted mixture.
 
-    Training never ends and starts at `start_step`. Evaluation is one pass in order; the rows that
-    fill up its last batch have `valid` False and `index` -1. Host p of P gets rows
-    [p*B/P, (p+1)*B/P) of each global batch. Clips are read by `workers` processes, or by `threads`
-    threads of this one if that is 0.
+    Training never ends and starts at `start_step`. Evaluation is one pass in order; rows that pad
+    its last batch have `valid` False and `index` -1. Host p of P gets rows
+    [p*B/P, (p+1)*B/P) of each global batch. `workers` processes read the clips, or `threads`
+    threads of this process if `workers` is 0.
 
     `cache` decides whether decoded clips are kept: "auto" (in memory, if all of them take less than
-    512 MB and there are no workers), "off", "memory", or "device": cropped frames are kept on the
-    accelerators, and `to_devices` adds them to the batch there. The batches are the same.
+    512 MB and there are no workers), "off", "memory", or "device". With "device", cropped frames
+    stay on the accelerators and `to_devices` adds them to the batch there. Batches are the same in
+    all cases.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Loader:
             raise ValueError("evaluation reads one split, not a mixture")
         if batch_size % process_count:
             raise UserError(
-                f"batch size {batch_size} does not divide among {process_count} processes"
+                f"batch size {batch_size} is not divisible by {process_count} processes"
             )
         for split, weight in pairs:
             _check_fits(split, spec)
@@ -125,7 +126,7 @@ class Loader:
         import grain
 
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, also where no app.run was
+            flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which only app.run parses
         steps = grain.MapDataset.range(self.start_step, stop).map(self._batches)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=max(1, self.prefetch))
         batches = steps.to_iter_dataset(options).mp_prefetch(
@@ -136,7 +137,7 @@ class Loader:
         return iter(batches)
 
     def _read_ahead(self, stop: int) -> Iterator[Batch]:
-        """The batches in order; a thread makes `prefetch` of them before they are asked for."""
+        """Yield the batches in order; a thread prepares `prefetch` of them in advance."""
         with concurrent.futures.ThreadPoolExecutor(1, "batches") as pool:
             ahead = collections.deque[concurrent.futures.Future[Batch]]()
             step = self.start_step
@@ -147,11 +148,11 @@ class Loader:
                 yield ahead.popleft().result()
 
     def batch(self, step: int) -> Batch:
-        """Return the host-local batch of a step, made now."""
+        """Compute the host-local batch of a step."""
         return self._batches(step)
 
     def to_devices(self, batch: Mapping[str, np.ndarray], mesh: "Mesh") -> dict[str, "jax.Array"]:
-        """Assemble the global batch on a mesh, with its frames if those are kept there."""
+        """Assemble the global batch on a mesh, including frames that are kept there."""
         from stoa_jax import sharding
 
         placed = sharding.to_devices(batch, mesh, self.batch_size)
@@ -167,7 +168,7 @@ class Loader:
         return self._device_frames.gather(placed)
 
     def close(self) -> None:
-        """Let go of frames on the devices."""
+        """Release the frames on the devices."""
         self._device_frames = None
 
 
@@ -189,7 +190,7 @@ def _check_fits(split: Split, spec: BatchSpec) -> None:
     if not split.class_names:
         logging.warning(
             "%s has no detections: objects are padding in training and evaluation; build with "
-            "--detections=PATH to have them",
+            "--detections=PATH to add them",
             split.dataset,
         )
     if spec.image_size > min(split.stored_size):
@@ -211,15 +212,15 @@ class _Batches:
     batch_size: int
     rows: range
     threads: int
-    keep: bool  # decoded clips, in memory
-    middle: bool  # every crop is the middle one
-    exact: bool  # it is exactly CLIP's, and not the faster one of training
-    on_device: bool  # the frames are: batches name them by `frame_row`
+    keep: bool  # keep decoded clips in memory
+    middle: bool  # every crop is the centre crop
+    exact: bool  # the crop is exactly CLIP's, not the faster one of training
+    on_device: bool  # frames are kept on the devices, and batches refer to them by `frame_row`
 
     def __post_init__(self) -> None:
         self._splits = [e.split for e in self.order.sets]
         self._answers = {answer: i for i, answer in enumerate(self.spec.answers)}
-        self._decoded = self.spec  # the spec of the clips that are decoded here
+        self._decoded = self.spec  # the spec for decoding in this process
         if self.on_device:
             self._decoded = dataclasses.replace(self.spec, pixels=False)
         self._kept: list[clips.Kept] = []
@@ -261,40 +262,40 @@ class _Batches:
             batch["answer"] = np.empty(count, np.int32)
         if spec.all_texts:
             batch["clip"] = np.empty(count, np.int32)
-        # Rows of one clip together: an evaluation asks many questions of each.
-        places: dict[tuple[int, int], list[Place]] = {}
+        # Group rows by clip: an evaluation may ask many questions about each.
+        slots: dict[tuple[int, int], list[Slot]] = {}
         for row, global_row in enumerate(self.rows):
-            place = self.order.place(row, step * self.batch_size + global_row)
-            places.setdefault((place.which, place.clip), []).append(place)
+            slot = self.order.slot(row, step * self.batch_size + global_row)
+            slots.setdefault((slot.which, slot.clip), []).append(slot)
         fill = functools.partial(self._fill, batch)
-        # Kept clips that need no cropping are only copied, which threads would not speed up.
-        alone = self.threads == 1 or (self.middle and self._all_kept(places))
-        for _ in (map if alone else self._pool.map)(fill, places.values()):
+        # Kept clips without cropping are only copied, and threads would not speed that up.
+        alone = self.threads == 1 or (self.middle and self._all_kept(slots))
+        for _ in (map if alone else self._pool.map)(fill, slots.values()):
             pass
         return batch
 
-    def _all_kept(self, places: Iterable[tuple[int, int]]) -> bool:
-        return self.keep and all(self._kept[which].has(clip) for which, clip in places)
+    def _all_kept(self, slots: Iterable[tuple[int, int]]) -> bool:
+        return self.keep and all(self._kept[which].has(clip) for which, clip in slots)
 
-    def _fill(self, batch: Batch, places: list[Place]) -> None:
+    def _fill(self, batch: Batch, slots: list[Slot]) -> None:
         """Write all examples of one clip into their rows of the batch."""
-        which, index = places[0].which, places[0].clip
+        which, index = slots[0].which, slots[0].clip
         if self.keep:
             clip = self._kept[which][index]
         else:
             clip = clips.decode(self._splits[which], index, self._decoded, self.middle, self.exact)
-        for place in places:
-            self._write(batch, place, clip)
+        for slot in slots:
+            self._write(batch, slot, clip)
 
-    def _write(self, batch: Batch, place: Place, clip: clips.Decoded) -> None:
-        spec, row, item, train = self.spec, place.row, place.item, self.order.train
+    def _write(self, batch: Batch, slot: Slot, clip: clips.Decoded) -> None:
+        spec, row, item, train = self.spec, slot.row, slot.item, self.order.train
         window, flip = None, False
         if spec.kind == "multiple_choice":
             texts = slice(item * records.OPTIONS, (item + 1) * records.OPTIONS)
         else:
             texts = max(item, 0)
         if train and (not self.middle or spec.flip or (item < 0 and len(clip.tokens) > 1)):
-            rng = np.random.default_rng((self.order.seed, place.position))
+            rng = np.random.default_rng((self.order.seed, slot.position))
             if item < 0:
                 texts = int(rng.integers(len(clip.tokens)))
             if not self.middle:
@@ -317,14 +318,14 @@ class _Batches:
                 augment.copy_frames(clip.frames, flip, batch["pixels"][row])
         batch["boxes"][row], batch["classes"][row], batch["scores"][row] = boxes, classes, scores
         if self.on_device:
-            batch["frame_row"][row] = self._first_rows[place.which] + place.clip
+            batch["frame_row"][row] = self._first_rows[slot.which] + slot.clip
             if spec.flip:
                 batch["mirrored"][row] = flip
 
-        batch["valid"][row] = place.valid
-        batch["index"][row] = place.example if place.valid else -1
+        batch["valid"][row] = slot.valid
+        batch["index"][row] = slot.example if slot.valid else -1
         if spec.all_texts:
-            batch["clip"][row] = place.clip if place.valid else -1
+            batch["clip"][row] = slot.clip if slot.valid else -1
         if spec.kind == "qa":
             batch["answer"][row] = self._answers.get(clip.answers[item], -1)
         elif spec.kind == "multiple_choice":
@@ -332,5 +333,5 @@ class _Batches:
 
     @functools.cached_property
     def _first_rows(self) -> list[int]:
-        """The row of each set's first clip in the frames on the devices."""
+        """Return the row of each set's first clip in the frames on the devices."""
         return [0, *np.cumsum([len(split) for split in self._splits]).tolist()]

@@ -1,9 +1,9 @@
-"""One clip as the sources make it, and as it lies in an ArrayRecord file.
+"""One clip as sources yield it, and as an ArrayRecord file stores it.
 
-Features are Text and Tensor only: TFDS reads those without TensorFlow, and this module never
-imports it. Frames are JPEG bytes, so that training decodes pictures and not video.
+Features are Text and Tensor only, which TFDS reads without TensorFlow; this module never imports
+it. Frames are JPEG bytes, so that training decodes images and not video.
 
-T frames, K objects a frame, n texts.
+T frames, K objects per frame, n texts.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ from PIL import Image, UnidentifiedImageError
 
 from stoa_jax.errors import UserError
 
-if TYPE_CHECKING:  # TFDS is imported where records are written or read, and not by the live world
+if TYPE_CHECKING:  # TFDS is imported only where records are read or written
     import tensorflow_datasets as tfds
 
 JPEG_QUALITY = 95
-TEXT_LENGTH = 77  # CLIP's; the pipeline cuts it to what the model reads
+TEXT_LENGTH = 77  # of CLIP; the pipeline truncates it to the model's text length
 START, END = 49406, 49407
-OPTIONS = 5  # of a multiple choice
+OPTIONS = 5  # of a multiple-choice question
 
 Kind = Literal["caption", "qa", "multiple_choice"]
 
 
 @dataclasses.dataclass
 class Clip:
-    """A clip before encoding: what every source yields."""
+    """A clip before encoding, as every source yields it."""
 
     video_id: str
     frames: Sequence[np.ndarray | bytes]  # T of uint8 [H, W, 3] (RGB) or JPEG bytes
@@ -47,18 +47,18 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A clip as the dictionary TFDS writes, and what was left out of it, in words."""
+    """A clip as the dictionary that TFDS writes, and descriptions of what was left out."""
 
     example: dict[str, Any]
     dropped: list[str]
 
 
-# texts -> for each (tokens [77] int32, tags [77] uint8); `text.parse_many` bound to a tagger.
+# texts -> (tokens [77] int32, tags [77] uint8) for each; `text.parse_many` bound to a tagger.
 Parse = Callable[[list[str]], Sequence[tuple[np.ndarray, np.ndarray]]]
 
 
 def features(frames: int, objects: int) -> "tfds.features.FeaturesDict":
-    """The features of one record of `frames` frames with `objects` boxes each."""
+    """Return the TFDS features of a record with `frames` frames of `objects` boxes each."""
     import tensorflow_datasets as tfds
 
     text, tensor = tfds.features.Text, tfds.features.Tensor
@@ -78,7 +78,7 @@ def features(frames: int, objects: int) -> "tfds.features.FeaturesDict":
 
 
 def kind_of(texts: Sequence[str], answers: Sequence[str]) -> Kind:
-    """What the texts of a clip are: captions, questions, or options of five."""
+    """Return the kind of a clip's texts: captions, questions, or groups of five options."""
     if not answers:
         return "caption"
     if len(texts) == len(answers):
@@ -89,9 +89,9 @@ def kind_of(texts: Sequence[str], answers: Sequence[str]) -> Kind:
 
 
 def encode(clip: Clip, parse: Parse, frames: int, objects: int) -> Encoded:
-    """Checks and encodes a clip; raises ValueError with a one-line reason when nothing is left."""
+    """Check and encode a clip; raise ValueError with a one-line reason if nothing is left of it."""
     if len(clip.frames) != frames:
-        raise ValueError(f"{len(clip.frames)} frames where {frames} were asked for")
+        raise ValueError(f"{len(clip.frames)} frames instead of {frames}")
     sizes = {f.shape for f in clip.frames if not isinstance(f, bytes)}
     if len(sizes) > 1:
         raise ValueError(f"frames of several sizes: {', '.join(map(str, sorted(sizes)))}")
@@ -112,14 +112,14 @@ def encode(clip: Clip, parse: Parse, frames: int, objects: int) -> Encoded:
 
 
 def _texts(clip: Clip, parse: Parse):
-    """Texts with their tokens and tags; an item without a word is left out and named."""
+    """Return the texts with their tokens and tags; leave out and report items without a word."""
     kind = kind_of(clip.texts, clip.answers)
     texts = [_utf8(text) for text in clip.texts]
     answers = [_utf8(answer).strip() for answer in clip.answers]
     parsed = parse([text.decode() for text in texts])
     tokens = np.asarray([p[0] for p in parsed], np.int32).reshape(-1, TEXT_LENGTH)
     tags = np.asarray([p[1] for p in parsed], np.uint8).reshape(-1, TEXT_LENGTH)
-    wordless = tokens[:, 1] == END  # nothing stands between start and end
+    wordless = tokens[:, 1] == END  # no token between start and end
     width = OPTIONS if kind == "multiple_choice" else 1
     name = {"caption": "caption", "qa": "question", "multiple_choice": "multiple choice"}[kind]
     keep, dropped = [], []
@@ -138,14 +138,14 @@ def _texts(clip: Clip, parse: Parse):
 
 
 def _objects(clip: Clip, objects: int):
-    """The `objects` surest boxes of a frame, best first; padding after them."""
+    """Return the `objects` most confident boxes of each frame, best first, then padding."""
     boxes = np.asarray(clip.boxes, np.float32)
     classes, scores = np.asarray(clip.classes, np.int32), np.asarray(clip.scores, np.float32)
     count = len(clip.frames)
     if boxes.shape != (*classes.shape, 4) or scores.shape != classes.shape:
         raise ValueError(f"boxes {boxes.shape}, classes {classes.shape} and scores disagree")
     if len(boxes) != count:
-        raise ValueError(f"boxes for {len(boxes)} frames where the clip has {count}")
+        raise ValueError(f"boxes for {len(boxes)} frames, but the clip has {count}")
     finite = np.isfinite(boxes).all(-1) & np.isfinite(scores)
     boxes = np.clip(np.where(finite[..., None], boxes, 0), 0, 1)
     real = finite & (classes >= 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
@@ -164,13 +164,13 @@ def _objects(clip: Clip, objects: int):
 
 
 def _utf8(text: str) -> bytes:
-    # A lone surrogate can come out of JSON escapes; it is no text that could be written.
+    # JSON escapes can produce a lone surrogate, which UTF-8 cannot encode.
     return text.encode("utf-8", "replace")
 
 
 def serialize(spec: "tfds.features.FeaturesDict", example: Mapping[str, Any]) -> bytes:
-    """The bytes of a record: equal examples give equal bytes."""
-    # protobuf leaves the order of a map's entries open unless it is asked
+    """Serialize a record; equal examples give equal bytes."""
+    # protobuf leaves the order of map entries open unless asked for a deterministic one
     message = _serializer(spec).get_tf_example(spec.encode_example(example))
     return message.SerializeToString(deterministic=True)
 
@@ -178,12 +178,12 @@ def serialize(spec: "tfds.features.FeaturesDict", example: Mapping[str, Any]) ->
 def _serializer(spec: "tfds.features.FeaturesDict"):
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    info: Any = spec.get_serialized_info()  # TFDS annotates it more widely than it is
+    info: Any = spec.get_serialized_info()  # TFDS annotates a wider type
     return ExampleSerializer(info)
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:
-    """JPEG bytes of an RGB picture uint8 [H, W, 3]."""
+    """Encode an RGB image uint8 [H, W, 3] as JPEG bytes."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"a frame is {image.dtype} {image.shape}, not uint8 [H, W, 3]")
     ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
@@ -193,29 +193,29 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """Return the RGB picture uint8 [H, W, 3] of JPEG bytes."""
+    """Decode JPEG bytes to an RGB image uint8 [H, W, 3]."""
     try:
-        # PIL's decoder is the faster one; OpenCV turns every other kind of picture into RGB.
+        # PIL's decoder is faster; OpenCV converts every other kind of image to RGB.
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if image.mode == "RGB" and "exif" not in image.info:
                 return np.asarray(image)
     except UnidentifiedImageError:
         pass
     except OSError as error:
-        raise ValueError(f"a JPEG picture of {len(data)} bytes is damaged ({error})") from None
+        raise ValueError(f"a JPEG image of {len(data)} bytes is damaged ({error})") from None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"{len(data)} bytes are not a JPEG picture")
+        raise ValueError(f"{len(data)} bytes are not a JPEG image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def write_class_names(directory: Path, names: Sequence[str]) -> None:
-    """Class id -> name, beside the data set."""
+    """Write the class names, in order of their ids, beside the data set."""
     (directory / "classes.json").write_text(json.dumps(list(names), ensure_ascii=False) + "\n")
 
 
 def read_class_names(directory: Path) -> tuple[str, ...]:
-    """The names that `write_class_names` wrote; none when there are none."""
+    """Read the names that `write_class_names` wrote; return () if there are none."""
     path = directory / "classes.json"
     if not path.exists():
         return ()

@@ -1,7 +1,7 @@
-"""Resize frames and crop their middle as CLIP was trained; shared by training and inference.
+"""Resize frames and crop their centre as in CLIP's training; used by training and inference.
 
 CLIP uses PIL's bicubic filter, which widens with the reduction (antialiasing). In evaluation and
-inference, `resize_and_crop` is that filter over just the pixels that are kept. In training,
+inference, `resize_and_crop` applies that filter to the pixels that remain. In training,
 `resample` is OpenCV's filter after a small blur that widens it; it stays within `TOLERANCE` of
 PIL's and takes a quarter of its time. Neither TensorFlow nor TFDS is imported.
 """
@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-# Of `resample`: mean absolute difference from PIL's result on photographs, in levels of 255.
+# Of `resample`: mean absolute difference from PIL on photographs, in levels of 255.
 TOLERANCE = 1.0
 
 NO_BLUR = 1.2  # reductions up to this need no blur
@@ -20,10 +20,10 @@ Crop = tuple[float, float, float, float]  # left, top, width, height in pixels o
 
 
 def resize_and_crop(frame: np.ndarray, size: int, *, exact: bool = True) -> np.ndarray:
-    """Resize uint8 [H, W, 3] to a short side of `size` and crop the middle: uint8 [size, size, 3].
+    """Resize uint8 [H, W, 3] to a short side of `size` and crop the centre: uint8 [size, size, 3].
 
-    If `exact`, equal to CLIP's preprocessing, but for single levels where rounding differs; else
-    with the filter of `resample`. A frame that has the size already is returned itself.
+    If `exact`, equal to CLIP's preprocessing, except for single levels where rounding differs; else
+    with the filter of `resample`. A frame that already has the size is returned as it is.
     """
     height, width = frame.shape[:2]
     if (height, width) == (size, size):
@@ -44,11 +44,11 @@ def center_crop(height: int, width: int, size: int) -> Crop:
 
 
 def resample(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize uint8 [H, W, 3] to [height, width, 3], nearly as PIL's antialiased bicubic filter.
+    """Resize uint8 [H, W, 3] to [height, width, 3], close to PIL's antialiased bicubic filter.
 
-    A frame that has the size already is returned itself.
+    A frame that already has the size is returned as it is.
     """
-    import cv2  # here: importing it takes a moment, and `resize_and_crop` does not need it
+    import cv2  # imported here because it is slow and `resize_and_crop` does not need it
 
     reduction = frame.shape[0] / height, frame.shape[1] / width
     if reduction == (1, 1):

@@ -1,6 +1,6 @@
-"""A split of a built data set: its records by index, and what is known of clips without frames.
+"""A split of a built data set: its records by index, and the metadata of its clips.
 
-`open_split` finds it by name; `pipeline` makes batches of it.
+`open_split` opens it by name; `pipeline` makes batches of it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from stoa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What is known of a clip without its frames."""
+    """A clip's id, texts and answers, without its frames."""
 
     video_id: str
     texts: tuple[str, ...]
@@ -28,7 +28,7 @@ class Metadata:
 
 
 class Split:
-    """One split of a built data set, by index. Opens its files when first read; can be pickled."""
+    """One split of a built data set, by index. It opens its files on first use; pickling works."""
 
     def __init__(self, directory: Path, dataset: str, split: str):
         self.directory, self.dataset, self.split = Path(directory), dataset, split
@@ -63,35 +63,35 @@ class Split:
             listed = [metadata_of(self.read(i)) for i in range(len(self))]
         if len(listed) != len(self):
             raise UserError(
-                f"{self.directory}/clips lists {len(listed)} clips of {self.split!r} where there "
-                f"are {len(self)}; build again with --overwrite"
+                f"{self.directory}/clips lists {len(listed)} clips of {self.split!r} instead of "
+                f"{len(self)}; build again with --overwrite"
             )
         return listed
 
     def read(self, i: int) -> dict[str, Any]:
-        """Record i as stored: arrays, JPEG bytes, UTF-8 bytes."""
+        """Return record i as stored: arrays, JPEG bytes, UTF-8 bytes."""
         return self._source[i]
 
     def metadata(self, i: int) -> Metadata:
-        """Id, texts and answers of clip i; its frames stay closed."""
+        """Return id, texts and answers of clip i without opening its frames."""
         return self._listed[i]
 
     def tokens(
         self, i: int, length: int = records.TEXT_LENGTH, vocab_size: int = records.END + 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [n, length] int32 and tags [n, length] int8 of all texts of clip i."""
+        """Return tokens [n, length] int32 and tags [n, length] int8 of all texts of clip i."""
         record = self.read(i)
         return fit_tokens(record["tokens"], record["tags"], length, vocab_size)
 
     @functools.cached_property
     def kind(self) -> records.Kind:
-        """Whether its texts are captions, questions or options."""
+        """Kind of the texts: captions, questions or options."""
         first = metadata_of(self.read(0))
         return records.kind_of(first.texts, first.answers)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of all ids, texts and answers, in order."""
+        """Hash of all ids, texts and answers, in order."""
         path = self.directory / "build.json"
         if path.exists():
             return json.loads(path.read_text())["fingerprints"][self.split]
@@ -104,23 +104,23 @@ class Split:
 
 
 def metadata_of(record: Mapping[str, Any]) -> Metadata:
-    """What a stored record says of its clip."""
+    """Return the metadata of a stored record."""
     texts, answers = ([t.decode() for t in record[k]] for k in ("texts", "answers"))
     return Metadata(record["video_id"].decode(), tuple(texts), tuple(answers))
 
 
 def read_metadata(directory: Path, split: str) -> Iterator[Metadata]:
-    """The clips of a split as `stoa_jax.data.build` lists them beside its shards."""
+    """Yield the clips of a split from the lists that the build writes beside its shards."""
     for path in sorted((directory / "clips").glob(f"{split}-{'[0-9]' * 5}-of-*.jsonl")):
         with open(path, encoding="utf-8") as file:
-            next(file)  # the shard's own line
+            next(file)  # the line about the shard
             for line in file:
                 row = json.loads(line)
                 yield Metadata(row["video_id"], tuple(row["texts"]), tuple(row["answers"]))
 
 
 def fingerprint(clips: Iterable[Metadata]) -> str:
-    """A hash over `Metadata` rows; two sets with the same one hold the same clips and texts."""
+    """Hash `Metadata` rows; splits with equal hashes hold the same clips and texts."""
     digest = hashlib.sha256()
     for clip in clips:
         row = [clip.video_id, list(clip.texts), list(clip.answers)]
@@ -129,7 +129,7 @@ def fingerprint(clips: Iterable[Metadata]) -> str:
 
 
 def open_split(data_dir: str | os.PathLike[str], dataset: str, split: str) -> Split:
-    """A split of a data set that `stoa_jax.data.build` or `tfds build` made under `data_dir`."""
+    """Open a split of a data set that `stoa_jax.data.build` or `tfds build` made in `data_dir`."""
     directory = dataset_directory(data_dir, dataset)
     if directory is None:
         option = "" if dataset.startswith("synthetic/") else " --manual-dir=DIR"
@@ -153,7 +153,7 @@ def open_split(data_dir: str | os.PathLike[str], dataset: str, split: str) -> Sp
 
 
 def dataset_directory(data_dir: str | os.PathLike[str], dataset: str) -> Path | None:
-    """Where the newest version of a data set lies; None when it was not built."""
+    """Return the directory of a data set's newest version, or None if it was not built."""
     root = Path(data_dir).expanduser() / dataset
     found = [path.parent for path in root.glob("*/dataset_info.json") if _version(path.parent)]
     return max(found, key=_version) if found else None
@@ -165,14 +165,14 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def one_line(error: Exception) -> str:
-    """An error as a part of a message."""
+    """Format an exception as part of a one-line message."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def fit_tokens(
     tokens: np.ndarray, tags: np.ndarray, length: int, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stored tokens [n, 77] in a vocabulary and a length; a cut text ends in its end token."""
+    """Fit stored tokens [n, 77] to a vocabulary and a length, keeping the end token."""
     if vocab_size <= records.END:
         from stoa_jax import text
 

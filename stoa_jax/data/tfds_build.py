@@ -1,7 +1,9 @@
-"""`tfds build` for our data sets: python -m stoa_jax.data.tfds_build msrvtt/qa --manual_dir=DIR
+"""Run `tfds build` for our data sets.
 
-Takes all flags of `tfds build`. It exists because the program `tfds` of TFDS 4.9.10 starts only
-where apache-beam and mlcroissant are installed, for commands that have nothing to do with building.
+    python -m stoa_jax.data.tfds_build msrvtt/qa --manual_dir=DIR
+
+Takes all flags of `tfds build`. The program `tfds` of TFDS 4.9.10 starts only if apache-beam and
+mlcroissant are installed, even for commands that do not need them; this one needs neither.
 """
 
 import sys
@@ -14,7 +16,7 @@ FLAGS = ("--imports=stoa_jax.data.builders", "--file_format=array_record")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs TFDS's command with our builders imported."""
+    """Run TFDS's command with our builders imported."""
     parse = cli_utils.make_flags_parser(build.Args, description="tfds build for stoa_jax")
     argv = [*(sys.argv if argv is None else argv), *FLAGS]
     app.run(lambda args: args.execute(), argv=argv, flags_parser=parse)

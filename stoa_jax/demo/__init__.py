@@ -1,1 +1,1 @@
-"""The demonstration on the synthetic world: the shipped model, a small training, or everything."""
+"""The demonstration on the synthetic world: the shipped model, and a training from scratch."""

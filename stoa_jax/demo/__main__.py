@@ -1,12 +1,12 @@
-"""See the shipped model at work, then train a small one from nothing, on two CPU cores.
+"""Show the shipped model, then train a small one from scratch, on two CPU cores.
 
     python -m stoa_jax.demo [--workdir=runs/demo] [--full] [--steps=1.0] [--clips=1.0]
 
-Act one evaluates the model that ships with the package on fresh test clips of the synthetic world
-and writes WORKDIR/index.html. Act two trains `tiny` from nothing through the train loop, with all
-six losses and question answering, and adds its learning curve to the page.
+Act one evaluates the shipped model on fresh test clips of the synthetic world and writes
+WORKDIR/index.html. Act two trains `tiny` from scratch in the train loop, with all six losses and
+question answering, and adds its learning curve to the page.
 
-With --full it builds the data sets instead, trains a small CLIP, pre-trains `tiny` from it,
+With --full it builds the data sets instead, trains a small CLIP, pre-trains `tiny` from it, and
 fine-tunes and evaluates retrieval, captioning, question answering and multiple choice.
 
 Running the command again continues where it stopped.
@@ -31,10 +31,13 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     parser.add_argument("--full", action="store_true", help="build, train and evaluate everything")
     parser.add_argument(
-        "--steps", type=float, default=1.0, help="scales the length of all training; 0.01 for a try"
+        "--steps",
+        type=float,
+        default=1.0,
+        help="scales the length of all training; use 0.01 to try it",
     )
     parser.add_argument(
-        "--clips", type=float, default=1.0, help="scales the data sets; 0.01 for a try"
+        "--clips", type=float, default=1.0, help="scales the data sets; use 0.01 to try it"
     )
     parser.add_argument("--data-dir", type=Path, help="with --full; default: WORKDIR/data")
     parser.add_argument(

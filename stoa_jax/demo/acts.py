@@ -1,4 +1,4 @@
-"""The demonstration in two acts: the shipped model, then a small one trained from nothing.
+"""The demonstration in two acts: the shipped model, then a small one trained from scratch.
 
 Each act prints the command that does the same by hand.
 """
@@ -19,13 +19,13 @@ from stoa_jax.errors import UserError
 
 TEST_CLIPS, TRAIN_CLIPS = 200, 4000
 SHOWN = 8  # clips on the page
-SEED = 2026  # of the test clips: no training of the shipped model has drawn these
+SEED = 2026  # seed of the test clips, which no training of the shipped model has seen
 STEPS = 300  # of act two
-CURVE = "curve.json"  # beside the shipped weights: its accuracy by training step
+CURVE = "curve.json"  # beside the shipped weights: their accuracy by training step
 
 
 def run(workdir: Path, steps: float = 1.0, clips: float = 1.0) -> None:
-    """Run both acts; the page is written after each."""
+    """Run both acts; write the page after each."""
     began = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     first = act_one(workdir / "shipped", clips)
@@ -74,7 +74,7 @@ def act_one(workdir: Path, clips: float) -> dict[str, Any]:
 
 
 def act_two(workdir: Path, evaluated: Path, steps: float, clips: float) -> dict[str, Any]:
-    """Train `tiny` from nothing with all six losses and questions; measure it on the test clips."""
+    """Train `tiny` from scratch with all six losses and questions; evaluate it on test clips."""
     from stoa_jax import evaluate, train
     from stoa_jax.tasks import make_task
 
@@ -114,7 +114,7 @@ def live_config(clips: float) -> ConfigDict:
 
 
 def tiny_config(clips: float) -> ConfigDict:
-    """Return act two's configuration: `tiny`, from nothing, with the six losses of the paper."""
+    """Return act two's configuration: `tiny` from scratch, with the six losses of the paper."""
     c = live_config(clips)
     answers = c.model.num_answers
     c.model.update(config.model_section("tiny"))
@@ -141,13 +141,13 @@ def shipped_model(weights: Path) -> dict[str, Any]:
 
 
 def read_results(workdir: Path) -> list[dict[str, Any]] | None:
-    """Return the results of an evaluation that was already made; None if there are none."""
+    """Return the results of an earlier evaluation, or None if there are none."""
     path = workdir / "results.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def read_curve(path: Path) -> page.Curve | None:
-    """Return the training curve beside the shipped weights; None if it was not kept."""
+    """Return the training curve beside the shipped weights, or None if there is none."""
     if not path.is_file():
         return None
     found = json.loads(path.read_text())
@@ -166,7 +166,7 @@ def value_of(results: Sequence[dict[str, Any]], metric: str) -> float:
 
 
 def summary(first: dict[str, Any], second: dict[str, Any]) -> str:
-    """Return one honest line about how far the short training went."""
+    """Return a line that says honestly how far the short training got."""
     tiny, shipped = (value_of(x["results"], "qa/accuracy") for x in (second, first))
     majority = value_of(second["results"], "qa/majority/accuracy")
     seen = second["steps"] * second["batch_size"]

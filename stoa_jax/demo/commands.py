@@ -1,4 +1,4 @@
-"""The shipped configurations, and the commands that do by hand what the demonstration does."""
+"""The shipped configurations, and the commands that repeat the demonstration by hand."""
 
 from pathlib import Path
 
@@ -24,5 +24,5 @@ def shipped_config(name: str, argument: str = "synthetic") -> ConfigDict:
 
 
 def say(command: str) -> None:
-    """Print a command that does by hand what comes next."""
+    """Print a command that does the next step by hand."""
     print(f"\n$ {command}", flush=True)

@@ -1,4 +1,4 @@
-"""The whole way by built data sets: a small CLIP, pre-training, four fine-tunings, a page."""
+"""The full pipeline on built data sets: a small CLIP, pre-training, four fine-tunings, a page."""
 
 import functools
 import json
@@ -8,19 +8,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from stoa_jax.data.sources import DATA_SETS
 from stoa_jax.demo import page, tables
 from stoa_jax.demo.commands import say, shipped_config
 from stoa_jax.errors import UserError
 from stoa_jax.files import write_text
 
-SIZE, FRAMES, OBJECTS = 48, 4, 6  # what `tiny` reads: nothing is stored that it does not see
+SIZE, FRAMES, OBJECTS = 48, 4, 6  # the sizes that `tiny` reads
+TRAIN_CLIPS = {"pictures": 12000, "captions": 6000}  # of the other sets, 3000
 SETS = {
-    "synthetic/pictures": {"train": 12000, "validation": 40, "test": 200},
-    "synthetic/captions": {"train": 6000, "validation": 40, "test": 200},
-    "synthetic/qa": {"train": 3000, "validation": 40, "test": 200},
-    "synthetic/multiple_choice": {"train": 3000, "validation": 40, "test": 200},
+    d.name: {"train": TRAIN_CLIPS.get(d.configuration, 3000), "validation": 40, "test": 200}
+    for d in DATA_SETS.values()
+    if d.set == "synthetic"
 }
-FEWEST = 40  # clips of a split, however short the try
+FEWEST = 40  # smallest number of clips in a split
 TASKS = ("retrieval", "captioning", "qa", "multiple_choice")
 SHOWN = 10  # clips on the page
 
@@ -89,7 +90,7 @@ def build(data_dir: Path, processes: int, clips: float) -> None:
             data_dir,
             options={"size": SIZE, "siblings": 1, "max_objects": 3, **counts},
             settings=builders.Settings(
-                # A picture is one frame, and nothing is matched to its words.
+                # A picture is one frame, and no token is matched to its words.
                 frames=1 if dataset == "synthetic/pictures" else FRAMES,
                 objects=OBJECTS,
                 short_side=SIZE,
@@ -108,7 +109,7 @@ def stage(name: str, workdir: Path, data_dir: Path, steps: float) -> ConfigDict:
         c.init.path = str(workdir / "clip-hf")
     elif name in TASKS:
         c.init.path = str(workdir / "pretrain")
-        blind = () if name == "retrieval" else ("text_only",)  # nothing to rank without clips
+        blind = () if name == "retrieval" else ("text_only",)  # no clips, no ranks
         c.eval.variants = ("single_frame", *blind)
     return c
 

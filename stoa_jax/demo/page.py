@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from stoa_jax import film
 from stoa_jax.demo import tables
-from stoa_jax.report import film, matches, page
+from stoa_jax.report import matches, page
 
 if TYPE_CHECKING:
     from stoa_jax.data.split import Split
@@ -47,7 +48,7 @@ class Curve(NamedTuple):
 
 
 def cards(model: str | Path, split: "Split", predictions: Mapping[str, Any], count: int) -> str:
-    """Return the first clips of a split with what the model saw, said and answered."""
+    """Return cards of the first clips of a split: frames, captions and answers."""
     import stoa_jax
 
     opened = stoa_jax.load(model)
@@ -107,7 +108,7 @@ def card(
 
 
 def animated(frames: Sequence[np.ndarray], boxes: np.ndarray, shown: np.ndarray, label: str) -> str:
-    """Return a looping animation, replaced by its middle frame where motion is not wanted."""
+    """Return a looping animation, replaced by its middle frame if the reader prefers no motion."""
     from PIL import Image
 
     pictures = [
@@ -225,7 +226,7 @@ def full_document(
     steps: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, float],
 ) -> str:
-    """Return the page of the whole way; `steps` are rows of pre-training's `metrics.jsonl`."""
+    """Return the page of the full pipeline; `steps` are rows of pre-training's `metrics.jsonl`."""
     from stoa_jax.report import curves
 
     found = {

@@ -75,7 +75,7 @@ HEADER = ("metric (test split)", "n", "model", "trivial", "text only", "one fram
 
 
 def rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the rows of the table that the results have; a dash stands for a missing number."""
+    """Return the table rows that the results cover, with a dash for a missing number."""
     found = {row["metric"]: row for row in results}
     table = []
     for line in LINES:

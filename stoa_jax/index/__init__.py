@@ -1,10 +1,10 @@
-"""The search index: segments of videos as vectors, searched exactly, changed all or nothing."""
+"""The search index: segments of videos as vectors, searched exactly and changed atomically."""
 
 __all__ = ["Added", "Hit", "Index"]
 
 
 def __getattr__(name: str):
-    # Imported when asked for: decoder processes import a module of this package and no more.
+    # Imported on first use: decoder processes import only one module of this package.
     if name in __all__:
         from stoa_jax.index import index
 

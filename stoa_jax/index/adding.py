@@ -1,4 +1,4 @@
-"""Embed videos on this machine: decoders read windows ahead while the model encodes."""
+"""Embed videos on this machine: decoders prepare windows while the model encodes."""
 
 import collections
 import concurrent.futures
@@ -19,8 +19,8 @@ from stoa_jax.index.store import Store
 if TYPE_CHECKING:
     from stoa_jax.index.fusion import Fusion
 
-ENCODE_WINDOWS = 32  # decoded windows that wait for the model
-_FEW = 4  # videos that are not worth starting processes for
+ENCODE_WINDOWS = 32  # decoded windows waiting for the model
+_FEW = 4  # for so few videos, no processes are started
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def add(
     progress: bool = False,
     shard: tuple[int, int] = (0, 1),
 ) -> Added:
-    """Add the videos of one shard, those that are in the store already left out."""
+    """Add the videos of one shard, except those that are already in the store."""
     with session(store, encoder, sources[slice(*checked_shard(shard))], progress) as one:
         with _decoders(one.new) as decoders:
             for job in _encoded(_read(store, encoder, fusion, one.new, decoders), encoder, fusion):
@@ -43,7 +43,7 @@ def add(
 
 
 def checked_shard(shard: tuple[int, int]) -> tuple[int, None, int]:
-    """Return the slice of the list of videos that a shard (I, N) is."""
+    """Return the slice of the list of videos for a shard (I, N)."""
     try:
         index, count = shard
         if 0 <= index < count:
@@ -60,7 +60,7 @@ def _read(
     sources: Sequence[Source],
     decoders: Decoders,
 ) -> Iterator[tuple[Job, Any]]:
-    """Yield (job, prepared window) in order; None once for a job that failed before a window."""
+    """Yield (job, prepared window) in order; None once for a job that failed before any window."""
     how = (encoder.preprocessing(),) + ((fusion.preprocessing,) if fusion else ())
     settings = store.settings
     depth = 2 * _cores()
@@ -84,7 +84,7 @@ def _read(
                 try:
                     windows = future.result()
                     if not windows:
-                        raise UserError("no segment in it")
+                        raise UserError("the video contains no segment")
                     if (
                         len(windows) > 1
                         and not isinstance(job.source.detections, str | os.PathLike | None)
@@ -123,7 +123,7 @@ def _read(
 def _encoded(
     windows: Iterable[tuple[Job, Any]], encoder: Encoder, fusion: "Fusion | None"
 ) -> Iterator[Job]:
-    """Yield jobs that are encoded to the end, and those that failed."""
+    """Yield jobs that are fully encoded, and those that failed."""
     waiting: list[tuple[Job, Any]] = []
 
     def encode() -> Iterator[Job]:
@@ -151,7 +151,7 @@ def _encoded(
 
 
 def _ahead(tasks: Iterable[T], depth: int) -> Iterator[T]:
-    """Yield tasks in order, `depth` of them started before the first is waited for."""
+    """Yield tasks in order, with `depth` of them started in advance."""
     queue: collections.deque[T] = collections.deque()
     for task in tasks:
         queue.append(task)

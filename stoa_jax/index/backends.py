@@ -1,4 +1,4 @@
-"""Which kind of store is where: a directory is flat or Lance, an address is Lance."""
+"""The store of an index: a directory is flat or Lance, an address is Lance."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,13 @@ BACKENDS = ("flat", "lance")
 
 
 def place(directory: str | os.PathLike[str]) -> Any:
-    """Return a directory as a Path, and an address as it is."""
+    """Return a directory as a Path; return an address unchanged."""
     text = os.fspath(directory)
     return text if isinstance(text, str) and "://" in text else Path(text)
 
 
 def backend(name: str) -> Any:
-    """Return the kind of store of a name."""
+    """Return the store class of a backend's name."""
     if name == "flat":
         from stoa_jax.index.flat import FlatStore
 
@@ -25,11 +25,11 @@ def backend(name: str) -> Any:
         from stoa_jax.index.lance import LanceStore
 
         return LanceStore
-    raise UserError(f"backend: {name!r}; there is {' and '.join(map(repr, BACKENDS))}")
+    raise UserError(f"backend: {name!r}; use {' or '.join(map(repr, BACKENDS))}")
 
 
 def kind(where: Any) -> Any:
-    """Return the kind of store that is at a place; flat where there is none."""
+    """Return the store class of what is at a location; the flat store if nothing is there."""
     lance = isinstance(where, str) or (where / "settings.lance").exists()
     return backend("lance" if lance else "flat")
 

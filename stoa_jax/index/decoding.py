@@ -1,4 +1,4 @@
-"""Decoding in processes that may crash or hang: what is lost is the one video they were at.
+"""Decoding in processes that may crash or hang; only the video in progress is lost.
 
 The processes run this module, not the caller's script, so that a script needs no
 `if __name__ == "__main__"` to add videos.
@@ -19,37 +19,37 @@ from typing import Any, Protocol
 
 from stoa_jax.errors import UserError
 
-TIMEOUT = 600.0  # seconds for one window; readers give up by themselves long before
+TIMEOUT = 600.0  # seconds for one window; readers normally give up long before
 
 
 class Decoders(Protocol):
-    """Runs functions of videos beside the caller."""
+    """Executor of functions on videos, beside the caller."""
 
     def submit(self, function: Callable[..., Any], *args: Any) -> concurrent.futures.Future:
-        """Run a function; whatever fails in it is a UserError of the result."""
+        """Run a function; any failure becomes a UserError of the result."""
         ...
 
     def close(self) -> None:
-        """Stop; what was submitted and did not start is dropped."""
+        """Stop; tasks that have not started are dropped."""
 
 
 class Threads:
-    """Decoders in this process: nothing to start, for a few videos or unpicklable detectors."""
+    """Decoders in threads of this process, for a few videos or detectors that cannot be pickled."""
 
     def __init__(self, count: int):
         self._pool = concurrent.futures.ThreadPoolExecutor(count, "stoa-decode")
 
     def submit(self, function: Callable[..., Any], *args: Any) -> concurrent.futures.Future:
-        """Run a function in a thread; whatever it raises becomes a UserError, as in a process."""
+        """Run a function in a thread; any exception becomes a UserError, as in a process."""
         return self._pool.submit(_guarded, function, *args)
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Processes:
-    """Decoders in processes of their own; one that dies or hangs is replaced."""
+    """Decoders in separate processes; one that dies or hangs is replaced."""
 
     def __init__(self, count: int, timeout: float = TIMEOUT):
         self._pool = concurrent.futures.ThreadPoolExecutor(count, "stoa-decode")
@@ -62,7 +62,7 @@ class Processes:
         return self._pool.submit(self._run, pickle.dumps((function, args)))
 
     def close(self) -> None:
-        """Stop; what is running is killed."""
+        """Stop, and kill what is running."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in self._all:
             process.kill()
@@ -80,7 +80,7 @@ class Processes:
             ok, result = pickle.loads(_receive(process.stdout, self._timeout))
         except TimeoutError:
             process.kill()
-            process.wait()  # or the next task could still be given to it
+            process.wait()  # otherwise the next task could still be given to it
             raise UserError(f"not decoded in {self._timeout:g} s; given up") from None
         except (EOFError, BrokenPipeError):
             code = process.wait()
@@ -135,11 +135,11 @@ def _exactly(pipe, size: int) -> bytes:
 
 
 def _serve() -> None:
-    """Run what comes in until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """Run the functions that arrive through the pipe until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     tasks = sys.stdin.buffer
     results = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print goes elsewhere
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep output of libraries out of the pipe
     while True:
         try:
             function, args = pickle.loads(_receive(tasks))

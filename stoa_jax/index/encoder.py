@@ -1,4 +1,4 @@
-"""What the index asks of a model. `stoa_jax.load` returns one that can all of it."""
+"""The interface of a model for the index. The models of `stoa_jax.load` have it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """Encodes videos and texts into one space."""
+    """Encoder of videos and texts into one space."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two models only when they give equal vectors."""
+        """Identifier that two models share only if they give equal vectors."""
         ...
 
     def preprocessing(self) -> "Preprocessing":
@@ -38,10 +38,10 @@ def dimensions(encoder: Encoder) -> int:
 
 
 def check_fingerprint(place: str, held: str | None, rows: int, encoder: Encoder) -> None:
-    """Raise UserError unless vectors of an index and of an encoder compare."""
+    """Raise UserError unless vectors of an index and of an encoder can be compared."""
     if held is None and rows:
         raise UserError(
-            f"{place}: it holds vectors of a model that was not named, which may be another than "
+            f"{place}: it holds vectors of an unnamed model, which may not be "
             f"{encoder.fingerprint}; open it without a model, or build it again with "
             "add_vectors(..., fingerprint=model.fingerprint)"
         )

@@ -1,8 +1,8 @@
-"""Exact nearest rows: scan approximately, keep all that could be among the best, score them anew.
+"""Exact nearest rows: scan approximately, keep all candidates, and score them again.
 
 A row's score is float32(sum in float64 of its float32 vector times the query). A scanned score
 differs from it by at most `slack`, which is proved for each segment from norms that were measured
-when the segment was written. With L the k-th best scanned score, the k-th best true score is at
+when the segment was written. If L is the k-th best scanned score, the k-th best true score is at
 least L - slack, so no row whose scanned score is below L - 2 slack can be among the best k.
 """
 
@@ -17,17 +17,17 @@ from stoa_jax.index.manifest import SegmentEntry
 from stoa_jax.index.rows import decoded, ordered
 from stoa_jax.index.segments import Segment, exponent_of
 
-_BATCH_BYTES = 1 << 28  # of scanned scores at a time
-_FEW = 4  # up to so many queries, one float16 pass each beats one float32 pass for all
+_BATCH_BYTES = 1 << 28  # scanned scores at a time
+_FEW = 4  # up to so many queries, one float16 pass each is faster than one float32 pass for all
 _RESCORE_ROWS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The best rows of one query, the best first."""
+    """The best rows of one query, best first."""
 
     segments: np.ndarray  # int [k], into the list of segments
-    positions: np.ndarray  # int [k], in the segment
+    positions: np.ndarray  # int [k], within the segment
     scores: np.ndarray  # float32 [k]
     rows: pa.Table  # id, video, start, end
 
@@ -38,7 +38,7 @@ class Found:
 
 
 def search(segments: Sequence[Segment], queries: np.ndarray, k: int) -> Iterator[Found]:
-    """Yield the best `k` live rows for each query [q, d] in float64; fewer where there are fewer.
+    """Yield the best `k` live rows for each query [q, d] in float64, or all if there are fewer.
 
     Equal scores are ordered by id, then start.
     """
@@ -126,7 +126,7 @@ def _search_lists(segments: Sequence[Segment], query: np.ndarray, k: int) -> Fou
 
 
 def _scan_single(segments: Sequence[Segment], queries: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Scan float32 for several queries; returns the slack [segments, q]."""
+    """Scan float32 for several queries; return the slack [segments, q]."""
     single = queries.astype(np.float32)
     norms = np.linalg.norm(queries, axis=1)
     shifts = np.linalg.norm(queries - single, axis=1)
@@ -141,7 +141,7 @@ def _scan_single(segments: Sequence[Segment], queries: np.ndarray, out: np.ndarr
 
 
 def _widened(slacks: list) -> np.ndarray:
-    # Room for the rounding of the bound itself, and for scores that leave float32 below.
+    # Room for the rounding of the bound itself, and for scores below float32's range.
     return np.asarray(slacks) * (1 + 1e-6) + 1e-35
 
 
@@ -171,7 +171,7 @@ def _best(
     where, positions, scores = map(np.concatenate, (where, positions, scores))
     kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
     where, positions, scores = where[kept], positions[kept], scores[kept]
-    for index in np.unique(where):  # ascending, as `where` is
+    for index in np.unique(where):  # ascending, like `where`
         tables.append(segments[index].rows.table.take(positions[where == index]))
     rows = pa.concat_tables(tables)
     order = ordered(rows, scores)[:k]
@@ -186,7 +186,7 @@ def _lowest(scanned: np.ndarray, slack: np.ndarray, k: int) -> np.ndarray:
 
 
 def true_scores(vectors: np.ndarray, positions: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Return float32 scores computed in float64, equal for equal vectors wherever they stand."""
+    """Return float32 scores computed in float64; equal vectors get equal scores everywhere."""
     out = np.empty(len(positions), np.float32)
     for first in range(0, len(positions), _RESCORE_ROWS):
         part = slice(first, first + _RESCORE_ROWS)

@@ -1,4 +1,4 @@
-"""The record of videos that could not be added: one JSON object a line, beside the index."""
+"""The record of videos that could not be added: one JSON object per line, beside the index."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from stoa_jax.index import files
 
 
 class Failures:
-    """`failures.jsonl`: written as failures come, and cleared of those that succeed later."""
+    """`failures.jsonl`: written as failures occur, without videos that succeed later."""
 
     def __init__(self, path: Path | None):
         self._path = path
         self._now: dict[str, dict] = {}
 
     def record(self, identity: str, video: str | None, error: str) -> None:
-        """Note that a video failed."""
+        """Record that a video failed."""
         entry = {
             "id": identity,
             "video": video,
@@ -34,7 +34,7 @@ class Failures:
                 raise UserError(f"{self._path}: cannot be written: {problem.strerror}") from problem
 
     def finish(self, tried: set[str]) -> None:
-        """Keep the newest failure of each video; those tried again that did not fail are gone."""
+        """Keep the newest failure of each video; drop those of `tried` that did not fail again."""
         if self._path is None or not self._path.exists():
             return
         kept = {e["id"]: e for e in read(self._path) if e["id"] not in tried} | self._now
@@ -45,7 +45,7 @@ class Failures:
 
 
 def read(path: Path) -> Iterator[dict]:
-    """Yield the recorded failures; a last line that a kill cut short is left out."""
+    """Yield the recorded failures, without a last line that was cut short by a kill."""
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
@@ -56,4 +56,4 @@ def read(path: Path) -> Iterator[dict]:
 
 
 def _line(entry: dict) -> str:
-    return json.dumps(entry) + "\n"  # ASCII: ids may hold what UTF-8 cannot
+    return json.dumps(entry) + "\n"  # ASCII, because ids may contain text that UTF-8 cannot encode

@@ -1,7 +1,7 @@
 """Durable file operations: a file counts as written once it and its directory are synced.
 
-Everything goes through `os.write`, `os.fsync` and `os.replace`, unbuffered and never through a
-writable memory map: a full disk is then an `OSError` at the call, not a signal some time later.
+All writes use `os.write`, `os.fsync` and `os.replace`, unbuffered and never a writable memory map,
+so that a full disk raises `OSError` in the call instead of a signal later.
 """
 
 import contextlib
@@ -69,10 +69,10 @@ def sync_directory(path: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Replace a file in one step: readers see the old content or the new, never a part."""
+    """Replace a file atomically: readers see the old content or the new, never a part."""
     temporary = path.with_name(f"{path.name}.tmp")
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)  # left by a writer that was killed
+        os.unlink(temporary)  # left by a killed writer
     write(temporary, [content])
     os.replace(temporary, path)
     sync_directory(path.parent)
@@ -88,7 +88,7 @@ def remove_tree(path: Path) -> None:
 
 @contextlib.contextmanager
 def clear_errors(directory: Path, action: str) -> Iterator[None]:
-    """Turn what the operating system refuses into one line that says what was not done."""
+    """Turn errors of the operating system into one line that says what was not done."""
     try:
         yield
     except OSError as error:

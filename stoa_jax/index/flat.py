@@ -1,7 +1,8 @@
 """The flat store: a directory of immutable segments that is searched exactly.
 
-Whoever opens it sees one committed state for good. Changes are made under the writer's lock: new
-files are written and synced, the manifest is replaced, and what it no longer names is removed.
+An opened store keeps showing one committed state. Changes are made under the writer's lock: new
+files are written and synced, the manifest is replaced, and files that it no longer names are
+removed.
 """
 
 import contextlib
@@ -24,19 +25,19 @@ from stoa_jax.index.store import Block, Store
 
 FAILURES = "failures.jsonl"
 _OURS = {manifest.NAME, f"{manifest.NAME}.tmp", "lock", segments.DIRECTORY, FAILURES}
-_FOLD_ROWS = 65_536  # small segments are folded into the next one up to this size
+_FOLD_ROWS = 65_536  # small segments are merged into the next one up to this size
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """One committed state, opened."""
+    """One opened committed state."""
 
     manifest: Manifest
     segments: tuple[Segment, ...]
 
 
 class FlatStore:
-    """Segments in a directory, as of when it was opened or last written through this object."""
+    """Segments in a directory, as of the opening or the last write through this object."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -46,17 +47,19 @@ class FlatStore:
 
     @classmethod
     def create(cls, directory: Path, settings: Settings) -> "FlatStore":
-        """Create an empty store in a directory that is new, empty, or left by a killed create."""
+        """Create an empty store in a directory that is new, empty, or left by a killed creation."""
         if cls.exists(directory):
-            raise UserError(f"{directory}: there is an index already; open it, or remove it first")
+            raise UserError(f"{directory}: already contains an index; open it, or remove it first")
         try:
             foreign = sorted(set(os.listdir(directory)) - _OURS) if directory.exists() else []
         except OSError as error:
-            raise UserError(f"{directory}: no directory for an index: {error.strerror}") from error
+            raise UserError(
+                f"{directory}: cannot be the directory of an index: {error.strerror}"
+            ) from error
         if foreign:
             raise UserError(
-                f"{directory}: not empty (it holds {foreign[0]!r}); give an index a directory of "
-                "its own"
+                f"{directory}: not empty (it holds {foreign[0]!r}); use a separate directory for "
+                "the index"
             )
         with files.clear_errors(directory, "creating"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,7 @@ class FlatStore:
 
     @staticmethod
     def exists(directory: Path) -> bool:
-        """Whether there is a store in a directory."""
+        """Return whether a directory contains a store."""
         return (directory / manifest.NAME).exists()
 
     @property
@@ -78,12 +81,12 @@ class FlatStore:
 
     @property
     def failures(self) -> Path:
-        """Where failures are recorded."""
+        """Path of the record of failures."""
         return self.directory / FAILURES
 
     @property
     def settings(self) -> Settings:
-        """What all rows have in common."""
+        """Settings that all rows share."""
         return self.snapshot.manifest.settings
 
     @property
@@ -95,14 +98,14 @@ class FlatStore:
         return len(self.snapshot.manifest)
 
     def ids(self) -> list[str]:
-        """Return each id once, in the order in which they were added."""
+        """Return each id once, in the order of addition."""
         seen: dict[bytes, None] = {}
         for rows in _live_rows(self.snapshot.segments):
             seen.update(dict.fromkeys(rows.distinct_ids().to_pylist()))
         return [decoded(identity) for identity in seen]
 
     def videos_of(self, ids: Sequence[str]) -> dict[str, str | None]:
-        """Return the videos of those ids that are in the store."""
+        """Return the videos of the given ids that are in the store."""
         wanted = _array(ids)
         found: dict[str, str | None] = {}
         for rows in _live_rows(self.snapshot.segments):
@@ -137,7 +140,7 @@ class FlatStore:
 
     @contextlib.contextmanager
     def writing(self, action: str) -> Iterator[None]:
-        """Hold the writer's lock, on the newest state; may be nested by one thread."""
+        """Hold the writer's lock on the newest state; one thread may nest it."""
         if not self._mutex.acquire(timeout=5.0):
             raise Locked(f"{self.directory}: another thread is writing to this index")
         try:
@@ -151,7 +154,7 @@ class FlatStore:
                     _sweep(self.directory, self.snapshot.manifest)
                     yield
                 except BaseException:
-                    # The manifest on disk decides what stays, also when its own commit failed.
+                    # The manifest on disk decides which files stay, even after a failed commit.
                     with contextlib.suppress(Exception):
                         _sweep(self.directory, manifest.read(self.directory))
                     raise
@@ -172,7 +175,7 @@ class FlatStore:
         features: np.ndarray | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        """Add rows in one commit; an id with a start that is there already is an error."""
+        """Add rows in one commit; an existing id with the same start raises UserError."""
         with self._changing("add"):
             state = self.snapshot.manifest
             settings = checked_fingerprint(self.place, state.settings, len(state), fingerprint)
@@ -185,7 +188,7 @@ class FlatStore:
                 row = segment.rows.where(segment.alive).shared_with(rows)
                 if row is not None:
                     raise UserError(
-                        f"{row.id!r}: in {self.directory} already with the same start "
+                        f"{row.id!r}: already in {self.directory} with the same start "
                         f"({row.start}); delete it first"
                     )
             kept = _kept(state.segments, len(rows))
@@ -202,7 +205,7 @@ class FlatStore:
             )
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete all rows of some ids in one commit; an unknown id is an error."""
+        """Delete all rows of some ids in one commit; an unknown id raises UserError."""
         with self._changing("delete"):
             state, wanted = self.snapshot.manifest, _array(ids)
             entries, count, missing = [], 0, set(wanted.to_pylist())
@@ -235,7 +238,7 @@ class FlatStore:
             return count
 
     def compact(self) -> None:
-        """Write all live rows as one segment, and give back the space of deleted ones."""
+        """Write all live rows as one segment, and free the space of deleted ones."""
         with self._changing("compact"):
             state = self.snapshot.manifest
             if len(state.segments) < 2 and not any(e.deleted for e in state.segments):
@@ -273,7 +276,7 @@ class FlatStore:
             self._commit(state.following(settings=settings, segments=(*state.segments, *entries)))
 
     def set(self, **changes) -> None:
-        """Change settings in a commit of its own."""
+        """Change settings in a separate commit."""
         with self._changing("set"):
             state = self.snapshot.manifest
             self._commit(state.following(settings=dataclasses.replace(state.settings, **changes)))
@@ -287,19 +290,19 @@ class FlatStore:
 def checked_fingerprint(
     place: str, settings: Settings, rows: int, fingerprint: str | None
 ) -> Settings:
-    """Return the settings with vectors of a model added; an empty index takes the first model."""
+    """Return the settings after adding vectors of a model; an empty index takes the first model."""
     if fingerprint is None or settings.fingerprint is not None:
         return settings
     if rows:
         raise UserError(
-            f"{place}: it holds vectors of a model that was not named, so vectors of model "
-            f"{fingerprint} cannot join them; build the index again with fingerprint="
+            f"{place}: it holds vectors of an unnamed model, so vectors of model {fingerprint} "
+            "cannot be added; build the index again with fingerprint="
         )
     return dataclasses.replace(settings, fingerprint=fingerprint)
 
 
 def joined_settings(ours: Settings, theirs: Settings, rows: int, place: str) -> Settings:
-    """Check that rows of another index may join; returns the settings of both."""
+    """Return the settings of both indexes, or raise UserError if their rows cannot be merged."""
     for name in ("dim", "segment", "stride", "fusion"):
         mine, other = getattr(ours, name), getattr(theirs, name)
         if mine != other:
@@ -313,7 +316,7 @@ def joined_settings(ours: Settings, theirs: Settings, rows: int, place: str) -> 
 
 
 def _opened(directory: Path, known: Sequence[Segment]) -> Snapshot:
-    """Open the newest state; a writer may remove files of older ones meanwhile."""
+    """Open the newest state; a writer may remove files of older states at the same time."""
     by_name = {segment.entry.name: segment for segment in known}
     state = manifest.read(directory)
     while True:
@@ -344,7 +347,7 @@ def _segment(directory: Path, entry: SegmentEntry, known: Segment | None, dim: i
 
 
 def _sweep(directory: Path, state: Manifest) -> None:
-    """Remove what the manifest does not name: left by a killed writer, or replaced just now."""
+    """Remove files that the manifest does not name, left by a killed writer or just replaced."""
     named = {entry.name: entry for entry in state.segments}
     with contextlib.suppress(OSError):
         for found in list(os.scandir(directory / segments.DIRECTORY)):
@@ -359,10 +362,10 @@ def _sweep(directory: Path, state: Manifest) -> None:
 
 
 def _kept(entries: Sequence[SegmentEntry], rows: int) -> int:
-    """How many segments stay as they are; those after are folded into the one to be written.
+    """Return how many segments stay unchanged; the others are merged into the new one.
 
-    A segment is folded when what comes after it is as large, so many small adds leave few segments
-    and each row is written again only a logarithmic number of times.
+    A segment is merged if the rows after it are as many, so that many small additions leave few
+    segments and each row is rewritten only a logarithmic number of times.
     """
     kept = len(entries)
     while kept and entries[kept - 1].alive <= rows <= _FOLD_ROWS - entries[kept - 1].alive:
@@ -378,5 +381,5 @@ def _live_rows(opened: Sequence[Segment]) -> Iterator[Rows]:
 def _array(ids: Sequence[str]) -> pa.Array:
     for identity in ids:
         if not isinstance(identity, str):
-            raise UserError(f"ids: {identity!r} is no string")
+            raise UserError(f"ids: {identity!r} is not a string")
     return pa.array(dict.fromkeys(encoded(i) for i in ids), pa.large_binary())

@@ -1,4 +1,4 @@
-"""Re-ranking by the fusion encoder, from features that the index keeps of each segment."""
+"""Re-ranking by the fusion encoder, from features stored with each segment."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,12 @@ class Fusion:
 
     @property
     def preprocessing(self) -> "Preprocessing":
-        """How a video becomes the input of `encode`."""
+        """Return how a video becomes the input of `encode`."""
         return self._model.preprocessing(fused=True)
 
     @property
     def threshold(self) -> float | None:
-        """The model's threshold for one pair; None where it was not calibrated."""
+        """The model's threshold for one pair, or None if it was not calibrated."""
         try:
             return self._model.threshold
         except UserError:

@@ -1,4 +1,4 @@
-"""The search index over segments of videos: what `stoa_jax.Index` is."""
+"""The search index over segments of videos: `stoa_jax.Index`."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from stoa_jax.index.store import Store
 if TYPE_CHECKING:
     from stoa_jax.index.fusion import Fusion
 
-RERANKED = 50  # candidates of a text that the fusion encoder reads, unless told otherwise
+RERANKED = 50  # default number of candidates that the fusion encoder re-ranks for a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +28,19 @@ class Hit:
     """A segment that a search found."""
 
     id: str
-    video: str | None  # the file; None where the index was not given one
+    video: str | None  # the file; None if the index was not given one
     start: float | None  # seconds
     end: float | None
-    score: float  # the inner product of unit vectors: their cosine
+    score: float  # the cosine: the inner product of unit vectors
     probability: float | None  # by the fusion encoder; None without re-ranking
     matched: bool | None  # whether `probability` reaches the threshold of the index
 
 
 class Index:
-    """Segments of videos as vectors, searched exactly and changed all or nothing.
+    """Segments of videos as vectors, searched exactly and changed atomically.
 
-    An index that is opened keeps the state it was opened in, whatever others write. What is
-    written through it, it sees.
+    An opened index keeps the state in which it was opened, regardless of other writers. It sees
+    what is written through it.
     """
 
     def __init__(self, store: Store, model: Encoder | None = None):
@@ -67,15 +67,15 @@ class Index:
         """Create an empty index for the vectors of a model, or for any of width `dim`.
 
         A video is cut into windows of `segment` seconds, one every `stride` seconds, or into shots
-        with `segment="scene"`. `fusion` keeps what the fusion encoder reads of each segment, so
-        that `search` can re-rank by probability without decoding.
+        with `segment="scene"`. `fusion` stores the fusion encoder's input for each segment, so that
+        `search` can re-rank by probability without decoding.
 
         >>> stoa_jax.Index.create("films", model, segment=4, stride=2, fusion=True)
         <stoa_jax index 'films': 0 segments>
         """
         windows.check(segment, stride)
         if model is None and dim is None:
-            raise UserError("Index.create: give a model, or dim= for vectors of your own")
+            raise UserError("Index.create: pass a model, or dim= for your own vectors")
         if model is not None:
             width = encoder.dimensions(model)
             if dim not in (None, width):
@@ -99,7 +99,7 @@ class Index:
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], model: Encoder | None = None) -> Self:
-        """Open an index as its last commit left it; without a model, for vectors only.
+        """Open an index as its last commit left it; without a model, only for vectors.
 
         >>> stoa_jax.Index.create("films", dim=2).close()
         >>> with stoa_jax.Index.open("films") as index:
@@ -115,10 +115,10 @@ class Index:
         *,
         backend: str | None = None,
     ) -> "Index":
-        """Add the rows of other indexes to one, new or there already, in one commit.
+        """Add the rows of other indexes to one, new or existing, in one commit.
 
-        A new one has the backend of the first part unless told otherwise; flat indexes merge into
-        one of any backend.
+        A new one has the backend of the first part by default; flat indexes can be merged into one
+        of any backend.
 
         >>> for part in ("a", "b"):
         ...     with stoa_jax.Index.create(part, dim=2) as index:
@@ -127,7 +127,7 @@ class Index:
         ['clip of a', 'clip of b']
         """
         if isinstance(parts, str | os.PathLike):
-            raise UserError("Index.merge takes a list of indexes; put the one in a list")
+            raise UserError("Index.merge takes a list of indexes; put a single index in a list")
         if not parts:
             raise UserError("Index.merge: the list of indexes is empty")
         target, *real = (
@@ -136,7 +136,7 @@ class Index:
         )
         for position, part in enumerate(real):
             if part == target:
-                raise UserError(f"Index.merge: {parts[position]} is the index to merge into")
+                raise UserError(f"Index.merge: {parts[position]} is the target of the merge")
             if part in real[:position]:
                 raise UserError(f"Index.merge: {parts[position]} is listed twice")
         stores = [backends.open_store(part) for part in parts]
@@ -182,7 +182,7 @@ class Index:
         return f"<stoa_jax index {self._store.place!r}: {len(self._store)} segments>"
 
     def ids(self) -> list[str]:
-        """Return each id once, in the order in which they were added.
+        """Return each id once, in the order of addition.
 
         >>> index = stoa_jax.Index.create("films", dim=2)
         >>> index.add_vectors([[1, 0], [0, 1]], ["a", "a"], starts=[0, 5])
@@ -192,7 +192,7 @@ class Index:
         return self._opened.ids()
 
     def videos(self) -> dict[str, str | None]:
-        """Return the file of each id; None where the index was not given one.
+        """Return the file of each id; None if the index was not given one.
 
         >>> index = stoa_jax.Index.create("films", dim=2)
         >>> index.add_vectors([[1, 0]], ["a"])
@@ -202,7 +202,7 @@ class Index:
         return self._opened.videos_of(self.ids())
 
     def close(self) -> None:
-        """Let go of the files; what was written is committed already.
+        """Release the files; everything written is already committed.
 
         >>> index = stoa_jax.Index.create("films", dim=2)
         >>> index.close()
@@ -217,9 +217,9 @@ class Index:
         progress: bool = False,
         shard: tuple[int, int] = (0, 1),
     ) -> Added:
-        """Embed videos and add their segments; those whose id is here already are skipped.
+        """Embed videos and add their segments; videos whose id is already present are skipped.
 
-        Without `ids` a file's id is its path as given, other videos' a hash of their content.
+        Without `ids` a file's id is its path as given, and another video's a hash of its content.
         `shard=(I, N)` takes every N-th video from the I-th on. A video that fails is recorded in
         `failures.jsonl` with the reason, and tried again by the next `add` of it.
 
@@ -234,7 +234,7 @@ class Index:
     def session(
         self, sources: Sequence[reading.Source], progress: bool = False
     ) -> contextlib.AbstractContextManager[Session]:
-        """Hold the writer's lock and take videos that were encoded elsewhere."""
+        """Hold the writer's lock and accept videos that were encoded elsewhere."""
         return session(self._opened, self._needs_model("add"), sources, progress)
 
     def add_vectors(
@@ -245,9 +245,9 @@ class Index:
         ends: Sequence[float | None] | np.ndarray | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        """Add vectors [n, d] of your own in one commit, with the fingerprint of their model.
+        """Add your own vectors [n, d] in one commit, with the fingerprint of their model.
 
-        A vector is known by its id and start; one that is here already is an error.
+        A vector is identified by its id and start; an existing one raises UserError.
 
         >>> index = stoa_jax.Index.create("films", dim=2)
         >>> index.add_vectors(np.eye(2), ["a", "b"], fingerprint="my model, version 1")
@@ -256,7 +256,7 @@ class Index:
         settings = store.settings
         if settings.fusion:
             raise UserError(
-                f"{store.place}: it keeps fusion features, which vectors alone lack; use add, or "
+                f"{store.place}: it stores fusion features, which vectors alone lack; use add, or "
                 "create an index without fusion"
             )
         rows = Rows.of(ids, None, starts, ends)
@@ -269,7 +269,7 @@ class Index:
         if held is not None and fingerprint != held:
             raise UserError(
                 f"{store.place}: it holds vectors of model {held}, and these are of "
-                f"{fingerprint or 'a model that is not named'}: scores of two models do not "
+                f"{fingerprint or 'an unnamed model'}: scores of two models do not "
                 "compare; pass fingerprint= of the model that made them"
             )
         store.append(rows, checked, fingerprint=fingerprint)
@@ -277,9 +277,9 @@ class Index:
     def search(self, query: Any, k: int = 10, *, rerank: bool | int | None = None) -> list[Hit]:
         """Return the `k` best segments for a text, a video, or a vector [d].
 
-        The scores of all segments are compared, exactly. Where the index keeps fusion features, a
-        text's best candidates are then ordered by the probability that they match; `rerank` says
-        how many (False: none).
+        The search compares all segments, exactly. If the index stores fusion features, a text's
+        best candidates are then ordered by their match probability; `rerank` is their number
+        (False: none).
 
         >>> index = stoa_jax.Index.create("films", model, fusion=True)
         >>> index.add([clip], ["shapes"])
@@ -309,7 +309,7 @@ class Index:
     ) -> tuple[list[list[str]], np.ndarray]:
         """Return the ids of the `k` best segments for each query [q, d], and their scores [q, k].
 
-        Both are shorter where the index has fewer segments.
+        Both are shorter if the index has fewer segments.
 
         >>> index = stoa_jax.Index.create("films", dim=2)
         >>> index.add_vectors(np.eye(2), ["a", "b"])
@@ -328,7 +328,7 @@ class Index:
     def delete(self, ids: Sequence[str]) -> int:
         """Delete all segments of some ids in one commit, and return how many there were.
 
-        An unknown id is an error, and nothing is deleted.
+        An unknown id raises UserError, and nothing is deleted.
 
         >>> index = stoa_jax.Index.create("films", dim=2)
         >>> index.add_vectors(np.eye(2), ["a", "b"])
@@ -338,7 +338,7 @@ class Index:
         return self._opened.delete([ids] if isinstance(ids, str) else list(ids))
 
     def compact(self) -> None:
-        """Write the index anew without deleted rows, as one segment; readers are not disturbed.
+        """Rewrite the index without deleted rows, as one segment; readers are not disturbed.
 
         >>> index = stoa_jax.Index.create("films", dim=2)
         >>> index.add_vectors(np.eye(2), ["a", "b"])
@@ -352,8 +352,8 @@ class Index:
         """Set the threshold of `Hit.matched` from texts that nothing in the index answers.
 
         At the threshold, at most `rate` of such texts find a match anywhere in the index (by the
-        conformal quantile, so 1 / rate - 1 texts are the fewest that can show it). Measure it
-        again when the index has grown much.
+        conformal quantile, which needs at least 1 / rate - 1 texts). Measure it again when the
+        index has grown much.
 
         >>> index = stoa_jax.Index.create("films", model, fusion=True)
         >>> index.add([clip], ["shapes"])
@@ -364,9 +364,9 @@ class Index:
         """
         store, texts = self._opened, list(texts)
         if self._fusion is None:
-            raise UserError(f"{store.place}: without fusion features there is no probability")
+            raise UserError(f"{store.place}: an index without fusion features has no probabilities")
         if not 0 < rate < 1:
-            raise UserError(f"calibrate: rate={rate!r}; give a share between 0 and 1")
+            raise UserError(f"calibrate: rate={rate!r}; give a fraction between 0 and 1")
         rank = math.ceil((len(texts) + 1) * (1 - rate))
         if rank > len(texts):
             raise UserError(
@@ -386,7 +386,7 @@ class Index:
         return threshold
 
     def _candidates(self, query: Any, k: int, rerank: bool | int | None) -> int:
-        """How many candidates are re-ranked; 0: none."""
+        """Return the number of candidates to re-rank; 0 for none."""
         if rerank is None:
             rerank = self._fusion is not None and isinstance(query, str)
         if not rerank:
@@ -435,7 +435,7 @@ class Index:
         try:
             out = np.asarray(queries, np.float64)
         except (TypeError, ValueError) as error:
-            raise UserError(f"queries: no array of numbers ({error})") from None
+            raise UserError(f"queries: not an array of numbers ({error})") from None
         if out.ndim != 2 or out.shape[1] != dim:
             shape = list(np.shape(queries))
             raise UserError(f"queries: shape {shape}; this index holds vectors of width {dim}")

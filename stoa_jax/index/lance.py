@@ -1,7 +1,7 @@
-"""The Lance store: the same rows in a LanceDB table, in a directory or behind an address.
+"""The Lance store: rows in a LanceDB table, in a directory or at an address.
 
-For indexes that one machine does not hold: Lance reads columns from object storage, commits each
-change as a new version, and searches by an approximate vector index once `compact` has trained one.
+For indexes that exceed one machine: Lance reads columns from object storage, commits each change as
+a new version, and searches with an approximate vector index once `compact` has trained one.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from stoa_jax.index.rows import Rows, decoded, encoded, ordered
 from stoa_jax.index.store import Block, Store
 
 TABLE, SETTINGS = "segments", "settings"
-ANN_ROWS = 100_000  # rows from which `compact` trains an approximate index
+ANN_ROWS = 100_000  # number of rows from which `compact` trains an approximate index
 NPROBES, REFINE = 64, 10  # partitions read, and candidates per result scored in float32
 _COLUMNS = ["id", "video", "start", "end"]
 _IDS_AT_ONCE = 1000
 
 
 class LanceStore:
-    """A LanceDB table at one version, as of when it was opened or last written through this."""
+    """A LanceDB table at one version, as of the opening or the last write through this object."""
 
     def __init__(self, place: Path | str):
         self._place = place
@@ -42,14 +42,14 @@ class LanceStore:
             self._settings = Settings(**json.loads(row["json"]))
         except (ValueError, RuntimeError, FileNotFoundError, IndexError, TypeError) as error:
             raise UserError(f"{place}: no index here ({_line(error)})") from error
-        self._table.checkout(self._table.version)  # others' changes stay unseen
+        self._table.checkout(self._table.version)  # changes of others stay invisible
         self._depth = 0
 
     @classmethod
     def create(cls, place: Path | str, settings: Settings) -> "LanceStore":
         """Create an empty store."""
         if cls.exists(place):
-            raise UserError(f"{place}: there is an index already; open it, or remove it first")
+            raise UserError(f"{place}: already contains an index; open it, or remove it first")
         database = _connect(place)
         _replace_table(database, TABLE, schema=_schema(settings.dim, None))
         _write_settings(database, settings)
@@ -57,7 +57,7 @@ class LanceStore:
 
     @staticmethod
     def exists(place: Path | str) -> bool:
-        """Whether there is a store at a directory or an address."""
+        """Return whether a directory or an address contains a store."""
         if isinstance(place, Path):
             return (place / f"{SETTINGS}.lance").exists()
         return SETTINGS in _connect(place).list_tables().tables
@@ -69,12 +69,12 @@ class LanceStore:
 
     @property
     def failures(self) -> Path | None:
-        """Where failures are recorded; None behind an address."""
+        """Path of the record of failures; None at an address."""
         return self._place / FAILURES if isinstance(self._place, Path) else None
 
     @property
     def settings(self) -> Settings:
-        """What all rows have in common."""
+        """Settings that all rows share."""
         return self._settings
 
     @property
@@ -86,11 +86,11 @@ class LanceStore:
         return self._table.count_rows()
 
     def ids(self) -> list[str]:
-        """Return each id once, in the order in which Lance keeps them."""
+        """Return each id once, in Lance's order."""
         return [decoded(i) for i in self._rows(["id"]).distinct_ids().to_pylist()]
 
     def videos_of(self, ids: Sequence[str]) -> dict[str, str | None]:
-        """Return the videos of those ids that are in the store."""
+        """Return the videos of the given ids that are in the store."""
         found: dict[str, str | None] = {}
         for condition in _conditions(ids):
             near = self._rows(["id", "video"], condition).table
@@ -100,7 +100,7 @@ class LanceStore:
         return found
 
     def search(self, queries: np.ndarray, k: int, *, exhaustive: bool = False) -> list[Found]:
-        """Return the best rows for each query [q, d]: approximate once there is an ANN index."""
+        """Return the best rows for each query [q, d]; approximate once there is an ANN index."""
         columns = [*_COLUMNS, "vector"] + (["features"] if self._settings.fusion else [])
         found = []
         for query in queries:
@@ -130,10 +130,10 @@ class LanceStore:
 
     @contextlib.contextmanager
     def writing(self, action: str) -> Iterator[None]:
-        """Change the newest version; one writer at a time where it is a local directory.
+        """Change the newest version; only one writer at a time in a local directory.
 
-        Behind an address Lance itself orders commits, and no lock keeps two writers from adding
-        the same video: give each its own shard.
+        At an address Lance itself orders commits, and no lock prevents two writers from adding
+        the same video: give each writer its own shard.
         """
         if self._depth:
             yield
@@ -159,7 +159,7 @@ class LanceStore:
         features: np.ndarray | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        """Add rows in one commit; an id with a start that is there already is an error."""
+        """Add rows in one commit; an existing id with the same start raises UserError."""
         with self.writing("add"):
             settings = checked_fingerprint(self.place, self._settings, len(self), fingerprint)
             if not len(rows):
@@ -172,7 +172,7 @@ class LanceStore:
                 row = self._rows(["id", "start"], condition).shared_with(rows)
                 if row is not None:
                     raise UserError(
-                        f"{row.id!r}: in {self._place} already with the same start "
+                        f"{row.id!r}: already in {self._place} with the same start "
                         f"({row.start}); delete it first"
                     )
             if settings != self._settings:
@@ -180,7 +180,7 @@ class LanceStore:
             self._add(iter([(rows, vectors, features)]))
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete all rows of some ids in one commit; an unknown id is an error."""
+        """Delete all rows of some ids in one commit; an unknown id raises UserError."""
         with self.writing("delete"):
             known = self.videos_of(ids)
             missing = [repr(i) for i in dict.fromkeys(ids) if i not in known]
@@ -195,9 +195,9 @@ class LanceStore:
             return before - self._table.count_rows()
 
     def compact(self) -> None:
-        """Rewrite small files, and train the approximate index from `ANN_ROWS` rows on.
+        """Rewrite small files, and train the approximate index if there are `ANN_ROWS` rows.
 
-        Versions of the last seven days stay, for those who read them.
+        Versions of the last seven days are kept for their readers.
         """
         with self.writing("compact"):
             if self._table.count_rows() >= ANN_ROWS:
@@ -207,7 +207,7 @@ class LanceStore:
             self._table.optimize()
 
     def merge(self, parts: Sequence[Store]) -> None:
-        """Add the rows of other stores, flat ones too, in one commit."""
+        """Add the rows of other stores, flat ones included, in one commit."""
         with self.writing("merge"):
             settings = self._settings
             for part in parts:
@@ -225,7 +225,7 @@ class LanceStore:
             self._add(block for part in parts for block in part.blocks())
 
     def set(self, **changes: Any) -> None:
-        """Change settings in a commit of its own."""
+        """Change settings in a separate commit."""
         with self.writing("set"):
             self._write(dataclasses.replace(self._settings, **changes))
 
@@ -313,11 +313,11 @@ def _matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
 
 
 def _conditions(ids: Sequence[str]) -> list[str]:
-    """Return filters of some ids each; as bytes in hexadecimal, nothing is left to quote."""
+    """Return filters for groups of ids; hexadecimal bytes need no quoting."""
     literals = []
     for identity in dict.fromkeys(ids):
         if not isinstance(identity, str):
-            raise UserError(f"ids: {identity!r} is no string")
+            raise UserError(f"ids: {identity!r} is not a string")
         literals.append(f"X'{encoded(identity).hex()}'")
     return [
         f"id IN ({', '.join(literals[first : first + _IDS_AT_ONCE])})"

@@ -1,4 +1,4 @@
-"""The lock that lets one writer at a time change an index, and names the one that holds it."""
+"""The lock that lets only one writer at a time change an index, and names its holder."""
 
 import contextlib
 import json
@@ -23,8 +23,8 @@ class Locked(UserError):
 def writer_lock(directory: Path, action: str, wait: float = 5.0) -> Iterator[None]:
     """Hold the lock of an index; wait up to `wait` seconds for another writer to finish.
 
-    The operating system drops the lock with the process that holds it, so a killed writer blocks
-    nobody: its name is still in the file, which tells the next writer that it was interrupted.
+    The operating system releases the lock when its process ends, so a killed writer blocks
+    nobody. Its name is still in the file, which tells the next writer that it was interrupted.
     """
     try:
         import fcntl
@@ -95,7 +95,7 @@ def _holder(descriptor: int) -> dict:
 
 
 def _record(descriptor: int, holder: dict) -> None:
-    # Only advice for other writers: a disk too full to hold it must not stop a delete.
+    # Only informs other writers: a disk too full to store it must not prevent a deletion.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         if holder:

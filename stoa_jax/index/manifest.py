@@ -1,7 +1,7 @@
-"""The manifest: the one file that says which segments an index consists of.
+"""The manifest: the one file that lists the segments of an index.
 
-A change writes its files under new names first, syncs them, and then replaces the manifest in one
-step. So an index is always exactly what its last manifest says.
+A change first writes its files under new names, syncs them, and then replaces the manifest
+atomically. So an index is always exactly what its last manifest lists.
 """
 
 import dataclasses
@@ -18,34 +18,34 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class SegmentEntry:
-    """One immutable segment and what is deleted from it."""
+    """One immutable segment and its deleted rows."""
 
     name: str  # its directory under segments/
     rows: int
     files: dict[str, int]  # file name: bytes
     exponent: int  # scan.npy is float16(vectors * 2**exponent)
-    norm: float  # the largest norm of a vector as scan.npy has it, before scaling
-    error: float  # the largest distance between a vector and scan.npy's version of it
+    norm: float  # the largest norm of a vector in scan.npy, before scaling
+    error: float  # the largest distance between a vector and its version in scan.npy
     deleted: str = ""  # the file of deleted positions, in the segment's directory
     deleted_rows: int = 0
 
     @property
     def alive(self) -> int:
-        """The number of rows that are not deleted."""
+        """Number of rows that are not deleted."""
         return self.rows - self.deleted_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What every row of an index has in common."""
+    """Settings that all rows of an index share."""
 
     dim: int
     segment: float | str = 10.0  # seconds, or "scene"
     stride: float = 5.0
     fusion: bool = False
-    fingerprint: str | None = None  # of the model; None until vectors of a named model come
+    fingerprint: str | None = None  # of the model; None until vectors of a named model are added
     model: str | None = None  # where the model was opened from, for the command line
-    threshold: float | None = None  # index-wide, for `Hit.matched`; None until it is measured
+    threshold: float | None = None  # for `Hit.matched`; None until it is measured
     threshold_note: str = ""  # how it was measured
 
 
@@ -66,13 +66,13 @@ class Manifest:
 
 
 def commit(directory: Path, manifest: Manifest) -> None:
-    """Make `manifest` the state of the index; the files it names must be synced already."""
+    """Make `manifest` the state of the index; the files that it names must already be synced."""
     content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(manifest)}
     files.replace(directory / NAME, json.dumps(content, indent=1).encode())
 
 
 def read(directory: Path) -> Manifest:
-    """Read the state of an index, or say in one line why it is not one."""
+    """Read the state of an index, or raise UserError with the reason."""
     path = directory / NAME
     try:
         content = path.read_bytes()
@@ -98,6 +98,6 @@ def read(directory: Path) -> Manifest:
         )
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: damaged or cut short ({type(error).__name__}: {error}); "
-            "copy the index again or build it anew"
+            f"{path}: damaged or truncated ({type(error).__name__}: {error}); copy the index "
+            "again or rebuild it"
         ) from error

@@ -1,7 +1,7 @@
-"""Embed videos with Ray Data: workers on one machine or many, one process that commits.
+"""Embed videos with Ray Data: workers on one machine or many, and one process that commits.
 
-A worker that dies loses nothing: Ray starts another and hands it the same videos again, and what
-was committed before is not embedded twice.
+If a worker dies, Ray starts another and gives it the same videos again. Videos that were
+committed before are not embedded twice.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ VIDEOS_AT_ONCE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every worker needs to know."""
+    """Settings that every worker needs."""
 
     model: str  # where the workers load it from
     fingerprint: str
@@ -42,11 +42,13 @@ class Embedder:
         self._task = task
         self._model = stoa_jax.load(task.model)
         if self._model.fingerprint != task.fingerprint:
-            raise UserError(f"{task.model}: this worker sees another model than the index holds")
+            raise UserError(
+                f"{task.model}: this worker loads a different model from that of the index"
+            )
         self._fusion = Fusion(self._model) if task.fusion else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
-        """Return windows, vectors and features of each video as bytes, or why it failed."""
+        """Return windows, vectors and features of each video as bytes, or its failure."""
         rows = [self._embed(decoded(bytes(path))) for path in batch["path"]]
         return {
             "position": list(batch["position"]),
@@ -80,8 +82,8 @@ def add(
 ) -> Added:
     """Add video files to an index opened with its model, embedded by `workers` Ray workers.
 
-    `model` is what a worker passes to `stoa_jax.load`, so every machine must be able to open it,
-    and the videos too. Ray is started here unless it runs already (`ray.init`, RAY_ADDRESS).
+    `model` is the argument of `stoa_jax.load` in each worker, so every machine must be able to open
+    it, and the videos too. Ray is started here unless it already runs (`ray.init`, RAY_ADDRESS).
     """
     try:
         import ray

@@ -1,4 +1,4 @@
-"""From videos in every form to named sources, windows, and the pixels of a window.
+"""Named sources from videos in every form, their windows, and the pixels of a window.
 
 `plan` and `read` run in decoder processes, so nothing here imports jax.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One video to index: a file, the bytes of one, or frames."""
+    """One video to index: a file, its bytes, or frames."""
 
     id: str
     video: Any  # str, bytes, or frames
@@ -32,31 +32,31 @@ class Source:
 
     @property
     def path(self) -> str | None:
-        """Where the file is; None for bytes and frames."""
+        """Path of the file; None for bytes and frames."""
         return os.path.abspath(self.video) if isinstance(self.video, str) else None
 
     @property
     def has_clock(self) -> bool:
-        """Whether it can be cut into windows: frames are one segment without times."""
+        """Whether it can be cut into windows; frames are one segment without times."""
         return isinstance(self.video, str | bytes)
 
 
 def sources(videos: Sequence[Any], ids: Sequence[str] | None) -> list[Source]:
-    """Return videos with their ids: given, or the path, or a hash of the content."""
+    """Return videos with their ids: as given, or the path, or a hash of the content."""
     if isinstance(videos, str | bytes | os.PathLike):
-        raise UserError("add takes a list of videos; put the one video in a list")
+        raise UserError("add takes a list of videos; put the single video in a list")
     if isinstance(videos, np.ndarray) and videos.ndim == 4:
-        raise UserError("add takes a list of videos; put the one array in a list")
+        raise UserError("add takes a list of videos; put the single array in a list")
     videos = list(videos)
     if ids is not None:
         if isinstance(ids, str):
-            raise UserError("add takes a list of ids; put the one id in a list")
+            raise UserError("add takes a list of ids; put the single id in a list")
         ids = list(ids)
         if len(ids) != len(videos):
             raise UserError(f"add: {len(videos)} videos and {len(ids)} ids; give one id for each")
         for position, identity in enumerate(ids):
             if not isinstance(identity, str):
-                raise UserError(f"ids[{position}]: {identity!r} is no string")
+                raise UserError(f"ids[{position}]: {identity!r} is not a string")
     found = [_source(v, None if ids is None else ids[i]) for i, v in enumerate(videos)]
     seen: dict[str, int] = {}
     for position, source in enumerate(found):
@@ -64,7 +64,7 @@ def sources(videos: Sequence[Any], ids: Sequence[str] | None) -> list[Source]:
         if other != position:
             raise UserError(
                 f"add: videos {other} and {position} have the same id {source.id!r}; give each "
-                "video once, or ids that differ"
+                "video once, or pass distinct ids"
             )
     return found
 
@@ -107,7 +107,7 @@ def plan(path: str, source: Source, segment: float | str, stride: float) -> list
     end = duration if source.end is None else min(source.end, duration)
     if not 0 <= start < end:
         raise UserError(
-            f"start={source.start}, end={source.end} is no part of a video of {duration:.2f} s"
+            f"start={source.start}, end={source.end} is not within a video of {duration:.2f} s"
         )
     if segment == windows.SCENE:
         return windows.shots(Path(path), start, end)
@@ -117,7 +117,7 @@ def plan(path: str, source: Source, segment: float | str, stride: float) -> list
 def read(
     video: Any, window: Window | None, detections: Any, how: "tuple[Preprocessing, ...]"
 ) -> "tuple[Prepared, ...]":
-    """Return one window of a video, prepared in each of the wanted ways."""
+    """Return one window of a video, prepared in each of the requested ways."""
     from stoa_jax.inference.videos import Clip, prepare
 
     start, end = window or (None, None)

@@ -1,8 +1,8 @@
-"""What a segment knows of each vector beside the vector: id, video, start and end.
+"""The id, video, start and end of each vector's segment.
 
-Ids and paths are kept as bytes (UTF-8 with lone surrogates let through), so every string that
-Python can hold, a file name that is no valid Unicode among them, comes back as it was. Bytes also
-compare in the order of the strings.
+Ids and paths are stored as bytes (UTF-8 that allows lone surrogates), so every Python string,
+including file names that are not valid Unicode, is restored exactly. Bytes also compare in the
+order of the strings.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from stoa_jax.errors import UserError
 
-pc: Any = pyarrow.compute  # its functions are made at import, where type checkers see none
+pc: Any = pyarrow.compute  # type checkers do not see its functions
 _SCHEMA = pa.schema(
     [
         pa.field("id", pa.large_binary(), nullable=False),
@@ -30,12 +30,12 @@ _SCHEMA = pa.schema(
 
 
 def encoded(text: str) -> bytes:
-    """Return a string as the bytes that are stored."""
+    """Encode a string as the bytes that are stored."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def decoded(content: bytes) -> str:
-    """Return stored bytes as the string they were."""
+    """Decode stored bytes to the original string."""
     return content.decode("utf-8", "surrogatepass")
 
 
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def order(self) -> tuple[str, float]:
-        """The key that orders rows of equal score."""
+        """Sort key of rows with equal scores."""
         return self.id, -math.inf if self.start is None else self.start
 
 
@@ -71,13 +71,13 @@ class Rows:
         starts: Sequence[float | None] | np.ndarray | None = None,
         ends: Sequence[float | None] | np.ndarray | None = None,
     ) -> "Rows":
-        """Check and collect columns; missing ones are empty."""
+        """Check and collect columns; missing ones become empty."""
         if isinstance(ids, str | bytes):
-            raise UserError(f"ids: a list of strings is wanted, not the single {ids!r}")
+            raise UserError(f"ids: pass a list of strings, not the single string {ids!r}")
         ids = list(ids)
         for position, identity in enumerate(ids):
             if not isinstance(identity, str):
-                raise UserError(f"ids[{position}]: {identity!r} is no string")
+                raise UserError(f"ids[{position}]: {identity!r} is not a string")
         count = len(ids)
         videos = [None] * count if videos is None else list(videos)
         columns = [
@@ -104,11 +104,11 @@ class Rows:
 
     @classmethod
     def joined(cls, parts: Sequence["Rows"]) -> "Rows":
-        """Return the rows of several, one after another."""
+        """Concatenate the rows of several parts."""
         return cls(pa.concat_tables([part.table for part in parts]))
 
     def where(self, alive: np.ndarray | None) -> "Rows":
-        """Return the rows at which a mask is true; all for None."""
+        """Return the rows at which a mask is True; all rows for None."""
         return self if alive is None else Rows(self.table.filter(pa.array(alive)))
 
     def with_id_in(self, ids: "pa.Array") -> np.ndarray:
@@ -117,7 +117,7 @@ class Rows:
 
     @property
     def ids(self) -> pa.ChunkedArray:
-        """The ids as they are stored."""
+        """Ids in stored form."""
         return self.table["id"]
 
     def distinct_ids(self) -> "pa.Array":
@@ -126,7 +126,7 @@ class Rows:
         return unique.combine_chunks() if isinstance(unique, pa.ChunkedArray) else unique
 
     def repeated(self) -> Row | None:
-        """Return a row that has the id and the start of another; None where there is none."""
+        """Return a row that has the id and the start of another, or None."""
         if len(self.distinct_ids()) == len(self):
             return None
         counts = self.table.group_by(["id", "start"]).aggregate([([], "count_all")])
@@ -136,7 +136,7 @@ class Rows:
         return Row(decoded(many["id"][0].as_py()), None, many["start"][0].as_py(), None)
 
     def shared_with(self, others: "Rows") -> Row | None:
-        """Return a row of `others` whose id and start are here too; None where there is none."""
+        """Return a row of `others` whose id and start are also here, or None."""
         here = self.table.filter(pa.array(self.with_id_in(others.distinct_ids())))
         if not len(here):
             return None
@@ -157,7 +157,7 @@ class Rows:
 
 
 def ordered(table: pa.Table, scores: np.ndarray) -> np.ndarray:
-    """Return the order of rows by score, the best first; equal scores by id, then start."""
+    """Return the order of rows by score, best first; equal scores by id, then start."""
     keys = {"score": scores, "id": table["id"], "start": pc.fill_null(table["start"], -np.inf)}
     sort = [("score", "descending"), ("id", "ascending"), ("start", "ascending")]
     return pc.sort_indices(pa.table(keys), sort_keys=sort).to_numpy()
@@ -182,5 +182,5 @@ def _times(values, count: int, name: str) -> pa.Array:
         raise UserError(f"{name}: {len(values)} values for {count} ids")
     for position, value in enumerate(values):
         if value is not None and not math.isfinite(value):
-            raise UserError(f"{name}[{position}]: {value} is no time in seconds")
+            raise UserError(f"{name}[{position}]: {value} is not a time in seconds")
     return pa.array(values, pa.float64())

@@ -18,7 +18,7 @@ LIST_ERROR = 2.0**-22  # absolute, of a product that usearch gives as 1 - produc
 
 
 def gamma(dim: int) -> float:
-    """Return the relative error of a float32 dot product of `dim` terms, in any order of adding.
+    """Return the relative error of a float32 dot product of `dim` terms summed in any order.
 
     Twice the textbook bound, with room for the rounding of the result.
     """
@@ -117,7 +117,8 @@ def best_half(scan: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def _lists(scan: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    from usearch.index import MetricKind, search
+    from usearch.compiled import MetricKind
+    from usearch.index import search
 
     found = search(scan, query[None], count, MetricKind.IP, exact=True, threads=cores())
     # usearch gives 1 - product in float32: its rounding is LIST_ERROR.
@@ -125,7 +126,7 @@ def _lists(scan: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray,
 
 
 def single_scores(vectors: np.ndarray, queries: np.ndarray, out: np.ndarray) -> None:
-    """Write the dot products of float32 [n, d] and [q, d] into float32 [q, n]; BLAS's threads."""
+    """Write the dot products of float32 [n, d] and [q, d] into float32 [q, n], with BLAS."""
     for first in range(0, len(vectors), _CHUNK):
         rows = slice(first, first + _CHUNK)
         np.matmul(queries, vectors[rows].T, out=out[:, rows])

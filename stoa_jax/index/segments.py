@@ -1,10 +1,10 @@
-"""Immutable segments: vectors in float32 and, for scanning, in float16, with their rows beside.
+"""Immutable segments: vectors in float32, a float16 copy for scanning, and their rows.
 
-segments/NAME/vectors.npy    float32 [n, d], what scores are computed from
+segments/NAME/vectors.npy    float32 [n, d], from which scores are computed
               scan.npy       float16 [n, d], the same times a power of two
               rows.parquet   id, video, start, end
-              features.npy   float16 [n, ...], what the fusion encoder reads (optional)
-              deleted-*.npy  int64 [m], positions that are deleted (the manifest names one)
+              features.npy   float16 [n, ...], the fusion encoder's input (optional)
+              deleted-*.npy  int64 [m], deleted positions (the manifest names one)
 """
 
 import dataclasses
@@ -23,20 +23,20 @@ from stoa_jax.index.rows import Rows, read_parquet
 DIRECTORY = "segments"
 VECTORS, SCAN, ROWS, FEATURES = "vectors.npy", "scan.npy", "rows.parquet", "features.npy"
 BLOCK_ROWS = 16_384
-MAX_NORM = 1e15  # squares of larger ones leave float32
+MAX_NORM = 1e15  # squares of larger norms overflow float32
 
 Blocks = Callable[[], Iterable[np.ndarray]]  # arrays of rows; called again for a second pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """An opened segment. The maps stay valid when the files are unlinked."""
+    """An opened segment. Its memory maps stay valid when the files are unlinked."""
 
     entry: SegmentEntry
     vectors: np.ndarray  # float32 [n, d]
     scan: np.ndarray  # float16 [n, d]
     rows: Rows
-    alive: np.ndarray | None  # bool [n]; None: all are
+    alive: np.ndarray | None  # bool [n]; None: all are alive
     features: np.ndarray | None  # float16 [n, ...]
 
     def __len__(self) -> int:
@@ -136,18 +136,18 @@ def write_deleted(
 
 
 def open_segment(root: Path, entry: SegmentEntry, dim: int) -> Segment:
-    """Map a segment into memory; FileNotFoundError where a writer has just removed it."""
+    """Map a segment into memory; FileNotFoundError if a writer has just removed it."""
     directory = root / DIRECTORY / entry.name
     for name, size in entry.files.items():
         found = (directory / name).stat().st_size
         if found != size:
             raise UserError(
-                f"{directory / name}: {found} bytes where {size} were written: the file is cut "
+                f"{directory / name}: {found} bytes instead of {size}: the file is cut "
                 "short or changed; copy the index again or build it anew"
             )
     rows = read_parquet(directory / ROWS)
     if len(rows) != entry.rows:
-        raise UserError(f"{directory / ROWS}: {len(rows)} rows where {entry.rows} were written")
+        raise UserError(f"{directory / ROWS}: {len(rows)} rows instead of {entry.rows}")
     return Segment(
         entry,
         _mapped(directory / VECTORS, "<f4", (entry.rows, dim)),
@@ -159,7 +159,7 @@ def open_segment(root: Path, entry: SegmentEntry, dim: int) -> Segment:
 
 
 def with_deleted(root: Path, segment: Segment, entry: SegmentEntry) -> Segment:
-    """Return an opened segment as another entry of it says: with more rows deleted."""
+    """Return an opened segment with the deletions of another entry of it."""
     alive = _alive(root / DIRECTORY / entry.name, entry)
     return dataclasses.replace(segment, entry=entry, alive=alive)
 
@@ -177,11 +177,11 @@ def rounded(vectors: np.ndarray, exponent: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def checked(vectors: np.ndarray, dim: int, ids: Sequence[str] | None = None) -> np.ndarray:
-    """Return vectors as float32 [n, dim]; NaN, infinity and another width are errors."""
+    """Return vectors as float32 [n, dim]; raise UserError for NaN, infinity or another width."""
     try:
         out = np.asarray(vectors, np.float32)
     except (TypeError, ValueError) as error:
-        raise UserError(f"vectors: no array of numbers ({error})") from None
+        raise UserError(f"vectors: not an array of numbers ({error})") from None
     if out.ndim != 2 or out.shape[1] != dim:
         raise UserError(f"vectors: shape {list(out.shape)}; this index holds [n, {dim}]")
     bad = ~(np.linalg.norm(out.astype(np.float64), axis=1) <= MAX_NORM)
@@ -195,9 +195,9 @@ def checked(vectors: np.ndarray, dim: int, ids: Sequence[str] | None = None) -> 
 
 
 def exponent_of(largest: float) -> int:
-    """Return the power of two that takes a largest value to between 0.5 and 1.
+    """Return the power of two that scales a largest value to between 0.5 and 1.
 
-    float16 reaches down to 6e-8 from there. The limits keep the scale itself well in float32.
+    From there float16 reaches down to 6e-8. The limits keep the scale itself within float32.
     """
     return 0 if largest == 0 else max(-50, min(50, -math.frexp(largest)[1]))
 
@@ -226,7 +226,7 @@ def _mapped(path: Path, dtype: str, shape: tuple[int, ...] | None) -> np.ndarray
         raise UserError(f"{path}: damaged ({error}); copy the index again") from error
     if array.dtype != np.dtype(dtype) or (shape is not None and array.shape != shape):
         raise UserError(
-            f"{path}: {array.dtype} {list(array.shape)} where {dtype} {shape} was written; "
+            f"{path}: {array.dtype} {list(array.shape)} instead of {dtype} {shape}; "
             "copy the index again"
         )
     return array.view(np.ndarray)

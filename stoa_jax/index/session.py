@@ -1,7 +1,7 @@
-"""One filling of a store with videos: what is skipped, what failed, and commits now and then.
+"""Adding videos to a store: which are skipped, which failed, and regular commits.
 
-A video's rows are committed together, so a video that is in the index is there whole, and adding
-the same list again goes on where it ended.
+A video's rows are committed together, so a video in the index is always complete, and adding the
+same list again continues where it stopped.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ COMMIT_ROWS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """What became of the videos of one `add`."""
+    """The outcome of one `add`, in videos."""
 
     added: int
-    skipped: int  # in the index already
-    failed: int  # named, with the reason, in failures.jsonl
+    skipped: int  # already in the index
+    failed: int  # recorded with the reason in failures.jsonl
 
 
 @dataclasses.dataclass
 class Job:
-    """A video on its way: its windows arrive one by one."""
+    """A video in progress; its windows arrive one by one."""
 
     source: Source
     expected: int = -1  # windows; -1 before they are known
@@ -46,7 +46,7 @@ class Job:
 
 
 class Session:
-    """Takes finished videos, of those that are new to the store, and commits them."""
+    """Collector of finished videos, which commits those that are new to the store."""
 
     def __init__(self, store: Store, encoder: Encoder, sources: Sequence[Source], progress: bool):
         from tqdm import tqdm
@@ -57,7 +57,7 @@ class Session:
             if held is not None and source.path is not None and held != source.path:
                 raise UserError(
                     f"{source.id!r}: the index holds this id for {held}, not for {source.path}; "
-                    "give ids= of your own"
+                    "pass your own ids="
                 )
         self.new = [source for source in sources if source.id not in known]
         self._store, self._fingerprint = store, encoder.fingerprint
@@ -72,7 +72,7 @@ class Session:
         )
 
     def take(self, job: Job) -> None:
-        """Take a video that is encoded to its end, or that failed."""
+        """Accept a video that is fully encoded, or that failed."""
         self.bar.update()
         if job.error:
             self._failed += 1
@@ -85,7 +85,7 @@ class Session:
             self._commit()
 
     def finish(self) -> Added:
-        """Commit the rest and tell what became of all."""
+        """Commit the rest and return the outcome."""
         self._commit()
         self._failures.finish({source.id for source in self.new})
         return Added(len(self.new) - self._failed, self._skipped, self._failed)

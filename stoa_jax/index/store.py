@@ -1,4 +1,4 @@
-"""What the index asks of the store beneath it: rows in, rows out, all or nothing."""
+"""The interface between the index and its store: rows in, rows out, changed atomically."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ Block = tuple[Rows, np.ndarray, np.ndarray | None]  # rows, vectors, fusion feat
 
 
 class Store(Protocol):
-    """Rows with vectors, as of when the store was opened or last written through it."""
+    """Rows with vectors, as of the opening of the store or the last write through it."""
 
     @property
     def place(self) -> str:
@@ -24,12 +24,12 @@ class Store(Protocol):
 
     @property
     def failures(self) -> Path | None:
-        """Where failures are recorded; None where there is no local directory."""
+        """Path of the record of failures; None if there is no local directory."""
         ...
 
     @property
     def settings(self) -> Settings:
-        """What all rows have in common."""
+        """Settings that all rows share."""
         ...
 
     @property
@@ -40,11 +40,11 @@ class Store(Protocol):
     def __len__(self) -> int: ...
 
     def ids(self) -> list[str]:
-        """Return each id once, in the order in which they were added."""
+        """Return each id once, in the order of addition."""
         ...
 
     def videos_of(self, ids: Sequence[str]) -> dict[str, str | None]:
-        """Return the videos of those ids that are in the store."""
+        """Return the videos of the given ids that are in the store."""
         ...
 
     def search(self, queries: np.ndarray, k: int) -> list[Found]:
@@ -60,7 +60,7 @@ class Store(Protocol):
         ...
 
     def writing(self, action: str) -> contextlib.AbstractContextManager[None]:
-        """Hold the writer's lock, on the newest state; may be nested by one thread."""
+        """Hold the writer's lock on the newest state; one thread may nest it."""
         ...
 
     def append(
@@ -70,15 +70,15 @@ class Store(Protocol):
         features: np.ndarray | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        """Add rows in one commit; an id with a start that is there already is an error."""
+        """Add rows in one commit; an existing id with the same start raises UserError."""
         ...
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Delete all rows of some ids in one commit; an unknown id is an error."""
+        """Delete all rows of some ids in one commit; an unknown id raises UserError."""
         ...
 
     def compact(self) -> None:
-        """Give back the space of deleted rows and of many small adds."""
+        """Free the space of deleted rows and of many small additions."""
         ...
 
     def merge(self, parts: Sequence["Store"]) -> None:
@@ -86,5 +86,5 @@ class Store(Protocol):
         ...
 
     def set(self, **changes) -> None:
-        """Change settings in a commit of its own."""
+        """Change settings in a separate commit."""
         ...

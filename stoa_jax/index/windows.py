@@ -1,4 +1,4 @@
-"""Where a video is cut into segments: windows of one length, or shots."""
+"""How a video is cut into segments: windows of one length, or shots."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from stoa_jax.errors import UserError
 
 SCENE = "scene"
-_SLIVER = 0.1  # seconds: a shorter rest belongs to the window before it
+_SLIVER = 0.1  # seconds: a shorter remainder is added to the window before it
 
 Window = tuple[float, float]  # start and end in seconds
 
@@ -53,5 +53,5 @@ def shots(path: Path, start: float, end: float) -> list[Window]:
     found = [(first, last) for first, last in found if last - first > _SLIVER]
     if not found:
         return [(start, end)]
-    # Up to the container's end, which may be a frame later than the detector's.
+    # Until the container's end, which may be a frame later than the detector's.
     return [*found[:-1], (found[-1][0], end)]

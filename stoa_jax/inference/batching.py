@@ -1,4 +1,4 @@
-"""Batches out of a stream of videos: decoded by threads while the device works.
+"""Batches from a stream of videos, decoded by threads while the device works.
 
 Batches are padded to powers of two, so that few shapes are compiled, and padding never reaches a
 result.
@@ -45,7 +45,7 @@ def padded(tree: Any, rows: int) -> Any:
 
 
 def run_padded(function: Callable[..., Any], *trees: Any) -> Any:
-    """Return `function` of arrays whose first axis is padded to a power of two, still padded."""
+    """Apply `function` to arrays padded to a power of two of rows; the result stays padded."""
     rows = power_of_two(len(jax.tree.leaves(trees[0])[0]))
     return function(*padded(trees, rows))
 
@@ -56,14 +56,14 @@ def on_host(tree: Any, rows: int) -> Any:
 
 
 def in_batches(function: Callable[..., Any], size: int, *trees: Any) -> Any:
-    """Return `function` of arrays [n, …], run on at most `size` rows at once, as NumPy arrays."""
+    """Apply `function` to arrays [n, …] in batches of at most `size` rows; return NumPy arrays."""
     count = len(jax.tree.leaves(trees[0])[0])
     out = []
     for start in range(0, count, size):
         part = jax.tree.map(lambda x, at=start: x[at : at + size], trees)
         rows = min(size, count - start)
         out.append((run_padded(function, *part), rows))
-        if len(out) > 1:  # wait for a batch only after the next one is under way
+        if len(out) > 1:  # wait for a batch only after the next one has started
             out[-2] = on_host(*out[-2])
     out[-1] = on_host(*out[-1])
     return jax.tree.map(lambda *x: np.concatenate(x), *out)
@@ -79,10 +79,10 @@ def prepared(
     failed: list[Failure],
     progress: bool,
 ) -> Iterator[list[Y]]:
-    """Yield batches of prepared videos in order, some ahead of the caller.
+    """Yield batches of prepared videos in order, prepared ahead by threads.
 
-    `prepare(index, item)` runs in threads. What raises is raised, or with `on_error="skip"` put
-    into `failed`.
+    `prepare(index, item)` runs in threads. With `on_error="skip"` its errors are added to `failed`,
+    otherwise they are raised.
     """
     check_batch_size(batch_size, call)
     if on_error not in ("raise", "skip"):
@@ -113,7 +113,7 @@ def prepared(
 
 
 def prepare_one(prepare: Callable[[], Y], call: str) -> Y:
-    """Return `prepare()`; an error says which call it was in."""
+    """Return `prepare()`; prefix an error with the name of the call."""
     try:
         return prepare()
     except UserError as error:
@@ -138,7 +138,7 @@ def _ahead(
 
 
 def progress_bar(total: int, what: str, show: bool):
-    """Return a progress bar on the error stream; one that shows nothing unless `show`."""
+    """Return a progress bar on the error stream, or a silent one unless `show`."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=what, unit="video", disable=not show, dynamic_ncols=True)

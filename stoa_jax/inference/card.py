@@ -1,4 +1,4 @@
-"""The model card: what a model is, how it was trained, how good it is, and what limits it."""
+"""The model card: what a model is, how it was trained, how good it is, and its limits."""
 
 import re
 from collections.abc import Iterator, Mapping

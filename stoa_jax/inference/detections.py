@@ -1,4 +1,4 @@
-"""Detections that come with a video: arrays and detectors checked, files matched to the frames."""
+"""Detections passed with a video: checks of arrays and detectors, and files matched to frames."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from stoa_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detections:
-    """Objects in every frame of a clip; boxes are xyxy as shares of the frame's sides.
+    """Objects in every frame of a clip; boxes are xyxy as fractions of the frame's sides.
 
     >>> boxes = np.tile(np.float32([0.1, 0.2, 0.4, 0.5]), (8, 1, 1))  # 8 frames, 1 object
     >>> found = stoa_jax.Detections(boxes, np.zeros((8, 1), int), np.ones((8, 1)), ("star",))
@@ -47,9 +47,9 @@ def load_detector(
     >>> detector = stoa_jax.load_detector("PekingU/rtdetr_r50vd")
     >>> clip = stoa_jax.Clip("example.mp4", detections=detector)
     """
-    from stoa_jax.data import detect
+    from stoa_jax.data.detections import detector
 
-    find = detect.load_detector(directory, threshold, device, batch_size)
+    find = detector.load_detector(directory, threshold, device, batch_size)
     one_at_a_time = threading.Lock()  # videos are prepared by several threads
 
     def detector(frames: np.ndarray) -> Detections:
@@ -84,7 +84,9 @@ def checked(found: Detections, frames: int, what: str) -> Detections:
     boxes, scores = np.asarray(found.boxes, np.float32), np.asarray(found.scores, np.float32)
     classes = np.asarray(found.classes)
     if classes.size and not np.issubdtype(classes.dtype, np.integer):
-        raise InputError(f"{what}: classes are {classes.dtype}; they must be integers, -1 for none")
+        raise InputError(
+            f"{what}: classes are {classes.dtype}; they must be integers, -1 for padding"
+        )
     if classes.ndim != 2 or boxes.shape != (*classes.shape, 4) or scores.shape != classes.shape:
         raise InputError(
             f"{what}: boxes {list(boxes.shape)}, classes {list(classes.shape)} and scores "
@@ -92,7 +94,7 @@ def checked(found: Detections, frames: int, what: str) -> Detections:
         )
     if len(classes) != frames:
         raise InputError(
-            f"{what}: objects of {len(classes)} frames where the clip has {frames}; detect in the "
+            f"{what}: objects of {len(classes)} frames, but the clip has {frames}; detect in the "
             "frames that the model samples, for example by passing a detector"
         )
     valid, names = classes >= 0, tuple(str(name) for name in found.names)
@@ -104,7 +106,7 @@ def checked(found: Detections, frames: int, what: str) -> Detections:
     if len(shown) and (shown.min() < -0.01 or shown.max() > 1.01):
         worst = shown.flat[np.abs(shown - 0.5).argmax()]
         raise InputError(
-            f"{what}: a coordinate is {worst:g}; boxes are shares of the frame in [0, 1]: divide "
+            f"{what}: a coordinate is {worst:g}; boxes are fractions of the frame: divide "
             "pixels by the frame's width and height"
         )
     inverted = (shown[:, 2:] < shown[:, :2]).any(-1)
@@ -115,13 +117,13 @@ def checked(found: Detections, frames: int, what: str) -> Detections:
 
 
 def names_video(path: str | Path, video: Path) -> bool:
-    """Return whether a file or directory of detections has any for a video file, by its name."""
+    """Return whether a file or directory has detections of a video, by the video's file name."""
     path = Path(path)
     return path.exists() and video.stem in _open(path, path.stat().st_mtime_ns)
 
 
 def from_file(path: Path, video: Path | None, info, objects: int) -> Detections:
-    """Return the detections that a file holds for the sampled frames of a video file."""
+    """Return the detections in a file for the sampled frames of a video file."""
     if video is None or info is None:
         raise InputError(
             f"{path}: a file's detections are found by the video's name, and this video has none; "

@@ -1,4 +1,4 @@
-"""Pictures of an explanation: a film strip as PNG, or an animated WebP or MP4."""
+"""Images of an explanation: a film strip as PNG, or an animated WebP or MP4."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -8,18 +8,18 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from stoa_jax import film
 from stoa_jax.errors import InputError, UserError
 from stoa_jax.files import atomic
-from stoa_jax.report import film
 
 HEIGHT = 200  # pixels of a frame in the strip
 LINE = 22  # pixels of a line of text
 INK, PAPER, SOFT = (30, 30, 30), (255, 255, 255), (120, 120, 120)
-FRAMES_PER_SECOND = 2  # of an animation
+FRAMES_PER_SECOND = 2  # in an animation
 
 
 class Explanation(Protocol):
-    """What is drawn of a `stoa_jax.inference.explain.Explanation`."""
+    """The parts of `stoa_jax.inference.explain.Explanation` that are drawn."""
 
     @property
     def text(self) -> str:
@@ -58,7 +58,7 @@ class Explanation(Protocol):
 
 
 def draw(explanation: Explanation, path: Path) -> None:
-    """Write the picture that the suffix of `path` asks for, whole or not at all."""
+    """Write the image or animation that the suffix of `path` names, atomically."""
     writers = {".png": _png, ".webp": _webp, ".mp4": _mp4}
     if path.suffix.lower() not in writers:
         raise InputError(f"draw: {path} ends in {path.suffix!r}; use {', '.join(writers)}")
@@ -93,7 +93,7 @@ def _boxes(explanation: Explanation) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _over_frame(explanation: Explanation, action: Any) -> np.ndarray:
-    """Return attention over whole frames [T, h, w]: none outside the part that the model sees."""
+    """Return attention over whole frames [T, h, w]; it is 0 outside the model's crop."""
     height, width = explanation.frames[0].shape[:2]
     x1, y1, x2, y2 = np.round(explanation.crop * [width, height, width, height]).astype(int)
     out = np.zeros((len(action.attention), height, width), np.float32)
@@ -159,7 +159,7 @@ def _padded(row: np.ndarray, width: int) -> np.ndarray:
 
 
 def _animation(explanation: Explanation) -> list[np.ndarray]:
-    """Return one picture per frame: boxes on the left, mean attention on the right, words below."""
+    """Return one image per frame: boxes on the left, mean attention on the right, words below."""
     boxes, shown = _boxes(explanation)
     pictures = []
     for t, frame in enumerate(explanation.frames):
@@ -172,7 +172,7 @@ def _animation(explanation: Explanation) -> list[np.ndarray]:
         words = _legend(explanation, row.shape[1])
         row, words = (_padded(x, max(row.shape[1], words.shape[1])) for x in (row, words))
         picture = np.concatenate([row, words])
-        # Video codecs take even sides only.
+        # Video codecs require even sides.
         even = picture.shape[0] % 2, picture.shape[1] % 2
         pictures.append(np.pad(picture, ((0, even[0]), (0, even[1]), (0, 0)), mode="edge"))
     return pictures

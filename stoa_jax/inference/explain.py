@@ -1,4 +1,4 @@
-"""Why a video matches a text: which object was followed, and which word it was matched to.
+"""Explain a match: which objects were followed, and which words they were matched to.
 
 Shapes: T frames, H and W patches of a frame, N trajectories, A actions, L text positions.
 """
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:
-    """The objects of one class over time, and the noun they were matched to."""
+    """The objects of one class over time, and the noun that they were matched to."""
 
     name: str  # of the class
-    boxes: np.ndarray  # [T, 4] xyxy as shares of the frame: the surest object of the class
+    boxes: np.ndarray  # [T, 4] xyxy as fractions of the frame, of the best object
     shown: np.ndarray  # [T] bool, whether the class has an object in the frame
     score: float  # the detector's mean confidence where it is shown
     word: str | None  # None: the no-match token Ø
@@ -36,27 +36,27 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Action:
-    """One action query, the verb it was matched to, and where it looked."""
+    """One action query, the verb that it was matched to, and its attention."""
 
     word: str | None  # None: the no-match token Ø
     word_score: float  # softmax over the verbs and Ø
-    attention: np.ndarray  # [T, H, W], weights of the patches; with objects' they sum to 1
+    attention: np.ndarray  # [T, H, W], weights of patches; with objects' they sum to 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explanation:
-    """What the model made of a video and a text."""
+    """The matches of a video and a text, and the data to draw them."""
 
     text: str
-    times: np.ndarray  # [T] seconds; frame numbers where the video is an array
+    times: np.ndarray  # [T] seconds; frame numbers if the video is an array
     trajectories: list[Trajectory]
     actions: list[Action]
-    probability: float  # that the text belongs to the video
+    probability: float  # probability that the text describes the video
     frames: list[np.ndarray]  # T of uint8 [H, W, 3], as decoded
-    crop: np.ndarray  # [4] xyxy, the part of a frame that the model sees, as shares of it
+    crop: np.ndarray  # [4] xyxy, the part of a frame that the model sees, as fractions
 
     def draw(self, path: str | PathLike[str]) -> None:
-        """Draw frames, boxes, words and attention: PNG, animated WebP, or MP4, by the suffix.
+        """Draw frames, boxes, words and attention as PNG, animated WebP or MP4, by the suffix.
 
         >>> model.explain(clip, "a triangle moves").draw("film.webp")
         """
@@ -65,7 +65,7 @@ class Explanation:
         draw(self, Path(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the frames as JSON can hold it.
+        """Return everything but the frames as JSON values.
 
         >>> sorted(model.explain(clip, "a triangle moves").to_dict())
         ['actions', 'crop', 'probability', 'text', 'times', 'trajectories']
@@ -173,9 +173,9 @@ def _members(network: "Stoa", inputs: list[np.ndarray]) -> np.ndarray:
 def _trajectory(
     clip: Prepared, kind: int, mine: np.ndarray, word: str | None, word_score: float
 ) -> Trajectory:
-    """Follow a trajectory's surest object [T, K] through the frames, in the frame's own shares."""
+    """Follow the most confident object of a trajectory [T, K], as fractions of the frame."""
     best = np.where(mine, clip.scores, -np.inf).argmax(1)
-    shown = mine.any(1)
+    shown = np.asarray(mine.any(1))
     rows = np.arange(len(best))
     low, extent = clip.crop[:2], clip.crop[2:] - clip.crop[:2]
     boxes = clip.boxes[rows, best] * np.tile(extent, 2) + np.tile(low, 2)
@@ -194,7 +194,7 @@ def _score(scores: np.ndarray, column: int) -> float:
 
 
 def _word_at(model: Opened, text: str, end: int, column: int) -> str | None:
-    """Return the word whose last piece stands at a text position; None for Ø."""
+    """Return the word whose last piece is at a text position; None for Ø."""
     if column < 0 or column == end:
         return None
     from stoa_jax.text import clean

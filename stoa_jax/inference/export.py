@@ -1,8 +1,8 @@
-"""The inference functions as compiled programs that need no code of ours: `jax.export`.
+"""Export the inference functions as compiled programs that need none of our code: `jax.export`.
 
 An export is a directory: `encode_video.bin` and `encode_text.bin`, each for cpu, cuda and tpu and
-for any number of clips or texts; `weights.npz`, which both take first; `export.json`. With jax
-and numpy alone:
+for any number of clips or texts; `weights.npz`, the first argument of both; `export.json`. With
+jax and numpy alone:
 
     params = dict(np.load("OUT/weights.npz"))
     encode = jax.export.deserialize(open("OUT/encode_video.bin", "rb").read())
@@ -40,10 +40,10 @@ _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 def save_export(
     model: Towers | Stoa, out: str | Path, *, tokenizer_dir: Path | None = None
 ) -> None:
-    """Writes the export of a model's two towers to a new directory, whole or not at all."""
+    """Write the export of a model's two towers to a new directory, atomically."""
     out = Path(out)
     if out.exists():
-        raise UserError(f"{out}: exists already; name a new directory")
+        raise UserError(f"{out}: already exists; name a new directory")
     c: ModelConfig = model.visual.config
     towers = named_parameters({"visual": model.visual, "text": model.text})
     # One program holds all platforms, and cuDNN's attention lowers for one only.
@@ -103,25 +103,25 @@ class _Bound:
 
 
 def is_export(path: str | Path) -> bool:
-    """Was this directory written by `save_export`?"""
+    """Return whether `save_export` wrote this directory."""
     note = Path(path) / "export.json"
     return note.is_file() and _NOTE in note.read_text(errors="replace")
 
 
 def load_export(path: str | Path, *, frames: int | None = None, truncate: bool = False) -> Model:
-    """Open an export as a model; its programs run, our modules do not."""
+    """Open an export as a model; it runs the exported programs and none of our modules."""
     path = Path(path)
     try:
         note = json.loads((path / "export.json").read_text())
         c = ModelConfig(**migrations.migrate_model_fields(note["model"]))
-        # The names are those of the programs beside them, so they are not migrated.
+        # The names are those in the programs, so they are not migrated.
         with np.load(path / "weights.npz", allow_pickle=False) as archive:
             params = {name: jnp.asarray(archive[name]) for name in archive.files}
         programs = {
             name: jax.export.deserialize(bytearray((path / f"{name}.bin").read_bytes()))
             for name in ("encode_frames", "encode_text")
         }
-    except Exception as error:  # flatbuffers, zip and JSON each have their own
+    except Exception as error:  # flatbuffers, zip and JSON have different exceptions
         line = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         raise UserError(f"{path}: damaged export ({line}); export the model again") from error
     calls = {name: jax.jit(program.call) for name, program in programs.items()}

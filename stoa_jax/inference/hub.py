@@ -18,18 +18,18 @@ def _import() -> Any:
 
 
 def download(name: str) -> Path:
-    """Return the directory of a model's snapshot: fetched, or from the cache without network."""
+    """Return the directory of a model's snapshot, downloaded or from the cache."""
     try:
         hub = _import()
     except UserError as error:
         raise UserError(f"{name}: no such file or directory; {error}") from None
     try:
         return Path(hub.snapshot_download(name))
-    except Exception as error:  # requests, httpx and the Hub each have their own
+    except Exception as error:  # requests, httpx and the Hub have different exceptions
         raise UserError(
-            f"{name}: no such file or directory, and no model of this name could be had from the "
+            f"{name}: no such file or directory, and no model of this name was found on the "
             f"Hugging Face Hub or its cache ({_reason(error)}); check the name and the network, or "
-            "download the model where there is one and pass its directory"
+            "download the model on another machine and pass its directory"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Weights of any kind, opened as a model that is ready for use: `stoa_jax.load`."""
+"""Open weights of any kind as a model that is ready for use: `stoa_jax.load`."""
 
 import dataclasses
 import json
@@ -37,12 +37,12 @@ def load(
 ) -> Model:
     """Open weights of any kind as a model.
 
-    `path_or_name` is a work directory, safetensors of ours or a saved model, a Hugging Face CLIP
+    `path_or_name` is a work directory, our safetensors or a saved model, a Hugging Face CLIP
     directory, an OpenAI or open_clip file, the authors' checkpoint, an export, "synthetic" (the
-    checkpoint that ships with the package), or a name on the Hugging Face Hub. `frames` is how
-    many frames `encode_video` samples from a video, by default `config.frames`. `dtype` is that of
-    the computation. `truncate` lets texts be cut to the model's length. `activation` is for CLIP
-    files that do not say theirs ("quick_gelu", "gelu").
+    checkpoint that ships with the package), or a name on the Hugging Face Hub. `frames` is the
+    number of frames that `encode_video` samples from a video, by default `config.frames`. `dtype`
+    is that of the computation. With `truncate`, texts are cut to the model's length. `activation`
+    is for CLIP files that do not state theirs ("quick_gelu", "gelu").
 
     >>> model = stoa_jax.load("synthetic")
     >>> sorted(model.has)
@@ -106,7 +106,7 @@ def load(
 
 
 def locate(path_or_name: str | Path) -> Path:
-    """Return the path of a model: one on this machine, the shipped one, or one of the Hub's."""
+    """Return the path of a model: on this machine, the shipped one, or one from the Hub."""
     path = Path(path_or_name)
     if path.exists():
         return path
@@ -145,5 +145,5 @@ def run_answers(path: Path, kind: str) -> tuple[str, ...]:
 
 
 def _on_device(params: dict[str, np.ndarray]) -> dict[str, Array]:
-    # One at a time, so that a large model is in memory once.
+    # One at a time, so that a large model is in memory only once.
     return {name: jnp.asarray(params.pop(name)) for name in list(params)}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from stoa_jax.weights import Report
 
 TEXTS_AT_ONCE = 256
-PAIRS_PER_VIDEO = 8  # pairs fused at once, per video of a batch: text is short
+PAIRS_PER_VIDEO = 8  # pairs fused at once, per video of a batch; texts are short
 OnError = Literal["raise", "skip"]
 
 _TRAIN = {
@@ -63,9 +63,9 @@ class Choice:
 
 
 class Model:
-    """A model ready for use. `stoa_jax.load` makes one.
+    """A model ready for use, as `stoa_jax.load` returns it.
 
-    `config` has the sizes, `kind` says what was opened, `has` what the model can do, `source`
+    `config` has the sizes, `kind` says what was opened, `has` what the model can do, and `source`
     where it came from.
     """
 
@@ -92,7 +92,7 @@ class Model:
         self.network, self.report, self.source = network, report, str(source)
         self.truncate, self.answers, self.calibration = truncate, tuple(answers), calibration
         self.untrained = frozenset(untrained)
-        self.record = dict(record or {})  # of the run that made it, for the card
+        self.record: Mapping[str, Any] = dict(record or {})  # of the training run, for the card
         self._weights_hash = weights_hash
         self._encode_frames = encode_frames or self._network_frames
         self._encode_tokens = encode_tokens or self._network_tokens
@@ -103,11 +103,11 @@ class Model:
         can = ", ".join(sorted(self.has))
         return f"<stoa_jax model {self.source or self.kind!r}: {can}; {self.fingerprint}>"
 
-    # What it is
+    # Properties
 
     @property
     def whole(self) -> "Stoa | None":
-        """The whole STOA-VLP; None for a CLIP or an export, which have two towers only."""
+        """The whole STOA-VLP; None for a CLIP or an export, which have only the two towers."""
         from stoa_jax.models.stoa import Stoa
 
         return self.network if isinstance(self.network, Stoa) else None
@@ -129,7 +129,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Identify weights, tokenizer and preprocessing: equal fingerprints give equal vectors.
+        """Hash of weights, tokenizer and preprocessing; equal fingerprints give equal vectors.
 
         >>> model.fingerprint == stoa_jax.load("synthetic").fingerprint
         True
@@ -138,28 +138,28 @@ class Model:
 
     @property
     def weights_hash(self) -> str:
-        """A hash of all parameters by name."""
+        """Hash of all parameters by name."""
         if not self._weights_hash:
             self._weights_hash = fingerprints.of_weights(self.network)
         return self._weights_hash
 
     @property
     def threshold(self) -> float:
-        """The calibrated threshold: `match` at or above it is a match.
+        """The calibrated threshold: a pair at or above it is a match.
 
         >>> bool(model.match([clip], ["a zebra drinks"])[0, 0] >= model.threshold)
         False
         """
         if self.calibration is None or self.calibration.threshold is None:
             raise NotCalibrated(
-                f"{self.source}: this model was not calibrated, so it has no threshold; calibrate "
+                f"{self.source}: this model was not calibrated and has no threshold; calibrate "
                 f"it on a validation split: python -m stoa_jax.main --mode=calibrate "
                 f"--config=configs/retrieval.py --workdir={self.source}"
             )
         return self.calibration.threshold
 
     def preprocessing(self, *, fused: bool = False) -> Preprocessing:
-        """Return how a video becomes input: for vectors, or for the fusion encoder."""
+        """Return how a video becomes input, for vectors or for the fusion encoder."""
         c = self.config
         return Preprocessing(
             frames=c.frames if fused else self.frames,
@@ -238,8 +238,8 @@ class Model:
     ) -> np.ndarray:
         """Return unit vectors of texts, float32 [n, d].
 
-        A text of more than `config.text_length` pieces raises, unless `truncate` (by default the
-        model's) lets it be cut.
+        A text of more than `config.text_length` pieces raises InputError; with `truncate` (by
+        default the model's) it is cut.
 
         >>> words = model.encode_text(["the red star rises", "a big ball shrinks"])
         >>> cosines = model.encode_video([clip]) @ words.T
@@ -263,10 +263,10 @@ class Model:
         truncate: bool | None = None,
         on_error: OnError = "raise",
     ) -> Any:
-        """Return the probability that each text belongs to each video, float32 [n, m].
+        """Return the probability that each text describes each video, float32 [n, m].
 
         With `pairs`, text i is compared with video i only: [n]. Probabilities are calibrated if
-        the model is; `threshold` says from which on a pair is a match.
+        the model is; a pair is a match if its probability is at least `threshold`.
 
         >>> model.match([clip], ["the red star rises", "a big ball shrinks"]).shape
         (1, 2)
@@ -368,7 +368,7 @@ class Model:
     def choose(
         self, video: Video | Clip, candidates: Sequence[str], *, truncate: bool | None = None
     ) -> Choice:
-        """Return which candidate text fits a video best, by the match head.
+        """Return the candidate text that fits a video best, by the match head.
 
         >>> choice = model.choose(clip, ["the star rises", "the ball shrinks"])
         >>> choice.index in (0, 1), choice.probabilities.shape
@@ -418,7 +418,7 @@ class Model:
 
         return push(self, name, **options)
 
-    # Inside
+    # Internals
 
     def needs(self, head: str, call: str) -> "Stoa":
         """Return the network, or raise MissingHead if it lacks what a call needs."""
@@ -439,7 +439,7 @@ class Model:
             self._say_once(
                 "detections",
                 f"{call}: videos without detections: the model was trained with objects and now "
-                "sees padding in their place; pass stoa_jax.Clip(video, detections=...)",
+                "sees padding instead; pass stoa_jax.Clip(video, detections=...)",
             )
 
     def _say_once(self, key: str, message: str) -> None:
@@ -478,7 +478,7 @@ class Model:
     def _frame_vectors(
         self, clips: Sequence[np.ndarray], batch_size: int
     ) -> Callable[[], np.ndarray]:
-        """Start the video tower on a batch; the result waits for the vectors [b, d]."""
+        """Start the video tower on a batch; calling the result waits for the vectors [b, d]."""
         b, lengths = len(clips), [len(clip) for clip in clips]
         if self.config.joint_blocks:
             tokens = batching.run_padded(self._encode_frames, np.stack(clips))
@@ -572,7 +572,7 @@ class Model:
             lambda x: programs.text_features(network, x), TEXTS_AT_ONCE, tokens
         )
         failed: list[Failure] = []
-        # The head of `released` normalises over all pairs of the call, so it runs at the end.
+        # The head of `released` normalises over all pairs of the call, so it runs last.
         apart = self.config.match_head != "bilinear"
         found, fused = [], []
         for which, features in self._features(
@@ -595,7 +595,7 @@ class Model:
         if fused:
             cls, sep = (np.concatenate(x) for x in zip(*fused, strict=True))
             rows = batching.power_of_two(len(cls))
-            # Padding must add nothing to the lengths over all rows: it is zero.
+            # The norms over all rows must not change, so the padding is zero.
             cls, sep = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in (cls, sep))
             count = sum(len(x[0]) for x in fused)
             found = [np.asarray(programs.match_logits(network, cls, sep))[:count]]
@@ -631,12 +631,12 @@ def features_input(clips: Sequence[Prepared]) -> tuple[np.ndarray, ...]:
 
 
 def _listed(items: Any, call: str, what: str) -> Sequence[Any]:
-    """Return a list of videos or texts; one that is none, or is empty, raises InputError."""
+    """Return a list of videos or texts, or raise InputError if it is empty or not a list."""
     one = what.removesuffix("s")
     if isinstance(items, str | bytes | PathLike | Clip):
-        raise InputError(f"{call} takes a list of {what}; put the one {one} in a list")
+        raise InputError(f"{call} takes a list of {what}; put the single {one} in a list")
     if isinstance(items, np.ndarray) and what == "videos" and items.ndim == 4:
-        raise InputError(f"{call} takes a list of videos; put the one array in a list")
+        raise InputError(f"{call} takes a list of videos; put the single array in a list")
     try:
         items = list(items)
     except TypeError:
@@ -647,7 +647,7 @@ def _listed(items: Any, call: str, what: str) -> Sequence[Any]:
 
 
 def _mean_vectors(frames: np.ndarray) -> np.ndarray:
-    """[b, T, d] -> [b, d]: unit frame vectors, their mean, to unit length."""
+    """Average unit frame vectors [b, T, d] to unit vectors [b, d]."""
     return _unit(_unit(frames).mean(1))
 
 

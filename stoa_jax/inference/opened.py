@@ -1,4 +1,4 @@
-"""What saving, the card, the Hub and explanations read of an opened model."""
+"""The interface of an opened model for saving, the card, the Hub and explanations."""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol

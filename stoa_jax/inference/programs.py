@@ -1,6 +1,6 @@
-"""The functions of a model that the library compiles: pure functions of arrays.
+"""The compiled functions of a model, as pure functions of arrays.
 
-They are shared by all models of one configuration, so that a second model compiles nothing.
+All models of one configuration share them, so that a second model compiles nothing.
 Shapes: B clips or texts, T frames, S side, L text positions, R pairs, d shared width, M pieces,
 C answers, V vocabulary.
 """
@@ -23,7 +23,7 @@ from stoa_jax.models.stoa import Stoa, at_position
 
 
 class Towers(nnx.Module):
-    """The two towers alone: all that retrieval by cosine needs."""
+    """The two towers alone, which suffice for retrieval by cosine similarity."""
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         self.visual = VisionTower(c, rngs=rngs)
@@ -57,13 +57,13 @@ run_text_embedding = jax.jit(text_embedding)
 def video_features(
     model: Stoa, pixels: Array, boxes: Array, classes: Array, scores: Array
 ) -> VideoFeatures:
-    """Return all that the fusion encoder reads of a batch of clips."""
+    """Return everything that the fusion encoder reads of a batch of clips."""
     return model.encode_video(pixels, boxes, classes, scores)
 
 
 @jax.jit
 def text_features(model: Stoa, tokens: Array) -> TextFeatures:
-    """Return all that the fusion encoder reads of ids [B, L]."""
+    """Return everything that the fusion encoder reads of ids [B, L]."""
     return model.encode_text(tokens)
 
 
@@ -76,7 +76,7 @@ def fuse_pairs(model: Stoa, video: VideoFeatures, text: TextFeatures) -> tuple[A
 
 @jax.jit
 def match_logits(model: Stoa, cls: Array, sep: Array) -> Array:
-    """Return match logits [R, 2] of `fuse_pairs`; in the preset `released` rows are not apart."""
+    """Return match logits [R, 2] of `fuse_pairs`; with `released`, rows affect each other."""
     return model.match_logits(jnp.stack([cls, sep], 1))
 
 
@@ -89,7 +89,7 @@ def answer_logits(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Arra
 
 
 class Alignments(NamedTuple):
-    """Words that the tokens of a batch are matched to; a text position, -1 for none."""
+    """The words that the tokens of a batch are matched to: a text position, -1 for none."""
 
     trajectories: Array  # [B, N]
     trajectory_scores: Array  # [B, N, L]
@@ -132,7 +132,7 @@ def align_words(
 
 @jax.jit
 def action_attention(model: Stoa, pixels: Array, boxes: Array, classes: Array) -> Array:
-    """Return how much each action query looks at each patch [B, A, T, H, W]."""
+    """Return the attention of each action query to each patch [B, A, T, H, W]."""
     c = model.config
     b, t = pixels.shape[:2]
     blocks = sorted({c.action_block, c.object_block} if c.objects else {c.action_block})

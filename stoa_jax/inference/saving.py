@@ -1,4 +1,4 @@
-"""Models to directories that `stoa_jax.load` opens to the same numbers."""
+"""Save models to directories from which `stoa_jax.load` restores the same numbers."""
 
 import dataclasses
 import json
@@ -18,9 +18,9 @@ from stoa_jax.weights.hugging_face import save_hugging_face
 
 
 def save(model: Opened, out: Path) -> None:
-    """Write a model to a new directory, whole or not at all."""
+    """Write a model to a new directory, atomically."""
     if out.exists():
-        raise UserError(f"{out}: exists already; name a new directory")
+        raise UserError(f"{out}: already exists; name a new directory")
     with atomic_directory(out) as folder:
         write_files(model, folder)
 
@@ -53,14 +53,14 @@ def write_files(model: Opened, folder: Path) -> None:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict:
-    """Return a vocabulary of CLIP's layout as Hugging Face's tokenizer.json holds it."""
+    """Return a vocabulary of CLIP's layout in the format of Hugging Face's tokenizer.json."""
     from stoa_jax.text.bpe import BASE, BYTES
 
     return {"model": {"type": "BPE", **_pieces(tokenizer, BASE, BYTES)}}
 
 
 def _pieces(tokenizer: Tokenizer, base: int, order: list[int]) -> dict:
-    # The readable stand-ins of bytes that are not printable follow Latin-1, as GPT-2 has them.
+    # The readable stand-ins of unprintable bytes follow Latin-1, as in GPT-2.
     symbols = [chr(b if i < 188 else 256 + i - 188) for i, b in enumerate(order)]
     names = symbols + [s + "</w>" for s in symbols]
     merges = []

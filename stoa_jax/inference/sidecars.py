@@ -23,7 +23,7 @@ NAMES = (ANSWERS, CALIBRATION, SETTINGS, RUN)
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How the match head's logits become probabilities, and which of them are a match."""
+    """How match logits become probabilities, and from which probability a pair is a match."""
 
     temperature: float = 1.0
     threshold: float | None = None
@@ -31,7 +31,7 @@ class Calibration:
 
 
 def path_of(weights: Path, name: str) -> Path:
-    """Return where the file `name` of these weights stands."""
+    """Return the path of the file `name` beside these weights."""
     if weights.is_dir():
         return weights / name
     beside = weights.with_name(f"{weights.stem}.{name}")
@@ -41,7 +41,7 @@ def path_of(weights: Path, name: str) -> Path:
 
 
 def read(weights: Path, name: str) -> Any:
-    """Return the JSON value of a file beside the weights; None where there is none."""
+    """Return the JSON value of a file beside the weights, or None if there is no such file."""
     path = path_of(weights, name)
     if not path.is_file():
         return None
@@ -52,19 +52,19 @@ def read(weights: Path, name: str) -> Any:
 
 
 def write(weights: Path, name: str, value: Any) -> None:
-    """Write a JSON value beside the weights, whole or not at all."""
+    """Write a JSON value beside the weights, atomically."""
     write_json(path_of(weights, name), value)
 
 
 def copy(source: Path, out: Path) -> None:
-    """Give weights at `out` the files that stand beside those at `source`."""
+    """Copy the files beside the weights at `source` to those at `out`."""
     for name in NAMES:
         if (value := read(source, name)) is not None:
             write(out, name, value)
 
 
 def read_answers(weights: Path) -> tuple[str, ...]:
-    """Return the answers in the order of the answer head's classes; none where there is no file."""
+    """Return the answers in the order of the answer head's classes; () if there is no file."""
     value = read(weights, ANSWERS)
     if value is None:
         return ()
@@ -74,7 +74,7 @@ def read_answers(weights: Path) -> tuple[str, ...]:
 
 
 def read_calibration(weights: Path) -> Calibration | None:
-    """Return the calibration of a model; None where it was not calibrated."""
+    """Return the calibration of a model, or None if it was not calibrated."""
     value = read(weights, CALIBRATION)
     if value is None:
         return None

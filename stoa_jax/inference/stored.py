@@ -1,7 +1,7 @@
-"""Fusion features kept apart from their videos: encoded once, matched to texts later.
+"""Fusion features stored apart from their videos: encoded once, matched to texts later.
 
-A clip is one row of float16: its frames, their mean, objects with their mask, and actions, in this
-order. That is 38 KB a clip at `base`.
+A clip is one row of float16 with its frames, their mean, objects with their mask, and actions, in
+this order. That is 38 KB per clip at `base`.
 """
 
 import math
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stoa_jax.inference.model import Model
     from stoa_jax.models.stoa import Stoa, VideoFeatures
 
-_KEPT = ("frames", "cls", "objects", "object_mask", "actions")  # all that fusion reads
+_KEPT = ("frames", "cls", "objects", "object_mask", "actions")  # everything that fusion reads
 PAIRS_AT_ONCE = 64
 
 
@@ -32,7 +32,7 @@ def encode(model: "Model", clips: Sequence[Prepared]) -> np.ndarray:
         16,
         *features_input(clips),
     )
-    if features.verbs.shape[1]:  # fusion reads the sum of the two, so the sum is kept
+    if features.verbs.shape[1]:  # fusion reads the sum of the two, so only the sum is stored
         features = features._replace(objects=features.objects + features.verbs)
     parts = [np.asarray(getattr(features, name)) for name in _KEPT]
     return np.concatenate([p.reshape(len(clips), -1).astype(np.float16) for p in parts], 1)
@@ -51,7 +51,7 @@ def match(model: "Model", stored: np.ndarray, text: str) -> np.ndarray:
         out = batching.run_padded(lambda *x: programs.fuse_pairs(network, *x), features, pair)
         fused.append(batching.on_host(out, rows))
     cls, sep = (np.concatenate(x) for x in zip(*fused, strict=True))
-    # All pairs at once and padding of zero: the head of `released` normalises over the rows.
+    # All pairs at once and zero padding, because the head of `released` normalises over the rows.
     rows = batching.power_of_two(len(cls))
     padded = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in (cls, sep))
     return model.probability(np.asarray(programs.match_logits(network, *padded))[: len(cls)])

@@ -1,4 +1,4 @@
-"""The tokenizer that belongs to opened weights."""
+"""The tokenizer of opened weights."""
 
 from pathlib import Path
 

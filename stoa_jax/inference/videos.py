@@ -1,7 +1,7 @@
 """Videos in every form that a user may have, prepared as the model reads them.
 
-Files and bytes are decoded by the code that builds data sets: the middles of T equal parts,
-upright, whatever the frame rate. Shapes: T frames, K objects per frame, S side of a frame.
+The code that builds data sets decodes files and bytes: frames at the middles of T equal parts,
+upright, at any frame rate. Shapes: T frames, K objects per frame, S side of a frame.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A video that `on_error="skip"` left out: its index in the call, and why."""
+    """A video that `on_error="skip"` left out: its index in the call, and the reason."""
 
     index: int
     error: UserError
@@ -54,11 +54,11 @@ class Prepared(NamedTuple):
     boxes: np.ndarray  # float32 [T, K, 4]
     classes: np.ndarray  # int32 [T, K], -1 for padding
     scores: np.ndarray  # float32 [T, K]
-    times: np.ndarray  # [T] seconds; frame numbers where the video is an array
+    times: np.ndarray  # [T] seconds; frame numbers if the video is an array
     names: tuple[str, ...]  # of the classes
     detected: bool  # whether detections were given
-    frames: Sequence[np.ndarray]  # T of uint8 [H, W, 3], before resizing; empty unless kept
-    crop: np.ndarray  # [4], xyxy: the part of a frame that the model sees, as shares of it
+    frames: Sequence[np.ndarray]  # T of uint8 [H, W, 3], before resizing; () unless kept
+    crop: np.ndarray  # [4], xyxy: the part of a frame that the model sees, as fractions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Preprocessing:
 
 
 def prepare(video: Video | Clip, how: Preprocessing, *, keep_frames: bool = False) -> Prepared:
-    """Decode, sample, crop and resize one video, and bring its boxes along."""
+    """Decode, sample, crop and resize one video, and map its boxes to the crop."""
     clip = video if isinstance(video, Clip) else Clip(video)
     frames, times, found = _read(clip, how)
     height, width = frames[0].shape[:2]
@@ -128,8 +128,8 @@ def _read(
 
 def _read_bytes(clip: Clip, data: bytes, how: Preprocessing):
     if not data:
-        raise InputError("the video is 0 bytes long; pass a file's whole content")
-    # The decoder opens regular files only, so the bytes become one.
+        raise InputError("the video is 0 bytes long; pass the whole content of a file")
+    # The decoder opens regular files only, so the bytes are written to one.
     with tempfile.NamedTemporaryFile(prefix="stoa-", suffix=".video") as file:
         file.write(data)
         file.flush()
@@ -191,7 +191,7 @@ def _detections(
     info=None,
     path: Path | None = None,
 ) -> Detections | None:
-    """Return the objects in the sampled frames; None where no detections were given."""
+    """Return the objects in the sampled frames, or None if no detections were given."""
     source = clip.detections
     if source is None or not how.objects:
         return None

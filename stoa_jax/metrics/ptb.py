@@ -1,9 +1,9 @@
 """Penn Treebank tokenisation of captions, as the caption metrics expect it, without Java.
 
-`pycocoevalcap` tokenises captions with a Java program before it scores them. This tokeniser of our
-own was written from that program's observed output. At each position of the text every rule is
-tried; the longest match wins, and of equally long ones the first. `docs/evaluation.md` says how
-closely the two agree.
+`pycocoevalcap` tokenises captions with a Java program before it scores them. We wrote this
+tokeniser from that program's observed output. At each position of the text every rule is tried; the
+longest match wins, and of equally long ones the first. `docs/evaluation.md` reports how closely the
+two agree.
 """
 
 import functools
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 # Tokens that the caption metrics drop.
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split(" "))
 
-# From a match to its tokens, and to the number of characters that they use up.
+# From a match to its tokens, and to the number of characters that they consume.
 Action = Callable[[str], tuple[list[str], int]]
 
 
@@ -48,7 +48,7 @@ def _tokens(line: str, after: str | None) -> list[str]:
         for patterns, action in rules:
             for pattern in patterns:
                 match = pattern.match(text, position)
-                # A look-ahead (group "ahead") counts toward the length but is not used up.
+                # A look-ahead (group "ahead") counts toward the length but is not consumed.
                 if match is not None and match.end() - position > best:
                     best, chosen, found = match.end() - position, action, match
         if chosen is None or found is None:  # drop a character that no rule matches
@@ -65,7 +65,7 @@ def _tokens(line: str, after: str | None) -> list[str]:
 _LINE_BREAKS = re.compile("\r\n|[\r\n\x0b\x0c\x85\u2028\u2029]")
 _PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*")
 
-# Words that make two tokens, and the length of the first.
+# Words that become two tokens, and the length of the first.
 _SPLITS = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3}
 _SPLIT_WORDS = frozenset(_SPLITS)
 
@@ -120,7 +120,7 @@ def _as(value: str) -> Action:
 
 
 def _first(count: int) -> Action:
-    """Use up only the first characters; the rest is tokenised again."""
+    """Consume only the first characters; the rest is tokenised again."""
     return lambda token: ([token[:count]], count)
 
 

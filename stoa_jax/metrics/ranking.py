@@ -1,4 +1,4 @@
-"""Retrieval metrics: ranks in a similarity of texts and videos, ties counted against us."""
+"""Retrieval metrics: ranks in a similarity of texts and videos; ties count as wrong."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -136,7 +136,7 @@ def _own(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
 
 
 def _not_below(similarity: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Mark what ranks before `own` or is it; NaN counts as before."""
+    """Mark everything that ranks before `own`, and `own`; NaN counts as before."""
     return ~(similarity < own)
 
 

@@ -36,7 +36,7 @@ class Patches(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """The vision transformer, which encodes every frame by itself."""
+    """The vision transformer, which encodes every frame separately."""
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         h = c.vision_width
@@ -64,7 +64,7 @@ class VisionTower(nnx.Module):
         Takes uint8 pixels [N, S, S, 3]. The second result is `{block: [N, 1 + P, h]}`, blocks
         counted from 1, before `ln_post`, [CLS] first. Every `frames` consecutive rows are one
         clip, which matters only to the last `joint_blocks`. Unless it is tapped, the last block
-        computes [CLS] alone, the only output that is read.
+        computes only [CLS], the only output that is used.
         """
         c = self.config
         x = self.embed(pixels)
@@ -105,7 +105,7 @@ class VisionTower(nnx.Module):
         return copy
 
     def embed(self, pixels: Array) -> Array:
-        """Return the input of the first block [N, 1 + P, h], positions and `ln_pre` included."""
+        """Return the input of the first block [N, 1 + P, h], including positions and `ln_pre`."""
         x = (pixels.astype(jnp.float32) / 255.0 - jnp.array(MEAN)) / jnp.array(STD)
         x = self.patch(x.astype(self.config.dtype))
         cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (x.shape[0], 1, x.shape[2]))
@@ -147,7 +147,7 @@ class TextTower(nnx.Module):
         return self.ln_final(x) @ self.proj[...].astype(x.dtype)
 
     def alone(self, tokens: Array) -> Array:
-        """[N, L] ids -> [N, L, d]: each piece as if it were the whole text, behind the start."""
+        """Encode each piece of ids [N, L] as if it were the only one of its text: [N, L, d]."""
         c = self.config
         at = jnp.arange(tokens.shape[1])
         x = self.embed(tokens) + self.positions[...][jnp.minimum(at, 1)]

@@ -11,7 +11,7 @@ from stoa_jax.errors import UserError
 class ModelConfig:
     """Sizes and options of one STOA-VLP model. The defaults are the paper's (`base`).
 
-    Letters in brackets name the dimensions in shapes and in the documentation.
+    Letters in brackets are the dimensions in shapes and in the documentation.
     """
 
     # Video
@@ -22,7 +22,7 @@ class ModelConfig:
     vision_depth: int = 12  # blocks of the video encoder
     vision_heads: int = 12  # attention heads of the video encoder
     # Text
-    vocab_size: int = 49408  # [V]; smaller: CLIP's BPE cut after its first merges
+    vocab_size: int = 49408  # [V]; if smaller, CLIP's BPE cut after its first merges
     text_length: int = 32  # [L]
     text_positions: int = 77  # rows of CLIP's position table
     text_width: int = 512  # [d], also of the shared space and of fusion
@@ -30,7 +30,7 @@ class ModelConfig:
     text_heads: int = 8  # attention heads of the text encoder
     # Objects and actions
     objects: bool = True  # compute trajectories and pass them to fusion
-    actions: bool = True  # action tokens are made, and reach fusion
+    actions: bool = True  # compute action tokens and pass them to fusion
     objects_per_frame: int = 10  # [K]
     trajectories: int = 20  # [N]
     action_tokens: int = 4  # [A]
@@ -46,10 +46,10 @@ class ModelConfig:
     # Computation
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
-    # How it runs: parameters and results do not depend on these
+    # Execution: parameters and results do not depend on these
     scan_layers: bool | None = None  # a loop over layers; None: a loop, but unrolled on a GPU
-    # what the backward pass computes again: nothing, all but products (with or without the
-    # products of attention), all
+    # what the backward pass recomputes: nothing, everything but products (with or without the
+    # products of attention), everything
     remat: Literal["none", "dots", "products", "full"] = "none"
     # implementation in the video encoder; auto: cuDNN where it runs, which is on NVIDIA GPUs
     attention: Literal["auto", "xla", "cudnn"] = "auto"
@@ -70,7 +70,7 @@ class ModelConfig:
     match_head: Literal["linear", "bilinear"] = "linear"  # form of the match classifier
     head_dropout: float = 0.0  # rate on the inputs of the LM and match heads in training
     alignment: Literal["cosine", "dot"] = "cosine"  # similarity of OTA and ASP
-    fusion_stop_gradient: bool = False  # MLM, PLM, VTM do not train the towers
+    fusion_stop_gradient: bool = False  # True: MLM, PLM and VTM do not train the towers
     # what a question's answer is chosen from
     answer_head: Literal["classifier", "first_piece"] = "classifier"
 
@@ -139,7 +139,7 @@ class ModelConfig:
 
     @classmethod
     def small(cls) -> "ModelConfig":
-        """Has room for eight frames, and trains on two CPU cores in an hour or two."""
+        """Sizes for eight frames that train on two CPU cores in an hour or two."""
         return dataclasses.replace(
             cls.tiny(),
             frames=8,
@@ -151,7 +151,7 @@ class ModelConfig:
         )
 
     def plus(self) -> "ModelConfig":
-        """The same sizes with what helps beyond the paper."""
+        """Return the same sizes with the extensions beyond the paper."""
         return dataclasses.replace(self, trajectory_verbs=True)
 
     def released(self) -> "ModelConfig":
@@ -221,7 +221,7 @@ def _errors(c: ModelConfig) -> Iterator[str]:
             f"({c.text_positions} rows); raise text_positions"
         )
     if c.vocab_size < 1024 or c.vocab_size > 49408:
-        yield f"vocab_size is {c.vocab_size}; it must lie between 1024 and 49408 (all of CLIP's)"
+        yield f"vocab_size is {c.vocab_size}; it must be between 1024 and 49408 (all of CLIP's)"
     for name in ("object_block", "action_block"):
         if not 1 <= getattr(c, name) <= c.vision_depth:
             yield f"{name} is {getattr(c, name)}; there are video blocks 1 to {c.vision_depth}"

@@ -1,7 +1,7 @@
 """One decoding step of the prefix language model, with cached keys and values.
 
-Nothing visual attends to text, so the visual keys and values of each fusion layer are computed once
-per clip. The text encoder and the text side of fusion are causal, so their keys and values are
+No visual position attends to text, so the visual keys and values of each fusion layer are computed
+once per clip. The text encoder and the text part of fusion are causal, so their keys and values are
 cached token by token.
 
 Shapes: B clips, W beams, S visual positions, L text positions, H heads, D head width, d width,
@@ -21,7 +21,7 @@ from stoa_jax.models.stoa import Stoa
 
 
 class Visual(NamedTuple):
-    """Keys and values of the visual half of every fusion layer."""
+    """Keys and values of the visual positions of every fusion layer."""
 
     keys: Array  # [layers, B, S, H, D]
     values: Array
@@ -38,7 +38,7 @@ class Cache(NamedTuple):
 
 
 def visual_keys(model: Stoa, video: VideoFeatures) -> Visual:
-    """Run the visual half of the fusion encoder, once per clip."""
+    """Run the visual positions through the fusion encoder, once per clip."""
     if model.config.prefix_lm == "position_query":
         x, valid = released.visual_sequence(model.fusion.position_table(), video)
         mask = jnp.broadcast_to(valid[:, None], (*valid.shape, valid.shape[1]))

@@ -1,7 +1,7 @@
 """The features that the towers and the fusion encoder return.
 
-Shapes: B clips, T frames, N trajectories, A actions, L text positions,
-S fusion positions, Q of them that are read, d shared width.
+Shapes: B clips, T frames, N trajectories, A actions, L text positions, S fusion positions,
+Q positions whose outputs are read, d shared width.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,13 @@ class VideoFeatures(NamedTuple):
     object_mask: Array  # [B, N]
     object_classes: Array  # [B, N], -1 for padding
     actions: Array  # [B, A, d]
-    verbs: Array  # [B, N, d], what each trajectory does; no rows without `trajectory_verbs`
+    verbs: (
+        Array  # [B, N, d], the verb feature of each trajectory; no rows without `trajectory_verbs`
+    )
 
 
 class VisionFeatures(NamedTuple):
-    """Outputs of the vision tower for a batch of clips, which never change while it is frozen."""
+    """Outputs of the vision tower for a batch of clips; constant while the tower is frozen."""
 
     frames: Array  # [B, T, d]
     taps: dict[str, Array]  # "block i" → output of that block [B, T, 1 + P, h], [CLS] first

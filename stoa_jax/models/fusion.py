@@ -1,7 +1,7 @@
 """The modality-agnostic encoder and the heads on top of it.
 
 The fusion sequence is T frames, the clip token, N trajectories, A actions, L text positions.
-Shapes: B clips, S fusion positions, Q of them that are read, L text positions, d width,
+Shapes: B clips, S fusion positions, Q positions whose outputs are read, L text positions, d width,
 V vocabulary.
 """
 

@@ -38,13 +38,13 @@ def check_same(
     source: str,
     remedy: str,
 ) -> None:
-    """Raise UserError if the names or shapes of weights are not those that the model wants."""
+    """Raise UserError if names or shapes of weights differ from those of the model."""
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
         raise UserError(
             f"{source}: the model differs from config.model: "
             f"missing {', '.join(missing[:6]) or 'none'}; "
-            f"not the model's {', '.join(extra[:6]) or 'none'}; {remedy}"
+            f"not in the model {', '.join(extra[:6]) or 'none'}; {remedy}"
         )
     for name, shape in wanted.items():
         if tuple(found[name]) != tuple(shape):
@@ -54,6 +54,6 @@ def check_same(
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    # NNX stores a parameter's array under an attribute `value` of its own.
+    # NNX stores a parameter's array under an attribute named `value`.
     parts = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
     return "/".join(part for part in parts if part != "value")

@@ -1,4 +1,4 @@
-"""What the authors' public code computes differently from the paper.
+"""The parts of the authors' public code that differ from the paper.
 
 Each module or function here is the other value of one field of `ModelConfig`; `stoa.py` and
 `fusion.py` choose between them.

@@ -67,7 +67,7 @@ class Stoa(nnx.Module):
     def encode_objects(
         self, vision: VisionFeatures, boxes: Array, classes: Array, scores: Array
     ) -> VideoFeatures:
-        """Run what follows the vision tower in `encode_video`."""
+        """Encode the objects and actions of clips, given the outputs of the vision tower."""
         c = self.config
         frames = vision.frames.astype(c.dtype)
         b = frames.shape[0]
@@ -81,7 +81,7 @@ class Stoa(nnx.Module):
         objects, valid = None, None
         if self.regions is not None and self.trajectory is not None:
             valid = classes >= 0
-            # A masked box still enters sums, times zero, so it must be finite.
+            # A masked box still enters sums, multiplied by zero, so it must be finite.
             boxes = jnp.where(valid[..., None], boxes, 0)
             objects = self.regions(tokens_of(c.object_block)[:, :, 1:], boxes)
             chosen, membership = jax.vmap(
@@ -120,8 +120,9 @@ class Stoa(nnx.Module):
     ) -> Fused:
         """Run video and text features [B, L, d] through the fusion encoder.
 
-        `text_attention` [B, L, L] makes it a language model: text attends to text as it says, and
-        nothing visual attends to text. `masked` [B, L] says which words the text tower did not see.
+        `text_attention` [B, L, L] makes it a language model: text attends to text as given, and no
+        visual position attends to text. `masked` [B, L] marks words that the text tower did not
+        see.
         """
         positions = jnp.arange(text.shape[1]) + self.config.visual_length
         read = jnp.concatenate([jnp.array([self.config.frames]), positions])
@@ -208,7 +209,9 @@ class Stoa(nnx.Module):
         `pair` [..., 2, d] are the fused outputs at the clip token and at [SEP].
         """
         if self.fusion.answer is None:
-            raise ValueError("answer_logits: config.num_answers is 0, so there is no answer head")
+            raise ValueError(
+                "answer_logits: config.num_answers is 0, so the model has no answer head"
+            )
         return self.fusion.answer(_flat_float32(pair))
 
     def next_token_features(self, video: VideoFeatures, text: Array) -> Array:

@@ -76,7 +76,7 @@ class TrajectoryEncoder(nnx.Module):
         return x @ self.proj[...].astype(x.dtype)
 
     def verbs(self, x: Array) -> Array:
-        """Project trajectories [B, N, h] to what they do [B, N, d]; [B, 0, d] if this is off."""
+        """Project trajectories [B, N, h] to verb features [B, N, d]; [B, 0, d] if that is off."""
         if self.verb_proj is None:
             return jnp.zeros((x.shape[0], 0, self.config.text_width), x.dtype)
         return x @ self.verb_proj[...].astype(x.dtype)

@@ -11,7 +11,7 @@ from jax import Array
 
 from stoa_jax.ops.products import einsum_float32
 
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row without keys is no NaN
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row without keys must not be NaN
 
 
 @jax.custom_vjp

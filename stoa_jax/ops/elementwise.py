@@ -1,4 +1,4 @@
-"""Layer normalisation and activations with derivatives that keep little for the backward pass.
+"""Layer normalisation and activations whose derivatives need little memory.
 
 Automatic differentiation keeps several float32 copies of the input. These keep the input in its own
 dtype (and two numbers per row) and recompute the rest.

@@ -93,7 +93,7 @@ def _mask(mask: Array | None, shape: tuple[int, ...], name: str) -> Array:
 
 
 def _in_auto_mesh(args: tuple[Array, ...]) -> bool:
-    """Return whether XLA, and not the caller, shards what is being traced over a mesh."""
+    """Return whether XLA, and not the caller, shards the traced arrays over a mesh."""
     types = jax.sharding.get_abstract_mesh().axis_types
     # Outside jit, arrays stay where they are. Inside a shard_map, the work is already local.
     return (

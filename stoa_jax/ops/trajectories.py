@@ -50,7 +50,7 @@ def select_trajectories(
     valid = classes >= 0
     index = jnp.arange(classes.size, dtype=jnp.int32)
     same = (groups[:, None] == groups) & valid  # [object, object]
-    # There is no table of classes or tracks: the first object of each represents it.
+    # Without a table of classes or tracks, the first object of each represents it.
     first = valid & ~(same & (index < index[:, None])).any(1)
     if choice == "first_met":
         keys = (~first, index)
@@ -140,6 +140,6 @@ def packed_attention_mask(membership: Array, object_valid: Array) -> Array:
     num = membership.shape[0]
     membership = membership & object_valid
     cls = jnp.eye(num, dtype=bool)
-    group = jnp.concatenate([cls, membership], 1)  # [N, N + T·K], one column a token
+    group = jnp.concatenate([cls, membership], 1)  # [N, N + T·K], one column per token
     together = jnp.einsum("ni,nj->ij", group.astype(jnp.int32), group.astype(jnp.int32)) > 0
     return together | jnp.eye(group.shape[1], dtype=bool)

@@ -1,4 +1,4 @@
-"""A run's report: one self-contained HTML file from what its work directory holds."""
+"""A run's report: one self-contained HTML file from the contents of its work directory."""
 
 from stoa_jax.report.write import write_report
 

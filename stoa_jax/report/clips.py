@@ -1,4 +1,4 @@
-"""The clips that a run was evaluated on, where its data set is at hand."""
+"""The clips that a run was evaluated on, if its data set is available."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from stoa_jax.report.run_files import Run
 
 
 class Clips:
-    """Frames and true texts of the evaluated split, found by the video's name."""
+    """Frames and true texts of the evaluated split, by the video's name."""
 
     def __init__(self, split: Any):
         self.split = split
         ids = [split.metadata(i).video_id for i in range(len(split))]
-        # Where a video has several clips, predictions carry the position too.
+        # If a video has several clips, predictions also carry the index.
         names = ids if len(set(ids)) == len(ids) else [f"{name}#{i}" for i, name in enumerate(ids)]
         self.index: Mapping[str, int] = {
             **{name: i for i, name in reversed(list(enumerate(ids)))},
@@ -27,11 +27,11 @@ class Clips:
         return len(self.split)
 
     def captions(self) -> dict[str, Sequence[str]]:
-        """The texts of each clip."""
+        """Return the texts of each clip."""
         return {name: self.split.metadata(i).texts for name, i in self.index.items()}
 
     def options(self) -> list[tuple[str, Sequence[str]]]:
-        """(video, options) of each choice of a multiple-choice split, in order."""
+        """Return (video, options) of each choice of a multiple-choice split, in order."""
         found = []
         for i in range(len(self.split)):
             about = self.split.metadata(i)
@@ -41,21 +41,21 @@ class Clips:
         return found
 
     def frames(self, i: int) -> list[np.ndarray]:
-        """The stored frames of clip `i`."""
+        """Return the stored frames of clip `i`."""
         from stoa_jax.data.records import decode_jpeg
 
         return [decode_jpeg(jpeg) for jpeg in self.split.read(i)["frames"]]
 
 
 def open_clips(run: Run) -> Clips | None:
-    """The evaluated split of a run; None, with a note in the run, where it is not to be had."""
+    """Return the evaluated split of a run; add a note to the run and return None if unavailable."""
     data = run.config.get("data") or {}
     sets = data.get("sets") or []
     name = data.get("eval_set") or (sets[0][0] if sets else "")
     split_name = data.get("eval_split") or ""
     if not name or not split_name:
         return None
-    for row in run.results:  # what was really evaluated
+    for row in run.results:  # the split that was actually evaluated
         dataset, _, part = str(row.get("split", "")).partition(":")
         if dataset and part:
             name, split_name = dataset, part

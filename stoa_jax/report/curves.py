@@ -11,22 +11,22 @@ import numpy as np
 
 from stoa_jax.errors import UserError
 
-# (heading, regex of the metrics under it), in the order of the page.
+# (heading, regex of its metrics), in the order of the page.
 GROUPS: tuple[tuple[str, str], ...] = (
     ("Losses", r"^loss"),
     ("Evaluations during training", r"^eval/"),
     ("Optimization", r"^(grad_norm|schedule|lr|param_norm|update)"),
     ("Training metrics", r""),
 )
-FOLDED = ("Optimization", "Training metrics")  # headings that start closed
+FOLDED = ("Optimization", "Training metrics")  # headings that start collapsed
 LEFT_OUT = ("time/", "memory/", "weight/", "nonfinite/", "step")
-POINTS = 400  # of a curve; a longer one is averaged over bins
-# They stand for the colours of the page, which depend on light and dark.
+POINTS = 400  # per curve; longer ones are averaged over bins
+# Placeholders for the page's colours, which depend on light and dark mode.
 INK, LINE = "#010203", "#040506"
 
 
 def series(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and finite values of every logged metric."""
+    """Return steps and finite values of every logged metric."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for row in rows:
         for name, value in row.items():
@@ -40,7 +40,7 @@ def series(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.
 
 
 def grouped(names: Iterable[str]) -> dict[str, list[str]]:
-    """The names of metrics by heading, each under the first that fits."""
+    """Group metric names by heading, each under the first that matches."""
     groups: dict[str, list[str]] = {heading: [] for heading, _ in GROUPS}
     for name in names:
         groups[next(heading for heading, regex in GROUPS if re.search(regex, name))].append(name)
@@ -48,7 +48,7 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `POINTS` points, each the mean of its bin."""
+    """Reduce a curve to at most `POINTS` points, each the mean of its bin."""
     if len(steps) <= POINTS:
         return steps, values
     bins = np.array_split(np.arange(len(steps)), POINTS)
@@ -64,7 +64,7 @@ def plot(
     values: Sequence[float] | np.ndarray,
     mark: str = "p",
 ) -> str:
-    """One curve as an inline SVG element with real text; `mark` begins its ids."""
+    """Plot one curve as an inline SVG element with real text; `mark` prefixes its ids."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def plot(
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--curve)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Several plots share one page, and an id may stand in it once.
+    # Ids must be unique on a page with several plots.
     svg = re.sub(r'\bid="', f'id="{mark}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\g<1>#{mark}-", svg)
     said = f"{name}: {values[0]:.4g} at step {steps[0]:g}, {values[-1]:.4g} at step {steps[-1]:g}"

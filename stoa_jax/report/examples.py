@@ -7,16 +7,16 @@ from typing import Any
 
 from stoa_jax.report.tables import ABLATED
 
-KEPT = 6  # examples that went well and as many that did not, of each evaluation
+KEPT = 6  # good and bad examples of each evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What the model said of one clip."""
+    """The model's output for one clip."""
 
     video: str
     said: tuple[tuple[str, str], ...]  # (label, text)
-    good: bool | None  # of graded ones: in the better half; None: nothing to judge it by
+    good: bool | None  # whether it is in the better half; None if it cannot be judged
     score: str = ""
     film: str = ""  # a data address of the clip's frames
 
@@ -34,7 +34,7 @@ class Group:
 
     @property
     def headings(self) -> tuple[str, str]:
-        """How the good and the bad examples are called."""
+        """Headings of the good and of the bad examples."""
         if self.kind == "captions":
             return "Best by ROUGE-L", "Worst by ROUGE-L"
         return "Right", "Wrong"
@@ -43,17 +43,17 @@ class Group:
 def groups(
     predictions: Mapping[str, Any], references: Mapping[str, Sequence[str]]
 ) -> tuple[list[Group], list[str]]:
-    """Examples of each evaluation of the whole model, and a note for each that is unknown.
+    """Return examples of each evaluation of the full model, and a note on each unknown one.
 
-    `references` has the true captions of a video, where the data set is at hand.
+    `references` has the true captions of a video, if the data set is available.
     """
     found, notes = [], []
     for name, rows in predictions.items():
         if any(part in ABLATED for part in name.split("/")):
-            continue  # a model that saw less
+            continue  # an ablated model
         examples, kind = _examples(rows, references)
         if not examples:
-            notes.append(f"predictions.json: {name!r} has no form that the report knows; left out")
+            notes.append(f"predictions.json: {name!r} has an unknown form; left out")
             continue
         judged = [e for e in examples if e.good is not None]
         found.append(
@@ -70,7 +70,7 @@ def groups(
 
 
 def _examples(rows: Mapping[str, Any], references: Mapping[str, Sequence[str]]):
-    """The examples of one evaluation, best first, and their kind."""
+    """Return the examples of one evaluation, best first, and their kind."""
     values = list(rows.values())
     if not values:
         return [], ""
@@ -112,7 +112,7 @@ def _captions(rows: Mapping[str, str], references: Mapping[str, Sequence[str]]) 
 
 
 def parts_of(key: str) -> tuple[str, str]:
-    """(video, text) of a key `number: video: text`; the whole key where it is none."""
+    """Split a key `number: video: text` into (video, text); return other keys whole."""
     parts = key.split(": ", 2)
     return (parts[1], parts[2]) if len(parts) == 3 else (key, "")
 

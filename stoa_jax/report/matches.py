@@ -1,11 +1,12 @@
-"""What the trained model matches to the words of each clip's text."""
+"""Matches of the trained model with the words of each clip's text."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stoa_jax import film
 from stoa_jax.errors import UserError
-from stoa_jax.report import film, page
+from stoa_jax.report import page
 from stoa_jax.report.clips import Clips
 from stoa_jax.report.run_files import Run
 
@@ -16,7 +17,7 @@ NO_MATCH = "no word (Ø)"
 
 
 def matched_clips(run: Run, clips: Clips, count: int) -> list[str]:
-    """Cards of the first `count` clips with the matches of their first text."""
+    """Return cards of the first `count` clips with the matches of their first text."""
     try:
         import stoa_jax
 
@@ -41,7 +42,7 @@ def matched_clips(run: Run, clips: Clips, count: int) -> list[str]:
 
 
 def card(title: str, explanation: "Explanation") -> str:
-    """One clip: its frames with trajectories, and the word that each was matched to."""
+    """Format one clip: its frames with trajectories, and the word that each was matched to."""
     boxes, shown = stacked(explanation)
     picture = film.strip(explanation.frames, boxes, shown)
     items = []
@@ -54,7 +55,7 @@ def card(title: str, explanation: "Explanation") -> str:
 
 
 def stacked(explanation: "Explanation") -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, T, 4] of all trajectories, and in which frames each is shown [N, T]."""
+    """Return boxes [N, T, 4] of all trajectories, and in which frames they are visible [N, T]."""
     found = explanation.trajectories
     if not found:
         length = len(explanation.frames)
@@ -63,7 +64,7 @@ def stacked(explanation: "Explanation") -> tuple[np.ndarray, np.ndarray]:
 
 
 def match_line(name: str, match: "Trajectory | Action") -> str:
-    """`name → word score` as HTML."""
+    """Format `name → word score` as HTML."""
     word = f"<b>{page.text(match.word)}</b>" if match.word is not None else NO_MATCH
     score = f' <span class="soft">{match.word_score:.2f}</span>' if match.word_score else ""
     return f"{page.text(name)} → {word}{score}"

@@ -1,4 +1,4 @@
-"""The report as HTML: light and dark, from a phone's width up, nothing beside the one file."""
+"""The report as HTML: light and dark, for phones and wider screens, in one file."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -50,12 +50,12 @@ ul.matches li { border: 1px solid var(--line); border-left: .5rem solid var(--li
 
 
 def text(value: object) -> str:
-    """A value as HTML text."""
+    """Escape a value as HTML text."""
     return html.escape(str(value), quote=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """A table of HTML cells; the columns `numbers` are aligned to the right."""
+    """Return a table of HTML cells with the columns `numbers` aligned right."""
 
     def cell(tag: str, i: int, content: str) -> str:
         scope = ' scope="col"' if tag == "th" else ""
@@ -73,7 +73,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequenc
 
 
 def results(lines: Sequence[Line]) -> str:
-    """The metrics beside their baselines."""
+    """Return the table of metrics beside their baselines."""
     columns = [name for name in ABLATED.values() if any(name in line.ablated for line in lines)]
     header = ("metric", "n", "model", "trivial baseline", *columns)
     rows = []
@@ -100,22 +100,22 @@ def results(lines: Sequence[Line]) -> str:
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    """A list of terms and values."""
+    """Return a list of terms and values."""
     return "<dl>" + "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in pairs) + "</dl>"
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that is shown when its summary is opened."""
+    """Return content that is shown when its summary is opened."""
     return f"<details><summary>{text(summary)}</summary>{content}</details>"
 
 
 def figure(name: str, svg: str) -> str:
-    """One plot with its name."""
+    """Return one plot with its name."""
     return f"<figure><figcaption>{text(name)}</figcaption>{svg}</figure>"
 
 
 def film(address: str, label: str, large: bool = False) -> str:
-    """A film strip that scrolls sideways where it is too wide."""
+    """Return a film strip that scrolls sideways if it is too wide."""
     kind = "film large" if large else "film"
     return (
         f'<div class="{kind}" tabindex="0" role="region" aria-label="{text(label)}">'
@@ -124,7 +124,7 @@ def film(address: str, label: str, large: bool = False) -> str:
 
 
 def example(item: Example) -> str:
-    """One example as a card."""
+    """Return one example as a card."""
     kind = {True: "good-card", False: "bad-card", None: ""}[item.good]
     score = f' <span class="soft">{text(item.score)}</span>' if item.score else ""
     picture = film(item.film, f"frames of {item.video}") if item.film else ""
@@ -135,14 +135,14 @@ def example(item: Example) -> str:
 
 
 def group(item: Group) -> str:
-    """The examples of one evaluation, good ones first."""
+    """Return the examples of one evaluation, good ones first."""
     parts = [
         f"<h3>{text(item.name)} <span class='soft'>({item.total} {text(item.kind)})</span></h3>"
     ]
     for heading, examples in (
         (item.headings[0], item.good),
         (item.headings[1], item.bad),
-        ("Not judged: the true texts are not at hand", item.unjudged),
+        ("Not judged: the true texts are not available", item.unjudged),
     ):
         if examples:
             cards = "\n".join(map(example, examples))
@@ -151,7 +151,7 @@ def group(item: Group) -> str:
 
 
 def matches(title: str, address: str, items: Sequence[tuple[str, str]], facts) -> str:
-    """A clip's film strip and what each trajectory and action was matched to."""
+    """Return a clip's film strip, and the words that trajectories and actions were matched to."""
     listed = "".join(f'<li style="border-left-color:{c}">{t}</li>' for c, t in items)
     return (
         f'<div class="card"><h4>{text(title)}</h4>{film(address, "frames with boxes", True)}'
@@ -160,7 +160,7 @@ def matches(title: str, address: str, items: Sequence[tuple[str, str]], facts) -
 
 
 def document(title: str, lead: str, notes: Sequence[str], sections: Sequence[tuple[str, str]]):
-    """The whole page from (heading, HTML) sections."""
+    """Return the whole page from (heading, HTML) sections."""
     links = "".join(f'<a href="#{_anchor(h)}">{text(h)}</a>' for h, _ in sections)
     body = "\n".join(f'<h2 id="{_anchor(h)}">{text(h)}</h2>\n{content}' for h, content in sections)
     warn = ""

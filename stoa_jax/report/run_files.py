@@ -1,4 +1,4 @@
-"""Read what a work directory holds, and note what is damaged or missing."""
+"""Read the files of a work directory, and note what is damaged or missing."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ FILES = (CONFIG, METRICS, RESULT, RESULTS, PREDICTIONS)
 
 @dataclasses.dataclass
 class Run:
-    """The files of one run. A part that is missing is empty."""
+    """The files of one run. Missing parts are empty."""
 
     workdir: Path
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -27,7 +27,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """The task's name, or "run" where no file tells."""
+        """Name of the task, or "run" if no file states it."""
         return str(self.config.get("task") or self.last.get("task") or "run")
 
 

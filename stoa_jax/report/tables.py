@@ -6,14 +6,14 @@ from typing import Any
 
 TRIVIAL = {"chance": "chance", "majority": "majority answer", "most_frequent": "most frequent"}
 ABLATED = {"text_only": "text only", "single_frame": "one frame"}
-# Of these protocols a trivial baseline of another protocol says nothing.
+# Protocols for which a trivial baseline of another protocol is not comparable.
 OWN_SCALE = ("authors",)
 RANKS = ("MedR", "MeanR")  # lower is better
 
 
 @dataclasses.dataclass
 class Line:
-    """One metric of the model with what it is compared with."""
+    """One metric of the model with its baselines."""
 
     metric: str
     value: float | str
@@ -26,7 +26,7 @@ class Line:
 
     @property
     def beats_trivial(self) -> bool | None:
-        """Whether the value is better than the trivial baseline; None without a number."""
+        """Whether the value is better than the trivial baseline; None if either is missing."""
         if self.trivial is None or isinstance(self.value, str):
             return None
         if self.metric.rpartition("/")[2] in RANKS:
@@ -35,7 +35,7 @@ class Line:
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """One line for each metric of the full model, in the order of `rows`."""
+    """Return one line for each metric of the full model, in the order of `rows`."""
     split = [(_split(str(row["metric"])), row) for row in rows]
     models = {key: row for (key, kind), row in split if not kind}
     trivial: dict[tuple[str, ...], tuple[float, str]] = {}
@@ -65,7 +65,7 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 
 def _split(metric: str) -> tuple[tuple[str, ...], str]:
-    """A metric's name without its baseline or ablation, and which that was."""
+    """Split a metric's name into the metric and its baseline or ablation."""
     parts = metric.split("/")
     kind = next((p for p in parts[1:] if p in TRIVIAL or p in ABLATED), "")
     return tuple(p for p in parts if p != kind), kind
@@ -74,7 +74,7 @@ def _split(metric: str) -> tuple[tuple[str, ...], str]:
 def _baseline(
     key: tuple[str, ...], trivial: Mapping[tuple[str, ...], tuple[float, str]]
 ) -> tuple[float, str] | None:
-    """The trivial baseline of the same metric, whatever the way of decoding or ranking."""
+    """Return the trivial baseline of the same metric for any decoding or ranking method."""
     if any(part in OWN_SCALE for part in key):
         return None
     for size in range(len(key) - 1, 0, -1):
@@ -84,7 +84,7 @@ def _baseline(
 
 
 def number(value: float | str | None) -> str:
-    """A value with as many digits as are worth reading; a dash for none."""
+    """Format a value with its significant digits; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, str):
@@ -93,7 +93,7 @@ def number(value: float | str | None) -> str:
 
 
 def facts(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What all rows share: split, checkpoint, seed, devices, versions, date."""
+    """Return what all rows share: split, checkpoint, seed, devices, versions, date."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
         for key in ("split", "split_hash", "checkpoint", "seed", "devices", "date"):

@@ -1,13 +1,14 @@
-"""`stoa report WORKDIR`: curves, results beside baselines, examples, matches and cost."""
+"""Write the report of `stoa report WORKDIR`: curves, results, examples, matches and cost."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stoa_jax import film
 from stoa_jax.errors import UserError
 from stoa_jax.files import write_text
-from stoa_jax.report import curves, examples, film, page, tables
+from stoa_jax.report import curves, examples, page, tables
 from stoa_jax.report.clips import Clips, open_clips
 from stoa_jax.report.matches import matched_clips
 from stoa_jax.report.run_files import Run, read_run
@@ -20,8 +21,8 @@ def write_report(
 ) -> tuple[Path, list[str]]:
     """Write the report of a run; return its path and notes on what could not be shown.
 
-    `output` is a file, by default `report.html` in the work directory. `clips` is how many clips
-    of the evaluated split are shown with their matches.
+    `output` is a file, by default `report.html` in the work directory. `clips` is the number of
+    clips of the evaluated split that are shown with their matches.
     """
     run = read_run(workdir)
     output = Path(output) if output else run.workdir / NAME
@@ -36,7 +37,7 @@ def write_report(
 
 
 def render(run: Run, clips: int = 6) -> str:
-    """The report of a run as one HTML page."""
+    """Return the report of a run as one HTML page."""
     at_hand = open_clips(run) if run.results or run.predictions else None
     sections = [
         ("Results", _results(run)),
@@ -73,7 +74,7 @@ def _curves(run: Run) -> str:
         plots = []
         for name in names:
             steps, values = found[name]
-            if len(steps) == 1:  # no curve
+            if len(steps) == 1:  # one point is not a curve
                 single.append((name, f"{values[0]:.4g} at step {steps[0]}"))
                 continue
             number += 1
@@ -104,7 +105,7 @@ def _examples(run: Run, clips: Clips | None) -> str:
 
 
 def _with_options(predictions: Mapping[str, Any], clips: Clips) -> dict[str, Any]:
-    """Predictions whose choices carry their video and the options to choose from."""
+    """Return predictions whose choices include their video and options."""
     found = dict(predictions)
     for name, rows in predictions.items():
         if not all(isinstance(v, dict) and "chosen" in v for v in rows.values()):
@@ -120,7 +121,7 @@ def _with_options(predictions: Mapping[str, Any], clips: Clips) -> dict[str, Any
 
 
 def _filmed(group: examples.Group, clips: Clips | None) -> examples.Group:
-    """The group with film strips, where the clips are at hand."""
+    """Return the group with film strips, if the clips are available."""
     if clips is None:
         return group
 
@@ -152,19 +153,19 @@ def _cost(run: Run) -> str:
     timed = [row for row in rows if isinstance(row.get("time/step"), int | float)]
     if timed:
         mean = sum(row["time/step"] for row in timed) / len(timed)
-        facts.append(("time a step", f"{mean:.3g} s"))
+        facts.append(("time per step", f"{mean:.3g} s"))
         steps = max(row["step"] for row in rows)
-        facts.append(("training time", _duration(mean * steps) + ", compilation not counted"))
+        facts.append(("training time", _duration(mean * steps) + ", without compilation"))
     evaluations = [r["time/eval"] for r in rows if isinstance(r.get("time/eval"), int | float)]
     if evaluations:
         facts.append(("evaluation time", _duration(sum(evaluations))))
     for key, label, form in (
-        ("time/clips_per_second", "clips a second", "{:.4g}"),
-        ("time/data_wait", "waiting for data, a step", "{:.3g} s"),
-        ("time/goodput", "share of wall-clock time that trained", "{:.0%}"),
+        ("time/clips_per_second", "clips per second", "{:.4g}"),
+        ("time/data_wait", "waiting for data, per step", "{:.3g} s"),
+        ("time/goodput", "share of wall-clock time spent in steps", "{:.0%}"),
         ("memory/host", "host memory", "{:.2f} GiB"),
         ("memory/device_peak", "peak device memory", "{:.2f} GiB"),
-        ("nonfinite/total", "steps that were not finite", "{:.0f}"),
+        ("nonfinite/total", "steps with a non-finite loss", "{:.0f}"),
     ):
         if isinstance(last.get(key), int | float):
             facts.append((label, form.format(last[key])))
@@ -172,7 +173,7 @@ def _cost(run: Run) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """A time as people say it."""
+    """Format a time for reading."""
     seconds = round(seconds)
     hours, minutes = seconds // 3600, seconds // 60 % 60
     if hours:

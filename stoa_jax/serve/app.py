@@ -1,4 +1,4 @@
-"""The server: the guard before all, the videos, the uploads, and the page."""
+"""The server: the guard, the videos, the uploads, and the page."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ INSTALL = "pip install 'stoa-jax[serve]'"
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a visitor may use."""
+    """Limits on what a visitor may use."""
 
     upload_bytes: int = 100 << 20
     upload_seconds: float = 120.0
@@ -25,7 +25,7 @@ class Limits:
 
 
 def require() -> None:
-    """Raise `UserError` with the install line where the page's packages are missing."""
+    """Raise `UserError` with the install line if the page's packages are missing."""
     for name in ("gradio", "fastapi", "uvicorn"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"the page needs {name}, which is not installed; {INSTALL}")
@@ -45,8 +45,8 @@ def create_app(
 ) -> "FastAPI":
     """Return the page over an index and the model that filled it, as an ASGI application.
 
-    Videos outside `roots` are refused; by default that is the directory that all indexed videos
-    have in common. `hosts` are the names by which the server may be asked; any, if empty.
+    Videos outside `roots` are refused; by default that is the common directory of all indexed
+    videos. `hosts` are the host names that the server answers to; any, if empty.
     """
     require()
     from fastapi import FastAPI

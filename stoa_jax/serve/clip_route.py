@@ -1,4 +1,4 @@
-"""`GET /clip/<row>`: a video of the library, whole or one byte range of it."""
+"""`GET /clip/<row>`: a video of the library, whole or one byte range."""
 
 import hashlib
 import io
@@ -14,8 +14,8 @@ from stoa_jax.serve import ranges
 from stoa_jax.serve.library import GoneError, Library, OpenFile
 from stoa_jax.serve.transcode import Cache, playable_type
 
-CHUNK = 256 << 10  # bytes that are in memory at once, for each request
-MAX_DIGITS = 10  # of a row
+CHUNK = 256 << 10  # bytes in memory per request
+MAX_DIGITS = 10  # in a row number
 _COMMON = {
     "Accept-Ranges": "bytes",
     "Cache-Control": "private, no-cache",
@@ -26,13 +26,13 @@ _COMMON = {
 
 
 def router(library: Library, cache: Cache) -> APIRouter:
-    """The route over a library."""
+    """Return the route over a library."""
     routes = APIRouter()
 
     @routes.api_route("/clip/{row}", methods=["GET", "HEAD"], include_in_schema=False)
     async def clip(row: str, request: Request) -> Response:
         if not (row.isascii() and row.isdigit() and len(row) <= MAX_DIGITS):
-            return _refusal(404, "a clip is named by its number")
+            return _refusal(404, "a clip is addressed by its number")
         try:
             file, media_type = await anyio.to_thread.run_sync(_ready, library, cache, int(row))
         except GoneError as error:
@@ -45,7 +45,7 @@ def router(library: Library, cache: Cache) -> APIRouter:
 
 
 def _ready(library: Library, cache: Cache, row: int) -> tuple[OpenFile, str]:
-    """Open what is sent for a row: its file, or that file transcoded."""
+    """Open the file to send for a row: the original, or its transcoded form."""
     opened = library.open(row)
     try:
         media_type = playable_type(opened.path, opened.key[1:])
@@ -55,7 +55,7 @@ def _ready(library: Library, cache: Cache, row: int) -> tuple[OpenFile, str]:
         transcoded = OpenFile.of(io.FileIO(made), made)
     except VideoError as error:
         opened.file.close()
-        # Where the library lies is nothing that a visitor needs to know.
+        # Visitors need not know the path of the library.
         raise VideoError(str(error).replace(str(opened.path), opened.path.name)) from None
     except BaseException:
         opened.file.close()
@@ -65,7 +65,7 @@ def _ready(library: Library, cache: Cache, row: int) -> tuple[OpenFile, str]:
 
 
 def answer(file: OpenFile, media_type: str, method: str, request: Mapping[str, str]) -> Response:
-    """Answer a request for an open file, which is closed when all is sent."""
+    """Answer a request for an open file, and close it when everything is sent."""
     tag = '"' + hashlib.sha256(repr(file.key).encode("utf-8", "surrogatepass")).hexdigest()[:24]
     tag += '"'
     modified = file.modified_ns / 1e9
@@ -96,7 +96,7 @@ def answer(file: OpenFile, media_type: str, method: str, request: Mapping[str, s
 
 
 async def _bytes(file: io.FileIO, start: int, end: int) -> AsyncIterator[bytes]:
-    """Yield bytes `start` to `end` of a file, a chunk at a time, and close it."""
+    """Yield bytes `start` to `end` of a file in chunks, and close it."""
     try:
         while start <= end:
             size = min(CHUNK, end - start + 1)

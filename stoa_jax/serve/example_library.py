@@ -1,4 +1,4 @@
-"""A small library of synthetic clips with an index, made on first use."""
+"""A small library of synthetic clips with an index, created on first use."""
 
 import json
 import os
@@ -13,7 +13,7 @@ VERSION = 2  # another when the clips or the index change
 
 
 def cache_directory() -> Path:
-    """Return where generated and transcoded videos are kept: $STOA_CACHE, or the user's cache."""
+    """Return the directory of generated and transcoded videos: $STOA_CACHE, or the user's cache."""
     if chosen := os.environ.get("STOA_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -21,7 +21,7 @@ def cache_directory() -> Path:
 
 
 def open_library(model: Any, cache: Path, clips: int = CLIPS) -> Path:
-    """Return the directory of the library, generated and indexed with `model` if it is not there.
+    """Return the directory of the library; generate and index it with `model` if necessary.
 
     It holds `videos/`, `detections.jsonl`, `examples.json` and `index/`.
     """
@@ -54,7 +54,7 @@ def generate(directory: Path, clips: int) -> None:
 
 
 def _index(model: Any, directory: Path) -> None:
-    """Index the videos; without a match head there is nothing to re-rank by."""
+    """Index the videos, with fusion features if the model has a match head."""
     import stoa_jax
 
     try:
@@ -78,5 +78,5 @@ def example_queries(directory: Path, count: int = 4) -> list[str]:
         found = json.loads((directory / "examples.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    # Neighbours look the same and differ in what happens: one of each pair is enough.
+    # Neighbours look alike and differ only in what happens: use one of each pair.
     return sorted(found[::2], key=len)[:count]

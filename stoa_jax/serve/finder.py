@@ -1,4 +1,4 @@
-"""What the page does, without the page: search, look at a clip, ask, explain."""
+"""The functions of the page without the page: search, frames, questions, explanations."""
 
 import dataclasses
 import os
@@ -11,9 +11,9 @@ from stoa_jax.errors import UserError
 from stoa_jax.serve.library import GoneError, Library, printable
 from stoa_jax.serve.uploads import Uploads
 
-RESULTS = 8  # of a search
-ANSWERS = 3  # of a question
-MAX_TEXT = 500  # letters of a query
+RESULTS = 8  # per search
+ANSWERS = 3  # per question
+MAX_TEXT = 500  # characters in a query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Moment:
 class Finder:
     """An index with its model and the library of its videos.
 
-    `detections` is a file or a directory of detections of the videos, as `stoa_jax.Clip` takes it.
+    `detections` is a file or a directory of detections of the videos, as for `stoa_jax.Clip`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Finder:
 
     @property
     def explains(self) -> bool:
-        """Whether the model can say what it matches to which word."""
+        """Whether the model can show what it matches to which word."""
         return "match" in self.has and bool(self.has & {"trajectories", "actions"})
 
     def search(self, text: str) -> list[Moment]:
@@ -58,10 +58,10 @@ class Finder:
         return [self._moment(hit) for hit in self.index.search(checked(text), RESULTS)]
 
     def search_clip(self, token: str) -> list[Moment]:
-        """Return the moments that look most like an uploaded clip, which is then deleted."""
+        """Return the moments that are most similar to an uploaded clip, and delete the clip."""
         with self.uploads.taken(token) as path:
             try:
-                hits = self.index.search(path, RESULTS)  # a Path: a string would be a text
+                hits = self.index.search(path, RESULTS)  # a string would be a text
             except UserError as error:
                 raise UserError(str(error).replace(str(path), "the uploaded clip")) from None
         return [self._moment(hit) for hit in hits]
@@ -70,7 +70,7 @@ class Finder:
         row, gone = self.library.row(hit.id), ""
         name = printable(os.path.basename(hit.video or "") or hit.id)
         if row is None:
-            gone = f"{name}: added after the page was started; start it again"
+            gone = f"{name}: added after the page was started; restart it"
         else:
             try:
                 self.library.check(row)
@@ -84,7 +84,7 @@ class Finder:
         )
 
     def caption(self, moment: Moment) -> str:
-        """Return the model's sentence about a moment."""
+        """Return the model's caption of a moment."""
         (text,) = self._ask("caption", moment, lambda clip: self.model.caption([clip]))
         return text
 
@@ -97,7 +97,7 @@ class Finder:
         return found
 
     def explain(self, moment: Moment, text: str) -> Any:
-        """Return which trajectory and action is matched to which word of a text."""
+        """Return which trajectories and actions are matched to which words of a text."""
         text = checked(text)
         return self._ask("match", moment, lambda clip: self.model.explain(clip, text))
 
@@ -112,18 +112,18 @@ class Finder:
         return self._ask("embed", moment, read)
 
     def _ask(self, head: str, moment: Moment, call: Any) -> Any:
-        """Call with the moment as a clip; errors name the video, not where it lies."""
+        """Call with the moment as a clip; errors name the video, not its path."""
         import stoa_jax
 
         if head not in self.has:
             raise UserError(f"this model cannot do that: it has {', '.join(sorted(self.has))}")
         opened = self.library.open(moment.row)
         opened.file.close()
-        from stoa_jax.inference.detections import names_video  # here: it imports the data readers
+        from stoa_jax.inference.detections import names_video  # it imports the data readers
 
         found = self.detections
         if found is not None and not names_video(found, opened.path):
-            found = None  # a library may hold videos that the detector did not see
+            found = None  # the library may contain videos that the detector has not processed
         clip = stoa_jax.Clip(str(opened.path), moment.start, moment.end, found)
         try:
             return call(clip)
@@ -132,10 +132,10 @@ class Finder:
 
 
 def checked(text: str) -> str:
-    """Return a typed text without surrounding space, or say what is wrong with it."""
+    """Return a typed text without surrounding space, or raise UserError."""
     text = (text or "").strip()
     if not text:
-        raise UserError("type something first")
+        raise UserError("type some text first")
     if len(text) > MAX_TEXT:
-        raise UserError(f"the text has {len(text)} letters, and {MAX_TEXT} are the limit")
+        raise UserError(f"the text has {len(text)} characters; the limit is {MAX_TEXT}")
     return text

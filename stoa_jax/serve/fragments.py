@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML: results, a clip's film, matches, messages."""
+"""Parts of the page as HTML: results, a clip's film, matches, messages."""
 
 import html
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stoa_jax.report import film
+from stoa_jax import film
 from stoa_jax.serve.finder import Moment
 
 HEIGHT = 140  # pixels of a frame in the film
@@ -50,7 +50,7 @@ ul.matches li { border-left: .6rem solid var(--border-color-primary); padding-le
   #search-row { flex-direction: column; } #search-row > * { width: 100%; } }
 """
 
-# A video that fails later than the search is asked why; what the server says is shown in its place.
+# If a video fails after the search, the page asks the server why and shows its answer instead.
 SCRIPT = """
 <script>
 window.stoaVideoFailed = async (video) => {
@@ -87,12 +87,12 @@ window.stoaShow = (id) => {
 
 
 def text(value: object) -> str:
-    """A value as HTML text."""
+    """Escape a value as HTML text."""
     return html.escape(str(value), quote=True)
 
 
 def header() -> str:
-    """What the page is."""
+    """Return the header of the page."""
     return (
         '<header class="page"><h1>Find a moment in your videos</h1>'
         '<p class="soft">Describe what happens, or give a clip that looks like it. Then look '
@@ -101,7 +101,7 @@ def header() -> str:
 
 
 def message(said: str, error: bool = False) -> str:
-    """A message to the visitor; screen readers say it at once."""
+    """Format a message to the visitor; screen readers announce it immediately."""
     if not said:
         return ""
     kind, role = ("message error", "alert") if error else ("message", "status")
@@ -109,7 +109,7 @@ def message(said: str, error: bool = False) -> str:
 
 
 def sentence(said: str) -> str:
-    """A message with a full stop, and a capital unless it begins with a file's name."""
+    """Add a full stop to a message, and a capital unless it begins with a file name."""
     said = " ".join(said.split())
     first = said.split(" ", 1)[0]
     if first.isalpha():
@@ -118,7 +118,7 @@ def sentence(said: str) -> str:
 
 
 def upload_field(limit_bytes: int, limit_seconds: float) -> str:
-    """The field for a clip, with its limits."""
+    """Return the upload field for a clip, with its limits."""
     return (
         '<div class="page" id="clip-form"><label for="clip-file">A video file to search by</label>'
         f'<p class="soft" id="clip-limits">At most {limit_bytes / 2**20:.3g} MB and '
@@ -129,7 +129,7 @@ def upload_field(limit_bytes: int, limit_seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """0:07, or 1:02:03."""
+    """Format a time as 0:07 or 1:02:03."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     if hours:
@@ -138,7 +138,7 @@ def clock(seconds: float) -> str:
 
 
 def span(moment: Moment) -> str:
-    """When the moment is, in words."""
+    """Format the time span of a moment."""
     if moment.start is None or moment.end is None:
         return ""
     if round(moment.start) == round(moment.end):  # shorter than the clock tells
@@ -147,7 +147,7 @@ def span(moment: Moment) -> str:
 
 
 def video(moment: Moment, label: str) -> str:
-    """The player, which starts where the moment does; or why there is none."""
+    """Return the player, starting at the moment, or the reason why there is none."""
     if moment.gone:
         return message(moment.gone, error=True)
     part = ""
@@ -161,7 +161,7 @@ def video(moment: Moment, label: str) -> str:
 
 
 def result(number: int, moment: Moment) -> str:
-    """One result: its player, and how well it fits."""
+    """Return one result: its player, and how well it fits."""
     label = f"Result {number}: {moment.name}"
     when = f", {span(moment)}" if span(moment) else ""
     if moment.probability is not None:
@@ -178,7 +178,7 @@ def result(number: int, moment: Moment) -> str:
 
 
 def summary(moments: Sequence[Moment], query: str) -> str:
-    """How many results there are, and whether any is a match."""
+    """Return the number of results, and whether any of them is a match."""
     if not moments:
         return message("the library is empty; add videos with `stoa index add`")
     gone = sum(bool(m.gone) for m in moments)
@@ -191,12 +191,12 @@ def summary(moments: Sequence[Moment], query: str) -> str:
 
 
 def title(moment: Moment) -> str:
-    """The heading over the moment that is looked at."""
+    """Return the heading of the selected moment."""
     return f'<div class="page"><h2>{text(_label(moment))}</h2></div>'
 
 
 def player(moment: Moment) -> str:
-    """The player of the moment that is looked at."""
+    """Return the player of the selected moment."""
     return f'<div class="page">{video(moment, _label(moment))}</div>'
 
 
@@ -205,12 +205,12 @@ def _label(moment: Moment) -> str:
 
 
 def caption(said: str) -> str:
-    """The model's sentence about the moment."""
+    """Return the model's caption of the moment."""
     return f'<div class="page"><h3>Caption</h3><p>{text(said) or "(nothing)"}</p></div>'
 
 
 def answers(question: str, found: Sequence[Any]) -> str:
-    """Answers with their probabilities."""
+    """Return answers with their probabilities."""
     items = "".join(
         f'<li>{text(a.text)} <span class="soft">{100 * a.probability:.0f} %</span></li>'
         for a in found
@@ -219,7 +219,7 @@ def answers(question: str, found: Sequence[Any]) -> str:
 
 
 def plain_film(frames: Sequence[np.ndarray], why: str) -> str:
-    """The frames that the model reads, without matches."""
+    """Return the frames that the model reads, without matches."""
     picture = film.strip(frames, height=HEIGHT)
     return (
         f'<div class="page"><h3>Film</h3>{_film(picture, f"{len(frames)} frames of the clip")}'
@@ -228,7 +228,7 @@ def plain_film(frames: Sequence[np.ndarray], why: str) -> str:
 
 
 def explanation(found: Any) -> str:
-    """The film with trajectories in their colours, and what each word was matched to."""
+    """Return the film with coloured trajectories, and the word that each was matched to."""
     trajectories, actions = found.trajectories, found.actions
     count = len(found.frames)
     boxes = np.zeros((len(trajectories), count, 4), np.float32)
@@ -278,7 +278,7 @@ def _match(name: str, match: Any) -> str:
 
 
 def _when(shown: np.ndarray, colour: str) -> str:
-    """In which frames a trajectory is seen, as a row of small bars."""
+    """Return the frames in which a trajectory is visible, as a row of small bars."""
     numbers = ", ".join(str(t + 1) for t in np.flatnonzero(shown))
     label = f"seen in frames {numbers} of {len(shown)}"
     bars = "".join(f'<i style="background:{colour}"></i>' if s else "<i></i>" for s in shown)
@@ -286,7 +286,7 @@ def _when(shown: np.ndarray, colour: str) -> str:
 
 
 def _marked(said: str, trajectories: Sequence[Any], actions: Sequence[Any]) -> str:
-    """The sentence with matched nouns underlined in their trajectory's colour, verbs doubly."""
+    """Mark matched nouns in their trajectory's colour, and verbs with a double underline."""
     colours: dict[str, str] = {}
     for i, trajectory in enumerate(trajectories):
         if trajectory.word is not None:
@@ -305,7 +305,7 @@ def _marked(said: str, trajectories: Sequence[Any], actions: Sequence[Any]) -> s
 
 
 def _seen(found: Any) -> list[np.ndarray]:
-    """The part of each frame that the model sees."""
+    """Return the part of each frame that the model sees."""
     height, width = found.frames[0].shape[:2]
     x1, y1, x2, y2 = np.round(found.crop * [width, height, width, height]).astype(int)
     return [frame[y1:y2, x1:x2] for frame in found.frames]

@@ -1,7 +1,7 @@
-"""The page in Gradio: what is shown where, and what follows from what.
+"""The page in Gradio: its elements and their events.
 
-Gradio gets no files and serves none: pictures are in the page, videos come from /clip, clips to
-search by go to /upload.
+Gradio gets no files and serves none: images are in the page, videos come from /clip, and clips to
+search by are sent to /upload.
 """
 
 import functools
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is told to anybody
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # send no usage data
 
 import gradio as gr
 from fastapi import FastAPI
@@ -25,7 +25,7 @@ _MODEL = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "
 
 
 def mount(app: FastAPI, finder: Finder, examples: Sequence[str] = ()) -> FastAPI:
-    """Put the page at the root of an application."""
+    """Mount the page at the root of an application."""
     return gr.mount_gradio_app(
         app,
         blocks(finder, examples),
@@ -90,8 +90,8 @@ def blocks(finder: Finder, examples: Sequence[str] = ()) -> gr.Blocks:
                     )
                     problem = gr.HTML("", elem_id="problem")
                     film = gr.HTML("", elem_id="film")
-        found = gr.State([])  # the moments of the last search
-        chosen = gr.State(None)  # the one that is looked at
+        found = gr.State([])  # moments of the last search
+        chosen = gr.State(None)  # the selected moment
         token, upload_error = gr.Textbox(visible=False), gr.Textbox(visible=False)
 
         shown = [status, found, closer, *results.outputs]
@@ -131,7 +131,7 @@ def blocks(finder: Finder, examples: Sequence[str] = ()) -> gr.Blocks:
 
 
 class _Results:
-    """Places for the results of a search, empty at first."""
+    """Slots for the results of a search, empty at first."""
 
     def __init__(self):
         self.cards, self.players, self.buttons = [], [], []
@@ -150,7 +150,7 @@ class _Results:
 
     @staticmethod
     def updates(moments: Sequence[Moment]) -> list[Any]:
-        """What fills the places with these moments."""
+        """Return the updates that fill the slots with these moments."""
         there = [i < len(moments) for i in range(RESULTS)]
         return [
             *(gr.Column(visible=t) for t in there),
@@ -160,7 +160,7 @@ class _Results:
 
 
 def _guarded(work: Callable[..., Any], outputs: Sequence[Any], place: Any) -> Callable[..., Any]:
-    """Show an error of `work` as one message at `place`, and leave the other outputs alone."""
+    """Show an error of `work` as one message in `place`, and leave the other outputs unchanged."""
 
     def failed(said: str) -> dict[Any, Any]:
         return {place: fragments.message(said, error=True)}
@@ -202,7 +202,7 @@ def _shown(moments: list[Moment], query: str) -> list[Any]:
 
 
 def _look(finder: Finder, i: int, moments: list[Moment], query: str) -> Iterator[list[Any]]:
-    """The player at once, then the caption, then the matches of the query or the caption."""
+    """Yield the player immediately, then the caption, then the matches of the query or caption."""
     moment = moments[i]
     text = (query or "").strip()
     seen = [gr.Column(visible=True), fragments.title(moment), fragments.player(moment)]

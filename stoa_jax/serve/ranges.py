@@ -15,19 +15,19 @@ class Range(NamedTuple):
 
 
 class Unsatisfiable(Exception):
-    """No byte of the file lies in the range that was asked for."""
+    """No byte of the file is in the requested range."""
 
 
 def parse(header: str | None, size: int) -> Range | None:
-    """Return the range that a Range header asks for; None for the whole file.
+    """Return the range that a Range header requests, or None for the whole file.
 
-    Several ranges, another unit or a malformed header get the whole file, as the standard allows:
-    no answer is ever larger than the file.
+    Several ranges, another unit or a malformed header get the whole file, as the standard allows,
+    so that no answer is larger than the file.
     """
     found = _ONE.fullmatch(header.strip()) if header else None
     if found is None or not (found[1] or found[2]):
         return None
-    if not found[1]:  # the last so many bytes
+    if not found[1]:  # a suffix range: the last bytes
         count = int(found[2])
         if not count or not size:
             raise Unsatisfiable
@@ -42,7 +42,7 @@ def parse(header: str | None, size: int) -> Range | None:
 
 
 def names_tag(header: str | None, tag: str) -> bool:
-    """Whether If-None-Match holds this entity tag."""
+    """Return whether If-None-Match contains this entity tag."""
     if header is None:
         return False
     tags = [part.strip().removeprefix("W/") for part in header.split(",")]
@@ -50,7 +50,7 @@ def names_tag(header: str | None, tag: str) -> bool:
 
 
 def range_still_valid(header: str | None, tag: str, modified: float) -> bool:
-    """Whether If-Range allows a part: no such header, this very tag, or this very date."""
+    """Return whether If-Range allows a part: no header, exactly this tag, or exactly this date."""
     if header is None:
         return True
     header = header.strip()
@@ -60,9 +60,9 @@ def range_still_valid(header: str | None, tag: str, modified: float) -> bool:
         date = email.utils.parsedate_to_datetime(header)
         return date.timestamp() == int(modified)
     except (ValueError, TypeError, OverflowError):
-        return False  # a weak tag, or no date
+        return False  # a weak tag, or not a date
 
 
 def http_date(seconds: float) -> str:
-    """A time as HTTP writes it."""
+    """Format a time as an HTTP date."""
     return email.utils.formatdate(int(seconds), usegmt=True)

@@ -10,7 +10,7 @@ from stoa_jax.errors import UserError
 
 @contextlib.contextmanager
 def listen(host: str, port: int) -> Iterator[sockets.socket]:
-    """Listen on a host and port, or say in one line why not."""
+    """Listen on a host and port, or raise UserError with the reason."""
     family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
     with sockets.socket(family, sockets.SOCK_STREAM) as socket:
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)
@@ -35,7 +35,7 @@ def serve(app: Any, socket: sockets.socket) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=3,  # streams of the page never end by themselves
+        timeout_graceful_shutdown=3,  # the page's event streams never end
         h11_max_incomplete_event_size=64 << 10,
     )
     uvicorn.Server(settings).run(sockets=[socket])

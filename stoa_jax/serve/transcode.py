@@ -1,4 +1,4 @@
-"""What browsers cannot play becomes H.264 in MP4, made on demand and kept in a bounded cache."""
+"""Transcode videos that browsers cannot play to H.264 in MP4, on demand, in a bounded cache."""
 
 import functools
 import hashlib
@@ -15,8 +15,10 @@ from stoa_jax.data.video.container import VideoError, opened
 from stoa_jax.data.video.frames import display_matrix, fit, frame_aspect, upright
 
 SHORT_SIDE = 480  # pixels
-MAX_SECONDS = 1800.0  # of video that is transcoded; a longer one is converted by its owner
-TIME_LIMIT = 600.0  # seconds of work
+MAX_SECONDS = (
+    1800.0  # longest video that is transcoded; longer ones must be converted by their owner
+)
+TIME_LIMIT = 600.0  # seconds for one video
 CACHE_BYTES = 2 << 30
 CLOCK = Fraction(1, 90_000)
 SOUND_RATE = 48_000
@@ -47,34 +49,34 @@ def _playable(path: str, *_key: int) -> str | None:
 
 
 def playable_type(path: Path, key: tuple[int, ...]) -> str | None:
-    """Return the media type of a file that browsers play; None for one to transcode.
+    """Return the media type of a file that browsers play, or None if it must be transcoded.
 
-    `key` changes with the content. A file that is no video raises `VideoError`.
+    `key` changes with the content. A file that is not a video raises `VideoError`.
     """
     return _playable(str(path), *key)
 
 
 class Cache:
-    """Transcoded videos in a directory of at most `limit` bytes; the longest unused goes first."""
+    """Transcoded videos in a directory of at most `limit` bytes, by least recent use."""
 
     def __init__(self, directory: Path, limit: int = CACHE_BYTES):
         self.directory, self.limit = directory, limit
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
-        self._working = threading.Semaphore(1)  # one at a time: it takes a whole core
-        for part in directory.glob("*.part"):  # of a server that was killed
+        self._working = threading.Semaphore(1)  # one at a time, because each takes a whole core
+        for part in directory.glob("*.part"):  # left by a killed server
             part.unlink(missing_ok=True)
 
     def get(self, path: Path, key: tuple[str | int, ...]) -> Path:
-        """Return the transcoded form of a file, made now if it is not there."""
+        """Return the transcoded form of a file, creating it if necessary."""
         name = hashlib.sha256(repr(key).encode("utf-8", "surrogatepass")).hexdigest()[:32]
         with self._guard:
             lock = self._locks.setdefault(name, threading.Lock())
         target = self.directory / f"{name}.mp4"
         with lock:
             if target.exists():
-                os.utime(target)  # used just now
+                os.utime(target)  # mark as recently used
                 return target
             part = target.with_suffix(".part")
             try:
@@ -97,7 +99,7 @@ class Cache:
                 if total <= self.limit:
                     break
                 if path != newest:
-                    path.unlink(missing_ok=True)  # whoever reads it has it open
+                    path.unlink(missing_ok=True)  # processes that are reading the file keep it open
                     total -= status.st_size
 
 
@@ -105,7 +107,7 @@ def transcode(path: Path, out: Path) -> None:
     """Write a video as H.264 and AAC in MP4, upright, its short side at most `SHORT_SIDE`."""
     deadline = time.monotonic() + TIME_LIMIT
     with opened(path, 60.0) as (source, stream):
-        # The index goes first, so that a browser can start and seek before all of it has come.
+        # Put the index first, so that browsers can start and seek before everything has arrived.
         sink = av.open(str(out), "w", format="mp4", options={"movflags": "+faststart"})
         with sink:
             writer = _Writer(path, source, stream, sink)
@@ -118,15 +120,15 @@ def transcode(path: Path, out: Path) -> None:
                 try:
                     frames = packet.decode()
                 except FFmpegError:
-                    continue  # a damaged place
+                    continue  # a damaged packet
                 for frame in frames:
-                    if isinstance(frame, av.VideoFrame | av.AudioFrame):  # and no subtitle
+                    if isinstance(frame, av.VideoFrame | av.AudioFrame):  # skips subtitles
                         writer.write(frame)
             writer.finish()
 
 
 class _Writer:
-    """Encodes decoded frames, with times that begin at 0 and only grow."""
+    """Encoder of decoded frames, with times that begin at 0 and increase."""
 
     def __init__(self, path: Path, source, stream, sink):
         self.path, self.stream, self.sink = path, stream, sink
@@ -141,9 +143,11 @@ class _Writer:
         if self.sounds:
             self.audio = sink.add_stream("aac", rate=SOUND_RATE)
             self.resampler = av.AudioResampler("fltp", "stereo", SOUND_RATE)
-        self.shown = -1  # of the last picture, in ticks
-        self.heard = 0  # samples so far
-        self.early: list[av.AudioFrame] = []  # the first picture tells the size, so sound waits
+        self.shown = -1  # of the last frame, in ticks
+        self.heard = 0  # audio samples so far
+        self.early: list[
+            av.AudioFrame
+        ] = []  # audio waits for the first frame, which determines the size
 
     def write(self, frame: av.VideoFrame | av.AudioFrame) -> None:
         seconds = None if frame.time is None else frame.time - self.start
@@ -159,13 +163,14 @@ class _Writer:
                 self._sound(part)
 
     def _show(self, frame: av.VideoFrame, seconds: float | None) -> None:
-        # AVI and raw streams do not say when each picture is shown.
+        # AVI and raw streams have no time for each frame.
         ticks = self.shown + self.step / CLOCK if seconds is None else seconds / CLOCK
         ticks = max(round(ticks), self.shown + 1, 0)
         if self.shown < 0:
             aspect = frame_aspect(self.stream, frame.width, frame.height)
             size = fit((max(1, round(frame.width * aspect)), frame.height), SHORT_SIDE)
-            self.size = (max(2, size[0] // 2 * 2), max(2, size[1] // 2 * 2))  # H.264 wants even
+            # H.264 requires even sizes.
+            self.size = (max(2, size[0] // 2 * 2), max(2, size[1] // 2 * 2))
         pixels = frame.reformat(*self.size, format="rgb24").to_ndarray()
         picture = av.VideoFrame.from_ndarray(upright(pixels, display_matrix(frame)), "rgb24")
         if self.shown < 0:
@@ -193,7 +198,7 @@ class _Writer:
 
     def finish(self) -> None:
         if self.shown < 0:
-            raise VideoError(f"{self.path.name}: none of its frames decodes")
+            raise VideoError(f"{self.path.name}: none of its frames can be decoded")
         self.sink.mux(self.video.encode())
         if self.sounds:
             for part in self.resampler.resample(None):

@@ -16,13 +16,13 @@ from starlette.responses import JSONResponse, Response
 
 from stoa_jax.errors import UserError
 
-HEADER = "x-stoa-upload"  # other sites' pages cannot send it without asking first
-KEEP_SECONDS = 600.0  # that a clip waits for its search
-MOST = 8  # clips that wait at once
+HEADER = "x-stoa-upload"  # pages of other sites cannot send this header without a preflight request
+KEEP_SECONDS = 600.0  # how long a clip waits for its search
+MOST = 8  # clips that may wait at once
 
 
 class UploadError(UserError):
-    """A clip that is not taken: too large, too long, broken, or one too many."""
+    """A clip that is refused: too large, too long, broken, or one too many."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -36,7 +36,7 @@ class _Waiting:
 
 
 class Uploads:
-    """A directory of its own for uploaded clips, each known by a random token."""
+    """A separate directory for uploaded clips, each identified by a random token."""
 
     def __init__(self, max_bytes: int, max_seconds: float):
         self.max_bytes, self.max_seconds = max_bytes, max_seconds
@@ -81,7 +81,7 @@ class Uploads:
             ) from None
         if info.duration > self.max_seconds:
             raise UploadError(
-                f"the uploaded clip lasts {info.duration:.0f} s, and the limit is "
+                f"the uploaded clip lasts {info.duration:.0f} s; the limit is "
                 f"{self.max_seconds:.0f} s; cut it shorter",
                 413,
             )
@@ -95,11 +95,11 @@ class Uploads:
 
     @contextlib.contextmanager
     def taken(self, token: str) -> Iterator[Path]:
-        """Hold an uploaded clip for one use; it is deleted at the end, whatever happens."""
+        """Provide an uploaded clip for one use; it is deleted afterwards in any case."""
         with self._lock:
             waiting = self._waiting.pop(token, None)
         if waiting is None:
-            raise UserError("the uploaded clip is not here any more; choose it again")
+            raise UserError("the uploaded clip was deleted; choose it again")
         try:
             yield waiting.path
         finally:
@@ -113,7 +113,7 @@ class Uploads:
                 self._waiting.pop(token).path.unlink(missing_ok=True)
             if len(self._waiting) >= MOST:
                 raise UploadError(
-                    f"{MOST} uploaded clips wait already; try again in a few minutes", 503
+                    f"{MOST} uploaded clips are already waiting; try again in a few minutes", 503
                 )
             token = secrets.token_urlsafe(16)
             self._waiting[token] = _Waiting(self.directory / secrets.token_hex(16), now)
@@ -126,18 +126,18 @@ class Uploads:
             waiting.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Delete everything."""
+        """Delete all clips."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def router(uploads: Uploads) -> APIRouter:
-    """`POST /upload` with the file as the body; it answers with the token."""
+    """Return the route `POST /upload`, which takes a file as the body and answers its token."""
     routes = APIRouter()
 
     @routes.post("/upload", include_in_schema=False)
     async def upload(request: Request) -> Response:
         if HEADER not in request.headers:
-            return JSONResponse({"error": "uploads come from the page"}, 403)
+            return JSONResponse({"error": "uploads are accepted only from the page"}, 403)
         length = request.headers.get("content-length", "")
         try:
             token = await uploads.receive(

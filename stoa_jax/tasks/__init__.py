@@ -16,21 +16,21 @@ from stoa_jax.tasks.base import TaskBase
 
 
 class Evaluator(Protocol):
-    """What the train loop asks of an evaluator."""
+    """The interface of an evaluator for the train loop."""
 
     def __call__(self, model: Stoa, mesh: Mesh) -> Iterator[tuple[str, float]]:
-        """Yield metrics by name; every process calls this and gets the same."""
+        """Yield metrics by name; every process calls this and gets the same values."""
         ...
 
 
 class Task(Protocol):
-    """What the train loop and the planner ask of a task; `TaskBase` has what evaluation needs."""
+    """The interface of a task for the train loop and the planner; `TaskBase` adds evaluation."""
 
     name: str
     config: ConfigDict
 
     def model_config(self) -> ModelConfig:
-        """Return the model's configuration, completed by what the task adds to it."""
+        """Return the model's configuration, completed by the task."""
         ...
 
     def batch_spec(self, train: bool) -> BatchSpec:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from stoa_jax import config as configuration
 from stoa_jax import sharding
 from stoa_jax.data import pipeline, records
-from stoa_jax.data.sources.counts import EXPECTED
+from stoa_jax.data.sources import published
 from stoa_jax.errors import UserError
 from stoa_jax.inference.sidecars import Calibration
 from stoa_jax.joint_loss import alignment_loss, encode_video, joint_loss
@@ -41,7 +41,7 @@ __all__ = [
 
 HEADS = ("fusion/match", "fusion/lm_proj", "fusion/answer")
 VARIANTS = ("single_frame", "text_only")
-UNSEEN_BIAS = -30.0  # of words that are never generated
+UNSEEN_BIAS = -30.0  # of words that must never be generated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Row:
     """One metric's value and how it was measured."""
 
     metric: str
-    value: float | str  # a text where there is no number, such as "needs Java"
+    value: float | str  # a text where there is not a number, such as "needs Java"
     n: int  # number of queries, clips or questions in the average
     protocol: str
 
@@ -57,11 +57,11 @@ class Row:
 class TaskBase:
     """A task on one data set, trained by the joint loss.
 
-    A subclass makes its evaluator, and overrides `loss` if it has another one.
+    A subclass creates its evaluator, and overrides `loss` if it has its own.
     """
 
     name = ""
-    kind: records.Kind = "caption"  # of its records
+    kind: records.Kind = "caption"  # kind of its records
     answers: tuple[str, ...] = ()  # in the order of the answer head's classes
 
     def __init__(self, config: ConfigDict):
@@ -89,17 +89,17 @@ class TaskBase:
     def loss(
         self, model: Stoa, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """Compute the joint loss, whose parts the configuration weighs."""
+        """Compute the joint loss with the weights of the configuration."""
         return joint_loss(model, batch, key, self.settings, **self.loss_tables)
 
     @functools.cached_property
     def loss_tables(self) -> dict[str, Any]:
-        """What the joint loss needs to know about the training set's vocabulary and classes."""
+        """Return the arguments of the joint loss that depend on the training set's vocabulary."""
         return {"words": self.words, "class_words": self.class_words}
 
     @functools.cached_property
     def class_words(self) -> np.ndarray | None:
-        """With `loss.match_names` the token id that ends each class name; -1: none."""
+        """With `loss.match_names`, the last token id of each class name; -1: none."""
         if not self.settings["match_names"]:
             return None
         tokenizer = Tokenizer(self.model_config().vocab_size)
@@ -111,7 +111,7 @@ class TaskBase:
 
     @functools.cached_property
     def words(self) -> np.ndarray | None:
-        """With `loss.seen_words` the ids in the training texts, sorted; None: the vocabulary."""
+        """With `loss.seen_words`, the ids in the training texts, sorted; None: the vocabulary."""
         if not self.settings["seen_words"]:
             return None
         vocab_size = self.model_config().vocab_size
@@ -123,7 +123,7 @@ class TaskBase:
         return np.array(sorted(found - {0}), np.int32)
 
     def prepare(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Change initial parameters: with `loss.seen_words`, other words are never generated."""
+        """Change initial parameters: with `loss.seen_words`, unseen words are never generated."""
         if self.words is None:
             return params
         bias = params["fusion/lm_bias"]
@@ -139,7 +139,7 @@ class TaskBase:
         batch: Mapping[str, Array],
         watch: dict[str, Array],
     ) -> Array:
-        """Add OTA and ASP, where they are on, to a task's loss, and their metrics to `watch`."""
+        """Add OTA and ASP, if active, to a task's loss, and their metrics to `watch`."""
         alignment, metrics = alignment_loss(model, video, text, batch, self.settings)
         watch |= metrics
         return loss + alignment
@@ -158,7 +158,7 @@ class TaskBase:
         return self._evaluators
 
     def extras(self) -> dict[str, Any]:
-        """Return what a checkpoint records beside the model: nothing by default."""
+        """Return what a checkpoint records besides the model; by default nothing."""
         return {}
 
     def open_split(self, dataset: str, split: str) -> pipeline.Split:
@@ -179,12 +179,12 @@ class TaskBase:
 
     @property
     def eval_set(self) -> str:
-        """Name of the data set that is evaluated."""
+        """Name of the data set for evaluation."""
         return self.config.data.eval_set or self.train_set
 
     @functools.cached_property
     def training(self) -> pipeline.Split | None:
-        """The training split, which gives trivial baselines; None if it was not built."""
+        """The training split, for trivial baselines; None if it was not built."""
         try:
             return self.open_split(self.train_set, self.config.data.train_split)
         except UserError:
@@ -192,10 +192,10 @@ class TaskBase:
 
 
 class SplitEvaluator:
-    """Evaluation on one split: metrics by name for the train loop, whole rows for `evaluate`."""
+    """Evaluation on one split: metrics by name for the train loop, complete rows for `evaluate`."""
 
-    prefix = ""  # of its metrics' names
-    needs: tuple[str, ...] = ()  # those of `HEADS` without which there is nothing to measure
+    prefix = ""  # of metric names
+    needs: tuple[str, ...] = ()  # names in `HEADS` without which nothing can be measured
 
     def __init__(self, task: TaskBase):
         self.task = task
@@ -207,7 +207,7 @@ class SplitEvaluator:
         self._jitted: dict[tuple, Callable] = {}
 
     def leave_out(self, names: Sequence[str], source: str) -> None:
-        """Drop the metrics that need the named parameters, which the weights `source` lack."""
+        """Drop the metrics that need parameters which the weights `source` lack."""
         heads = tuple(h for h in HEADS if any(name.startswith(h) for name in names))
         if set(heads) & set(self.needs):
             raise UserError(
@@ -221,7 +221,7 @@ class SplitEvaluator:
         raise NotImplementedError
 
     def __call__(self, model: Stoa, mesh: Mesh) -> Iterator[tuple[str, float]]:
-        """Yield the numeric metrics; their names say so if the split is partial."""
+        """Yield the numeric metrics; names are prefixed if the split is partial."""
         mark = "partial/" if self.partial else ""
         for row in self.rows(model, mesh):
             if not isinstance(row.value, str):
@@ -240,12 +240,12 @@ class SplitEvaluator:
     @functools.cached_property
     def missing(self) -> int:
         """Number of clips of the published split that were not built."""
-        published = EXPECTED.get(self.task.eval_set, {}).get(self.config.data.eval_split, 0)
-        return max(0, published - len(self.split))
+        clips, _ = published(self.task.eval_set, self.config.data.eval_split)
+        return max(0, (clips or 0) - len(self.split))
 
     @property
     def limit(self) -> int:
-        """Most examples to evaluate; 0 for all."""
+        """Maximum number of examples to evaluate; 0 for all."""
         return self.config.eval.max_examples
 
     @functools.cached_property
@@ -257,12 +257,12 @@ class SplitEvaluator:
 
     @functools.cached_property
     def partial(self) -> bool:
-        """Whether less than the published split is evaluated."""
+        """Whether only a part of the published split is evaluated."""
         return bool(self.missing) or 0 < self.limit < self.full
 
     @functools.cached_property
     def ids(self) -> list[str]:
-        """Ids of the evaluated clips; clips of one video are told apart by their index."""
+        """Ids of the evaluated clips; the index distinguishes clips of one video."""
         n = min(self.limit or len(self.split), len(self.split))
         ids = [self.split.metadata(i).video_id for i in range(n)]
         if len(set(ids)) < n:
@@ -297,7 +297,7 @@ class SplitEvaluator:
         results = []
         for rows in loader:
             batch = sharding.to_devices(rows, mesh, self.config.eval.batch_size)
-            # Copy to the host, which waits, only after the next batch was started.
+            # Copy to the host, which waits, only after the next batch has started.
             results.append(jitted(model, ablated(batch)))
             if len(results) > 1:
                 results[-2] = jax.tree.map(np.asarray, results[-2])
@@ -305,7 +305,7 @@ class SplitEvaluator:
         return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x])[:n], *results)
 
     def jit(self, function: Callable, mesh: Mesh) -> Callable:
-        """Compile `function` for the mesh, once, with its results on every device."""
+        """Compile `function` for the mesh once, with its results on every device."""
         key = (function, mesh)
         if key not in self._jitted:
             self._jitted[key] = jax.jit(function, out_shardings=sharding.replicated(mesh))
@@ -323,7 +323,7 @@ class SplitEvaluator:
 
 
 def ablate(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
-    """Reduce a batch to what a variant sees: all, the middle frame only, or only the text."""
+    """Reduce a batch to a variant's input: everything, only the middle frame, or only the text."""
     batch = dict(batch)
     if variant == "single_frame":
         for name in ("pixels", "boxes", "classes", "scores"):
@@ -336,12 +336,12 @@ def ablate(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
     return batch
 
 
-# Separate from the evaluated function, so that it compiles once for all variants.
+# Separate from the evaluated function, which then compiles once for all variants.
 _ABLATIONS = {name: jax.jit(functools.partial(ablate, variant=name)) for name in ("", *VARIANTS)}
 
 
 def percent(right: Sequence[bool] | np.ndarray) -> float:
-    """Return the share of true values in percent."""
+    """Return the percentage of true values."""
     return 100 * float(np.mean(np.asarray(right, bool)))
 
 

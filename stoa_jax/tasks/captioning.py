@@ -22,7 +22,7 @@ AUTHORS_PIECES = 32  # length at which the authors cut references, start and end
 
 
 class Captioning(TaskBase):
-    """Captioning by the joint loss: PLM, and OTA and ASP where they are on."""
+    """Captioning by the joint loss: PLM, and OTA and ASP if active."""
 
     name = "captioning"
 

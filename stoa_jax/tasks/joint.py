@@ -1,6 +1,6 @@
-"""Pre-training's losses, captions, questions and choices of the same clips in one training.
+"""One training with pre-training's losses, captions, questions and choices of the same clips.
 
-Shapes: B clips, Q questions a clip, O options a clip, L text positions.
+Shapes: B clips, Q questions per clip, O options per clip, L text positions.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Joint(TaskBase):
     name = "joint"
 
     def model_config(self) -> ModelConfig:
-        """With a class for each answer."""
+        """Return the model's configuration with a class for each answer."""
         return self._questions.model_config()
 
     @functools.cached_property
@@ -49,7 +49,7 @@ class Joint(TaskBase):
         return MultipleChoice(self._about(self.config.data.choices))
 
     def _about(self, dataset: str) -> Any:
-        """The configuration with another data set."""
+        """Return the configuration with another data set."""
         if not dataset:
             raise UserError(
                 "config.data.questions and config.data.choices: name sets about the same clips, "
@@ -61,7 +61,7 @@ class Joint(TaskBase):
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The classes of the answer head."""
+        """Classes of the answer head."""
         return self._questions.answers
 
     @answers.setter
@@ -69,17 +69,17 @@ class Joint(TaskBase):
         self._questions.answers = answers
 
     def extras(self) -> dict[str, Any]:
-        """The answers, in order."""
+        """Return the answers in the order of the classes."""
         return self._questions.extras()
 
     def batch_spec(self, train: bool) -> pipeline.BatchSpec:
-        """Captions; without pixels where a frozen tower's words are kept."""
+        """Describe batches of captions, without pixels if the vision tower's outputs are kept."""
         return dataclasses.replace(
             super().batch_spec(train), pixels=not (train and self.config.train.keep_vision)
         )
 
     def open_loader(self, start_step: int) -> "JointLoader":
-        """Captions with questions and choices beside them."""
+        """Open batches of captions with questions and choices about the same clips."""
         c = self.config
         return JointLoader(
             self.open_split(self.train_set, c.data.train_split),
@@ -100,7 +100,7 @@ class Joint(TaskBase):
     def loss(
         self, model: Stoa, batch: Mapping[str, Array], key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """The joint loss, and cross-entropies over answers and over options."""
+        """Compute the joint loss plus the cross-entropies over answers and options."""
         video = encode_video(model, batch)
         total, watch = joint_loss(model, batch, key, self.settings, video=video, **self.loss_tables)
         valid = batch["valid"]
@@ -138,10 +138,11 @@ class Joint(TaskBase):
 
 
 class JointLoader:
-    """Batches of captions, with questions and options about the same videos beside them.
+    """Batches of captions with questions and options about the same videos.
 
-    `questions` [B, Q, L] with classes `answers` [B, Q] (-1: none), `options` [B, O, L], the right
-    one first, and `has_options` [B]. What is asked is a function of the seed, step and row.
+    Adds `questions` [B, Q, L] with classes `answers` [B, Q] (-1: none), `options` [B, O, L], the
+    right one first, and `has_options` [B]. The choice of questions and options is a function of
+    seed, step and row.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Multiple choice: which of five captions belongs to the clip, by match score.
+"""Multiple choice: which of five captions describes the clip, by match score.
 
 Shapes: B clips, O options, L text positions.
 """
@@ -21,13 +21,13 @@ from stoa_jax.models.features import TextFeatures, VideoFeatures
 from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named, percent
 
-RIGHT = "right"  # the kind of the right option
+RIGHT = "right"  # kind of the right option
 
 
 class MultipleChoice(TaskBase):
-    """Multiple choice by cross-entropy over the options' match scores, OTA and ASP beside it.
+    """Multiple choice by cross-entropy over the options' match scores, with OTA and ASP.
 
-    It trains on a set of choices, or on captions. Then wrong options are sampled from the batch.
+    It trains on a set of choices, or on captions; then wrong options are sampled from the batch.
     """
 
     name = "multiple_choice"
@@ -76,14 +76,15 @@ class MultipleChoice(TaskBase):
 
 
 def sample_options(key: Array, tokens: Array, valid: Array) -> tuple[Array, Array, Array]:
-    """Make choices of captions [B, L]: tokens [B, O, L], which options exist [B, O], the answer.
+    """Make choices from captions [B, L]: tokens [B, O, L], which options exist [B, O], the answer.
 
-    A clip's own caption comes first. Four others of the batch follow, none equal to it.
+    A clip's own caption comes first, followed by up to four others of the batch that differ from
+    it.
     """
     same = (tokens[:, None] == tokens[None]).all(-1)
     other = ~same & valid[None]
     order = jnp.where(other, jax.random.uniform(key, other.shape), -1.0)
-    # In a batch of fewer than five, options repeat as absent ones.
+    # In a batch of fewer than five, missing options are marked as absent.
     best, which = jax.lax.top_k(order, min(OPTIONS - 1, len(tokens)))
     short = OPTIONS - 1 - best.shape[1]
     best = jnp.pad(best, ((0, 0), (0, short)), constant_values=-1.0)
@@ -99,7 +100,7 @@ def flat(tokens: Array) -> Array:
 
 
 def match_scores(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Array:
-    """Return the log-odds [B, O] that each option, of texts [B O], matches its clip."""
+    """Return the log-odds [B, O] that each option (texts [B O]) matches its clip."""
     options = text.sep.shape[0] // video.cls.shape[0]
     video = jax.tree.map(lambda x: jnp.repeat(x, options, 0), video)
     logits = model.match_logits(model.pair(video, text))
@@ -151,7 +152,7 @@ class ChoiceEvaluator(SplitEvaluator):
             named(self.prefix, "majority", "accuracy"),
             float(share),
             n,
-            "always the position that is right most often",
+            "always the position that is most often right",
         )
 
     def by_kind(self, name: str, scores: np.ndarray) -> Iterator[Row]:
@@ -167,7 +168,7 @@ class ChoiceEvaluator(SplitEvaluator):
                 named(name, "kind", str(kind), "accuracy"),
                 percent(chosen_right(others, self.answers)[asked]),
                 int(asked.sum()),
-                f"percent whose right option is above all wrong ones of the kind {str(kind)!r}",
+                f"percent whose right option scores above all wrong ones of the kind {str(kind)!r}",
             )
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""Pairs of a text and a clip that are known to match, or not to."""
+"""Pairs of a text and a clip that are known to match or not to match."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -23,11 +23,11 @@ def labelled_pairs(
     seed: int = 0,
     most: int = 0,
 ) -> Pairs | None:
-    """Pair each text with its clip and with `mismatches` random clips that it is not true of.
+    """Pair each text with its clip and with `mismatches` random clips that it does not describe.
 
-    `texts_of` lists the texts of each clip. A clip that has an equal text is no mismatch, nor is
-    one for which `holds(text, texts of the clip)`. Above `most` texts (0: no limit) a random part
-    of them is used. Returns None if no text has a mismatch.
+    `texts_of` lists the texts of each clip. A clip that has an equal text is not a mismatch, nor is
+    one for which `holds(text, texts of the clip)`. Above `most` texts (0: no limit) a random subset
+    is used. Returns None if no text has a mismatch.
     """
     rng = np.random.default_rng(seed)
     owner = [clip for clip, of_clip in enumerate(texts_of) for _ in of_clip]

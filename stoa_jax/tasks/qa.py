@@ -24,18 +24,18 @@ from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named, percent
 from stoa_jax.text import Tokenizer
 
-TOP = 5  # answers of each question that `predictions.json` lists
+TOP = 5  # answers per question in `predictions.json`
 QUESTION_WORDS = ("what", "who", "how", "when", "where")  # kinds of questions on real videos
 
 
 class QuestionAnswering(TaskBase):
-    """Question answering by cross-entropy over the frequent answers, OTA and ASP beside it."""
+    """Question answering by cross-entropy over the frequent answers, with OTA and ASP."""
 
     name = "qa"
     kind = "qa"
 
     def model_config(self) -> ModelConfig:
-        """Return the model's configuration with a class for each answer that is kept."""
+        """Return the model's configuration with a class for each answer."""
         config = super().model_config()
         if config.answer_head == "first_piece":  # classifies over the whole vocabulary
             return dataclasses.replace(config, num_answers=0)
@@ -53,7 +53,7 @@ class QuestionAnswering(TaskBase):
 
     @functools.cached_property
     def answers(self) -> tuple[str, ...]:
-        """The most frequent training answers; equally frequent ones by alphabet."""
+        """The most frequent training answers; equally frequent ones in alphabetical order."""
         split = self.open_split(self.train_set, self.config.data.train_split)
         counts = collections.Counter(
             answer for i in range(len(split)) for answer in split.metadata(i).answers
@@ -138,7 +138,7 @@ class QuestionEvaluator(SplitEvaluator):
         for variant in self.variants:
             name = named(self.prefix, variant)
             probabilities, ids = self.run(best_answers, model, mesh, variant)
-            # A head may have more classes than there are answers; those say nothing.
+            # A head may have more classes than answers; the others have no meaning.
             spell = (lambda i: tokenizer.decode([i])) if by_piece else answers.__getitem__
             listed = [
                 [
@@ -183,7 +183,7 @@ class QuestionEvaluator(SplitEvaluator):
             named(self.prefix, "covered"),
             percent([answer in answers for answer in wanted]),
             n,
-            "percent of the questions whose answer is among the training answers kept",
+            "percent of questions whose answer is one of the classes",
         )
 
     def by_kind(self, name: str, right: Sequence[bool]) -> Iterator[Row]:

@@ -19,14 +19,14 @@ from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named, percent
 from stoa_jax.tasks.pairs import Pairs, labelled_pairs
 
-SHOWN = 5  # retrieved clips of a text in `predictions.json`
-# Texts, or re-ranked pairs, in a batch for each clip of an evaluation batch: texts are short.
+SHOWN = 5  # retrieved clips per text in `predictions.json`
+# Texts, or pairs to re-rank, in a batch for each clip of an evaluation batch: texts are short.
 PAIRS_PER_CLIP = 8
-TEXT_BLOCK = 4096  # texts whose features are on the devices at a time
+TEXT_BLOCK = 4096  # texts whose features are on the devices at once
 
 
 class Retrieval(TaskBase):
-    """Retrieval by the joint loss: VTC and VTM, and OTA and ASP where they are on."""
+    """Retrieval by the joint loss: VTC and VTM, and OTA and ASP if active."""
 
     name = "retrieval"
 
@@ -60,7 +60,7 @@ def embed_and_encode_texts(model: Stoa, tokens: Array) -> tuple[Array, TextFeatu
 def match_margins(
     model: Stoa, videos: VideoFeatures, texts: TextFeatures, video: Array, text: Array
 ) -> Array:
-    """Return the log-odds [R] that pairs match, `video` [R] and `text` [R] being indices."""
+    """Return the log-odds [R] that pairs match; `video` [R] and `text` [R] are indices."""
     of_video = jax.tree.map(lambda x: x[video], videos)
     of_text = jax.tree.map(lambda x: x[text], texts)
     logits = model.match_logits(model.pair(of_video, of_text))
@@ -140,7 +140,7 @@ class RetrievalEvaluator(SplitEvaluator):
     ) -> dict[str, dict[str, Any]]:
         """Return the first clips for each text, and the rank of the right one.
 
-        With match probabilities [texts, videos], also those of these pairs.
+        With match probabilities [texts, videos], also return those of these pairs.
         """
         owner = self.texts["owner"]
         own = similarity[np.arange(len(owner)), owner]
@@ -188,7 +188,7 @@ class RetrievalEvaluator(SplitEvaluator):
         return Encoded(video[0], text[0], video[1], text[1])
 
     def in_batches(self, function: Callable, mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> Any:
-        """Apply `function` to batches of rows, which every process holds; padding is removed."""
+        """Apply `function` to batches of rows that every process holds; remove the padding."""
         size = self.config.eval.batch_size * PAIRS_PER_CLIP
         n = len(next(iter(arrays.values())))
         mine = slice(
@@ -260,7 +260,7 @@ class RetrievalEvaluator(SplitEvaluator):
 
     @functools.cached_property
     def labelled_pairs(self) -> Pairs | None:
-        """Pairs that match and pairs that do not; None where every text fits every clip."""
+        """Pairs that match and pairs that do not; None if every text fits every clip."""
         texts_of = [self.split.metadata(i).texts for i in range(self.videos)]
         holds = None
         if self.task.eval_set == "synthetic/captions":
@@ -271,7 +271,7 @@ class RetrievalEvaluator(SplitEvaluator):
     def calibration_rows(
         self, name: str, probability: np.ndarray, matches: np.ndarray
     ) -> Iterator[Row]:
-        """Yield the calibration error, and what is accepted and rejected at the threshold."""
+        """Yield the calibration error, and the accepted and rejected shares at the threshold."""
         fitted = self.calibration.threshold is not None
         how = f"at temperature {self.calibration.temperature:.3g}" if fitted else "not calibrated"
         yield Row(
@@ -281,7 +281,7 @@ class RetrievalEvaluator(SplitEvaluator):
             ),
             len(matches),
             f"expected calibration error in 15 bins, {how}; {matches.sum()} pairs that match and "
-            f"{(~matches).sum()} that no caption of the clip covers, both of equal weight",
+            f"{(~matches).sum()} that do not, with equal weight",
         )
         if self.calibration.threshold is None:
             return

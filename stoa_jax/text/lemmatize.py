@@ -13,7 +13,7 @@ _VOWELS = "aeiou"
 class VerbLemmatizer:
     """Map from a verb form to its infinitive.
 
-    `forms` holds what no rule gives (`went` -> `go`). `verbs` holds known infinitives, which decide
+    `forms` holds irregular forms (`went` -> `go`). `verbs` holds known infinitives, which decide
     between two that the spelling allows (`hoping`: hope, `singing`: sing).
     """
 

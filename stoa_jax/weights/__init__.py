@@ -36,7 +36,7 @@ KINDS = {
     "workdir": "one of our work directories",
 }
 METADATA = "stoa_jax"  # key in our safetensors' metadata under which the configuration is stored
-UNTRAINED = "stoa_jax_untrained"  # the key of a JSON list of heads that nobody trained
+UNTRAINED = "stoa_jax_untrained"  # key of a JSON list of untrained heads
 
 
 def is_workdir(path: str | Path) -> bool:

@@ -204,7 +204,7 @@ def config_of(tensors: TensorFile, kind: str, activation: str | None = None) -> 
         fusion_depth=min(6, text_depth),
         object_block=max(vision_depth - 2, 1),
         action_block=max(vision_depth - 1, 1),
-        activation=cast(Activation, activation),  # ModelConfig refuses any other
+        activation=cast(Activation, activation),  # ModelConfig raises an error for any other
     )
 
 
@@ -260,7 +260,7 @@ def initial_from_clip(
             copy(f"{encoder}/blocks{rest}", f"visual/blocks{rest}", slice(-depth, None))
         for rest in ("ln_post/scale", "ln_post/bias", "proj"):
             copy(f"{encoder}/{rest}", f"visual/{rest}")
-    if c.fusion_depth <= c.text_depth:  # a deeper fusion encoder starts anew
+    if c.fusion_depth <= c.text_depth:  # a deeper fusion encoder starts from a fresh initialisation
         for rest in blocks:
             copy(f"fusion/blocks{rest}", f"text/blocks{rest}", slice(0, c.fusion_depth))
 
@@ -330,5 +330,5 @@ def cut_vocabulary(x: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def vision_and_text(c: ModelConfig) -> ModelConfig:
-    """Return the configuration of the CLIP alone, without what STOA-VLP adds."""
+    """Return the configuration of the CLIP alone, without STOA-VLP's additions."""
     return dataclasses.replace(c, objects=False, actions=False, masked_text="zero")

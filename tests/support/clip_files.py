@@ -1,4 +1,4 @@
-"""Write the golden CLIP as OpenAI's files have it."""
+"""Write the golden CLIP in the format of OpenAI's files."""
 
 import io
 import pickle
@@ -14,7 +14,7 @@ from stoa_jax.weights.tables import write_table
 
 
 def openai_tensors(folder=FOLDER):
-    """The golden CLIP in OpenAI's names."""
+    """Return the golden CLIP in OpenAI's names."""
     c, _ = weights.config_of(folder)
     params, _ = weights.initial_parameters(folder, c)
     towers = {n: x for n, x in params.items() if n.startswith(("visual/", "text/", "logit_scale"))}
@@ -22,7 +22,7 @@ def openai_tensors(folder=FOLDER):
 
 
 def write_torchscript(path, tensors, *, evil=None, members=()):
-    """A scripted module of nested attributes; half precision, as OpenAI's are."""
+    """Write a scripted module of nested attributes, in half precision like OpenAI's."""
     root: dict = {}
     arrays = {}
     for i, (name, x) in enumerate(tensors.items()):

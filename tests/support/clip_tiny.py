@@ -1,4 +1,4 @@
-"""Makes `tests/data/clip_tiny`: a random CLIP of transformers', in float16, and what it computes.
+"""Create `tests/data/clip_tiny`: a random transformers CLIP in float16, and its outputs.
 
 python tests/support/clip_tiny.py
 """
@@ -13,12 +13,12 @@ TEXTS = ((5, 6, 7), (900, 1, 2, 3, 4, 5, 6), ())
 
 
 def pixels() -> np.ndarray:
-    """Three frames of 16×16."""
+    """Return three frames of 16×16."""
     return np.random.RandomState(0).randint(0, 256, (3, 16, 16, 3)).astype(np.uint8)
 
 
 def tokens(vocab_size: int = 1024, length: int = 12) -> np.ndarray:
-    """The texts, between start and end."""
+    """Return the texts, between start and end."""
     ids = np.zeros((len(TEXTS), length), np.int32)
     for row, words in zip(ids, TEXTS, strict=True):
         row[: len(words) + 2] = [vocab_size - 2, *words, vocab_size - 1]
@@ -26,7 +26,7 @@ def tokens(vocab_size: int = 1024, length: int = 12) -> np.ndarray:
 
 
 def main() -> None:
-    """Draws the weights, rounds them to float16, runs transformers' model on them in float32."""
+    """Sample weights, round them to float16, and run transformers' model on them in float32."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 

@@ -1,4 +1,4 @@
-"""Write objects as the detection formats have them."""
+"""Write objects in the detection formats."""
 
 import base64
 

@@ -1,10 +1,10 @@
 """Find and run the code blocks of the documentation.
 
-A block is preceded by `<!-- needs: WHAT -->` where it needs an accelerator, published data, a
-network or more than two minutes, or runs until it is stopped. It is then parsed and not run: flags
-exist, configurations load. Blocks of one document run in order, in one directory that holds the
-checkout's `configs`, `docs` and `launch` and nothing else; Python blocks share their names. A block
-of `text` right behind a block that ran shows its output, and is compared with it.
+A block is preceded by `<!-- needs: WHAT -->` if it needs an accelerator, published data, a
+network or more than two minutes, or if it runs until it is stopped. Such a block is parsed but not
+run: flags must exist and configurations must load. Blocks of one document run in order, in one
+directory that holds only the checkout's `configs`, `docs` and `launch`; Python blocks share their
+names. A `text` block directly after a block that ran shows its output, and is compared with it.
 """
 
 import ast
@@ -125,7 +125,7 @@ def _same_word(shown: str, printed: str) -> bool:
 def environment() -> dict[str, str]:
     """Return an environment in which `python` and `stoa` are those of the tests."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # Kept as the user's machine has it: one CPU device.
+    # As on the user's machine: one CPU device.
     flags = re.sub(
         r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", "")
     )

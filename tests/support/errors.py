@@ -1,4 +1,4 @@
-"""Collect every error of use that the package raises, from its source."""
+"""Collect every user error that the package raises, from its source."""
 
 import ast
 import dataclasses
@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "stoa_jax"
 
 @dataclasses.dataclass(frozen=True)
 class Raised:
-    """One `raise` of `UserError` or a subclass; values in its message stand as {}."""
+    """One `raise` of `UserError` or a subclass; {} stands for values in its message."""
 
     module: str  # relative to the package, data/build/run.py
     line: int

@@ -1,7 +1,7 @@
-"""A process that dies in a change of an index, once before and once after every system call.
+"""Kill a process in a change of an index, before and after every system call.
 
-`python -m tests.support.index_deaths CHANGE` forks a child for each death and checks what is left.
-It prints the number of deaths, and exits with 1 and a line for the first state that is wrong.
+`python -m tests.support.index_deaths CHANGE` forks a child for each death and checks the result.
+It prints the number of deaths, and exits with 1 and a line for the first wrong state.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def append(store: FlatStore, ids: list[str], seed: int) -> None:
 
 
 def create(root: Path) -> None:
-    """Four rows in two segments, one of them deleted, and a part to merge."""
+    """Create four rows in two segments, one of them deleted, and a part to merge."""
     store = FlatStore.create(root / "index", Settings(DIM))
     append(store, ["a", "b", "c"], 0)
     append(store, ["d"], 1)
@@ -48,7 +48,7 @@ def create(root: Path) -> None:
 
 
 def add_one(root: Path) -> None:
-    append(FlatStore(root / "index"), ["new"], 3)  # folds the last segment
+    append(FlatStore(root / "index"), ["new"], 3)  # merges the last segment
 
 
 def add_many(root: Path) -> None:
@@ -77,7 +77,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 
 
 def dying(change: Callable[[Path], None], root: Path, death: int, when: str) -> bool:
-    """Run a change in a child that dies at its `death`-th call; False when it lived to the end."""
+    """Run a change in a child that dies at its `death`-th call; return False if it survived."""
     child = os.fork()
     if not child:
         count = 0
@@ -111,7 +111,7 @@ def dying(change: Callable[[Path], None], root: Path, death: int, when: str) -> 
 
 
 def check(root: Path, old: dict, new: dict, where: str) -> bool:
-    """Whether the change was committed; the index must be whole and open to the next writer."""
+    """Return whether the change was committed; the index must be whole and writable."""
     store = FlatStore(root / "index")
     found = rows_of(store)
     if found not in (old, new):
@@ -127,7 +127,7 @@ def check(root: Path, old: dict, new: dict, where: str) -> bool:
 
 
 def main(name: str) -> None:
-    logging.disable()  # each next writer tells of the one that died
+    logging.disable()  # each next writer reports the one that died
     change = CHANGES[name]
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary) / "base"

@@ -1,10 +1,10 @@
-"""Annotation files as published, small: what the tests of several modules read."""
+"""Small annotation files in their published form, for several test modules."""
 
 import json
 
 
 def put(directory, **contents):
-    """Files by name (`__` for a dot, `___` for a slash), of text, bytes or JSON."""
+    """Write files by name (`__` for a dot, `___` for a slash) from text, bytes or JSON."""
     for name, content in contents.items():
         path = directory / name.replace("___", "/").replace("__", ".")
         path.parent.mkdir(parents=True, exist_ok=True)

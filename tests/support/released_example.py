@@ -1,4 +1,4 @@
-"""A `released` model with weights and a batch drawn from a seed, the same on every machine."""
+"""A `released` model with weights and a batch sampled from a seed, equal on every machine."""
 
 import dataclasses
 
@@ -24,13 +24,13 @@ SMALL = dataclasses.replace(
     trajectories=6,
 ).released()
 SMALL = dataclasses.replace(SMALL, head_dropout=0.0)
-# Of no size that the authors' code could run; for what needs no reference.
+# A size that the authors' code cannot run, for tests without a reference.
 TINY = dataclasses.replace(
     ModelConfig.tiny(), vision_width=64, vision_heads=1, text_width=64, text_heads=1,
     fusion_heads=1, vocab_size=1024, fusion_depth=6, text_depth=6, trajectories=12,
 )  # fmt: skip
 FULL = dataclasses.replace(ModelConfig.base().released(), head_dropout=0.0)
-# Dropout is off: it is no part of the comparison.
+# Dropout is off: it is not part of the comparison.
 SETTINGS = dict(
     vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0, verb=0.0, none_weight=1.0,
     target="sentence", match_names=False, seen_words=False, answer=0.0, choice=0.0,
@@ -39,8 +39,8 @@ SETTINGS = dict(
 
 
 def parameters(c: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights at about the scale of a trained model's, none of them zero."""
-    rng = np.random.RandomState(seed)  # its stream is fixed for ever
+    """Return weights at about the scale of a trained model's, none of them zero."""
+    rng = np.random.RandomState(seed)  # its stream never changes
     params = {}
     for name, shape in parameter_shapes(c).items():
         x = rng.standard_normal(shape).astype(np.float32)
@@ -62,13 +62,13 @@ def parameters(c: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def model(c: ModelConfig, params: dict[str, np.ndarray]) -> Stoa:
-    """The model with these weights."""
+    """Return the model with these weights."""
     abstract = jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(0)))
     return with_parameters(abstract, {name: jax.numpy.asarray(x) for name, x in params.items()})
 
 
 def batch(c: ModelConfig, size: int, seed: int = 1) -> dict[str, np.ndarray]:
-    """Clips, boxes with padding, and texts of different lengths with nouns and verbs."""
+    """Return clips, boxes with padding, and texts of different lengths with nouns and verbs."""
     rng = np.random.RandomState(seed)
     t, k, length = c.frames, c.objects_per_frame, c.text_length
     s = c.image_size
@@ -79,7 +79,7 @@ def batch(c: ModelConfig, size: int, seed: int = 1) -> dict[str, np.ndarray]:
     tokens = np.zeros((size, length), np.int32)
     tags = np.zeros((size, length), np.int8)
     for i in range(size):
-        n = 8 + 5 * i  # the words and both ends
+        n = 8 + 5 * i  # the words, start and end
         tokens[i, :n] = rng.randint(1, c.vocab_size - 2, n)
         tokens[i, 0], tokens[i, n - 1] = c.vocab_size - 2, c.vocab_size - 1
         tags[i, [2, 5]], tags[i, 3] = objectives.NOUN, objectives.VERB
@@ -95,7 +95,7 @@ def batch(c: ModelConfig, size: int, seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def chances(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What training draws, fixed: the masked places, and each pair's wrong video and text."""
+    """Return fixed values of training's random choices: masked positions and negatives."""
     size, length = data["tokens"].shape
     masked = np.zeros((size, length), bool)
     for i in range(size):
@@ -108,7 +108,7 @@ def chances(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def fixed_draws(monkeypatch, data: dict[str, np.ndarray]) -> None:
-    """The objectives draw what `chances` says; the language model's prefix is the start token."""
+    """Make the objectives use `chances`; the language model's prefix is the start token."""
     drawn = chances(data)
     masked, tokens = drawn["masked"], data["tokens"]
     size, most = len(tokens), int(masked.sum(1).max())
@@ -127,7 +127,7 @@ def fixed_draws(monkeypatch, data: dict[str, np.ndarray]) -> None:
 
 
 def numbers(m: Stoa, data: dict[str, np.ndarray], monkeypatch) -> dict[str, np.ndarray]:
-    """All that is compared: tokens of every kind, logits, scores, and the five losses."""
+    """Return all compared values: tokens of every kind, logits, scores, and the five losses."""
     fixed_draws(monkeypatch, data)
     drawn = chances(data)
     found = jax.device_get(jax.jit(_numbers)(m, data, drawn))
@@ -185,7 +185,7 @@ def _numbers(m: Stoa, data, drawn):
 
 
 def sample(found: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """A few numbers of each kind, spread over all of it."""
+    """Return a few values of each kind, spread over the whole array."""
     few = {}
     for name, x in found.items():
         x = np.asarray([x[k] for k in sorted(x)] if isinstance(x, dict) else x, np.float64).reshape(

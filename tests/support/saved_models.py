@@ -1,4 +1,4 @@
-"""Models written as directories that `stoa_jax.load` opens."""
+"""Write models to directories that `stoa_jax.load` opens."""
 
 import dataclasses
 import json
@@ -11,13 +11,13 @@ from stoa_jax.weights.files import save_safetensors
 
 
 def write_network(folder, network, answers=()):
-    """Write a network as `stoa_jax.load` reads it."""
+    """Write a network in the format of `stoa_jax.load`."""
     params = {name: np.asarray(x) for name, x in named_parameters(network).items()}
     return write_parameters(folder, network.config, params, answers)
 
 
 def write_parameters(folder, config, params, answers=()):
-    """Write parameters by name as `stoa_jax.load` reads them."""
+    """Write parameters by name in the format of `stoa_jax.load`."""
     folder.mkdir(parents=True)
     note = {weights.METADATA: json.dumps(dataclasses.asdict(config))}
     save_safetensors(folder / "model.safetensors", params, note)

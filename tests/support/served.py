@@ -1,4 +1,4 @@
-"""A served page for tests: a small model of random weights, an index of real files, a real port."""
+"""A served page for tests: a small random model, an index of real files, a real port."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ def write_model(folder, answers=ANSWERS, **changes):
 
 
 def write_library(folder, model):
-    """Write the example library, small, with an .avi in it and a video that vanishes."""
+    """Write the example library, small, with an .avi in it and a video that disappears."""
     library = example_library.open_library(model, folder, CLIPS)
     first = sorted((library / "videos").iterdir())[0]
     old = videos.write(library / "videos" / "old.avi", codec="mpeg4", size=(160, 120))
@@ -51,7 +51,7 @@ def write_library(folder, model):
 
 
 def open_page(model, library, **options):
-    """The application over a library of `write_library`."""
+    """Return the application over a library of `write_library`."""
     index = stoa_jax.Index.open(library / "index", model)
     return app.create_app(
         index,
@@ -68,7 +68,7 @@ def open_page(model, library, **options):
 
 @contextlib.contextmanager
 def running(application):
-    """Serve an application on a free port; yields its address."""
+    """Serve an application on a free port; yield its address."""
     import uvicorn
 
     with server.listen("127.0.0.1", 0) as socket:

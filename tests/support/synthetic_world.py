@@ -1,4 +1,4 @@
-"""What tests of the synthetic world share: clips, scenes, and what boxes say of a motion."""
+"""Clips and scenes of the synthetic world, and motions read from boxes, for several tests."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def ends(values):
 
 
 def holds(event, clip) -> bool:
-    """Whether the event can be seen in the boxes."""
+    """Return whether the event is visible in the boxes."""
     name, a, b = event["motion"], event["subject"], event["other"]
     span = {0: slice(None), 1: slice(0, 6), 2: slice(6, None)}[event["phase"]]
     centres, areas, shown = (x[span] for x in measured(clip))
@@ -60,4 +60,4 @@ def holds(event, clip) -> bool:
         return begin - end > 0.12 and (other > 0.06) == (name == "meet")
     if name in ("leave", "part"):
         return end - begin > 0.12 and (other > 0.06) == (name == "part")
-    return np.nanmin(apart) < 0.13 and begin > 0.12  # which is behind, only pixels say
+    return np.nanmin(apart) < 0.13 and begin > 0.12  # only pixels show which one is behind

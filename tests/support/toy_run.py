@@ -1,6 +1,6 @@
 """A run small enough to be started, killed and compared dozens of times.
 
-The real loop, checkpoints and optimizer around a model of two layers. Run as a script it is one
+The real loop, checkpoints and optimizer around a model of two layers. As a script, it is one
 process of a run: `python tests/support/toy_run.py WORKDIR [--set key=value …] [--fault …]`.
 """
 
@@ -20,14 +20,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class ToyConfig:
-    """Sizes."""
+    """Sizes of the toy model."""
 
     inputs: int = 8
     width: int = 16
 
 
 def build_model(config: ToyConfig, *, rngs):
-    """Two layers, with names as the real model's."""
+    """Build two layers, named like the real model's."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -50,7 +50,7 @@ def build_model(config: ToyConfig, *, rngs):
 
 
 class ToyTask:
-    """Contrast every row with every other of the global batch; a little noise from the key."""
+    """Contrast every row with every other of the global batch, with a little noise from the key."""
 
     name = "toy"
 
@@ -58,11 +58,11 @@ class ToyTask:
         self.slow_evaluation = slow_evaluation
 
     def model_config(self):
-        """The toy's."""
+        """Return the toy's configuration."""
         return ToyConfig()
 
     def loss(self, model, batch, key):
-        """InfoNCE between the model's output and its input."""
+        """Compute InfoNCE between the model's output and its input."""
         import jax
         import jax.numpy as jnp
 
@@ -74,11 +74,11 @@ class ToyTask:
         return loss, {"loss_vtc": loss, "batch_r1": hits}
 
     def extras(self):
-        """None."""
+        """Record nothing."""
         return {}
 
     def evaluators(self):
-        """The sum of the parameters: exact, so that two runs can be compared."""
+        """Return the exact sum of the parameters, to compare two runs."""
 
         def evaluate(model, mesh):
             import jax
@@ -90,7 +90,7 @@ class ToyTask:
 
 
 class ToyLoader:
-    """Row i is a function of the seed and i."""
+    """Loader whose row i is a function of the seed and i."""
 
     steps_per_epoch = 50
 
@@ -126,7 +126,7 @@ class RealTask:
         self.c = c
 
     def model_config(self):
-        """Small."""
+        """Return a small configuration."""
         from stoa_jax.models.config import ModelConfig
 
         return ModelConfig(
@@ -139,22 +139,22 @@ class RealTask:
         )
 
     def loss(self, model, batch, key):
-        """The shipped one."""
+        """Compute the shipped loss."""
         from stoa_jax.joint_loss import joint_loss
 
         return joint_loss(model, batch, key, self.c.loss.to_dict())
 
     def extras(self):
-        """None."""
+        """Record nothing."""
         return {}
 
     def evaluators(self):
-        """None."""
+        """Evaluate nothing."""
         return {}
 
 
 class RealLoader(ToyLoader):
-    """Batches as the pipeline's, of noise."""
+    """Batches of noise in the pipeline's form."""
 
     def __next__(self):
         m = RealTask(self.c).model_config()
@@ -182,7 +182,7 @@ class RealLoader(ToyLoader):
 
 
 def toy_config(**settings):
-    """The default configuration, small; `train__steps=7` sets train.steps."""
+    """Return the default configuration, small; `train__steps=7` sets train.steps."""
     from stoa_jax import config
 
     c = config.default(variant="tiny")
@@ -201,7 +201,7 @@ def toy_config(**settings):
 
 @contextlib.contextmanager
 def compiled_once(folder):
-    """Programs are compiled once and read from `folder` from then on."""
+    """Compile programs once, and read them from `folder` afterwards."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -221,7 +221,7 @@ def compiled_once(folder):
 
 
 def run(workdir, c=None, **faults):
-    """The loop on the toy, in this process."""
+    """Run the loop on the toy, in this process."""
     from stoa_jax import train
 
     c = c or toy_config()
@@ -236,7 +236,7 @@ def run(workdir, c=None, **faults):
 
 
 def main():
-    """One process of a run, with a fault."""
+    """Run one process of a run, with a fault."""
     parser = argparse.ArgumentParser()
     parser.add_argument("workdir")
     parser.add_argument("--set", nargs="*", default=[])
@@ -259,7 +259,7 @@ def main():
     from stoa_jax import main as entry
     from stoa_jax import sharding
 
-    sharding.FSDP_MIN_SIZE = 1  # else nothing of the toy is large enough to be split
+    sharding.FSDP_MIN_SIZE = 1  # otherwise nothing in the toy is large enough to be sharded
     settings = {}
     for pair in args.set:
         key, _, value = pair.partition("=")
@@ -279,8 +279,8 @@ def main():
         if args.real:
             from stoa_jax import train
 
-            # The shipped rate of the small variant; at the toy's, thirty times that, ten steps
-            # make more of the last bit of a sum than the model does.
+            # The shipped rate of the small variant. At the toy's, which is thirty times as high,
+            # ten steps amplify the last bit of a sum more than the model does.
             c.optim.groups = ((r".*", 1e-3),)
             train.train(c, args.workdir, task=RealTask(c), open_loader=lambda s: RealLoader(c, s))
             return
@@ -290,7 +290,7 @@ def main():
 
 
 def send(kind, when, workdir):
-    """Signal this process after so many seconds, at a step (`step:7`), or within a save."""
+    """Signal this process after some seconds, at a step (`step:7`), or within a save."""
     folder = os.path.join(workdir, "checkpoints")
     if when == "save":
         while not any(

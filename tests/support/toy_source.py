@@ -1,4 +1,4 @@
-"""A source of small clips for tests, in a module of its own so that spawned processes find it."""
+"""A source of small clips for tests, in its own module so that spawned processes find it."""
 
 import dataclasses
 import functools
@@ -90,6 +90,6 @@ def build(directory, source, dataset="folder/captions", processes=1, timeout=60.
 
 
 def tree(directory):
-    """Every file below a directory with its bytes."""
+    """Return every file below a directory with its bytes."""
     paths = sorted(p for p in Path(directory).rglob("*") if p.is_file())
     return {str(p.relative_to(directory)): p.read_bytes() for p in paths}

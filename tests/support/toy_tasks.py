@@ -1,4 +1,4 @@
-"""Tasks small enough for tests: a model of a few numbers, sets of random clips in memory."""
+"""Tasks small enough for tests: a model with few parameters, sets of random clips in memory."""
 
 import functools
 
@@ -51,7 +51,7 @@ SETS = {
 
 
 class MemorySplit(pipeline.Split):
-    """A split of made clips that was never written."""
+    """A split of generated clips in memory."""
 
     def __init__(self, name, part, count):
         kind = name.split("/")[1]
@@ -73,7 +73,7 @@ class MemorySplit(pipeline.Split):
 
 @pytest.fixture(scope="module")
 def data():
-    """Opens small sets of any name, 9 clips to train on and 11 to test."""
+    """Open small sets of any name, with 9 clips for training and 11 for the test."""
     opened = functools.cache(
         lambda folder, name, part: MemorySplit(
             name, part, 5 if name.startswith("msvd") else {"train": 9, "test": 11}[part]
@@ -89,7 +89,7 @@ def configuration(data, task, **changes):
     c = shipped_configs.load(task).get_config("synthetic")
     c.model.update(SMALL)
     c.data.dir = data
-    c.loss.matching = "scipy"  # compiles in no time
+    c.loss.matching = "scipy"  # compiles immediately
     c.data.sets = ((SETS[task], 1.0),)
     c.data.eval_split = "test"
     c.eval.batch_size = 8
@@ -105,7 +105,7 @@ def configuration(data, task, **changes):
 
 
 def build(task, seed=0):
-    """A model with random numbers everywhere, biases and heads too; nothing is compiled."""
+    """Build a model with random values everywhere, biases and heads too, without compiling."""
     rng = np.random.default_rng(seed)
     model = jax.eval_shape(lambda: Stoa(task.model_config(), rngs=nnx.Rngs(0)))
     named = named_parameters(model)
@@ -124,7 +124,7 @@ def one_mesh(c):
 
 @pytest.fixture(autouse=True, scope="module")
 def no_java():
-    """The Java programs take seconds each, and are compared elsewhere."""
+    """Replace the Java programs, which take seconds each and are compared elsewhere."""
     patch = pytest.MonkeyPatch()
     patch.setattr(coco, "package", lambda: None)
     yield

@@ -1,4 +1,4 @@
-"""Write small video files whose frames can be told apart."""
+"""Write small video files whose frames can be identified."""
 
 from fractions import Fraction
 
@@ -9,7 +9,7 @@ SIZE = (96, 64)  # width, height
 
 
 def picture(i: int, count: int, size=SIZE) -> np.ndarray:
-    """A frame whose grey tells its number; its left top corner is red, the right top green."""
+    """Return a frame whose grey encodes its number; top left is red, top right green."""
     width, height = size
     frame = np.full((height, width, 3), 40 + round(170 * i / max(1, count - 1)), np.uint8)
     frame[: height // 4, : width // 4] = 255, 0, 0
@@ -18,7 +18,7 @@ def picture(i: int, count: int, size=SIZE) -> np.ndarray:
 
 
 def grey(frame: np.ndarray) -> float:
-    """The middle of a frame, away from the marks."""
+    """Return the grey of the middle of a frame, away from the marks."""
     height, width = frame.shape[:2]
     return float(frame[height // 2 : height * 3 // 4, width // 3 : width * 2 // 3].mean())
 

@@ -1,14 +1,14 @@
-"""Builds a data set: videos, annotations and detections in, ArrayRecord files out.
+"""Build a data set: videos, annotations and detections in, ArrayRecord files out.
 
     python -m stoa_jax.data.build DATASET --manual-dir=DIR --data-dir=OUT
         [--detections=PATH] [--processes=N]
 
-Run the same command again after any stop: finished shards stay. The bytes do not depend on the
-number of processes. Clips that cannot be read are named in OUT/failures.jsonl. Exit code 0 when
-every split has at least one clip, 2 on an error, 130 when stopped.
+Run the same command again after any stop: finished shards are kept. The bytes do not depend on the
+number of processes. Unreadable clips are listed in OUT/failures.jsonl. The exit code is 0 if every
+split has at least one clip, 2 on an error, 130 if stopped.
 
-A finished data set, OUT/DATASET/1.0.0, is what TFDS expects there, and `build.json` (what it was
-built from), `classes.json`, and for every shard, in `clips/`, the ids and texts of its clips.
+A finished data set, OUT/DATASET/1.0.0, holds the files that TFDS expects, `build.json` (what it was
+built from), `classes.json`, and in `clips/`, for every shard, the ids and texts of its clips.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stoa_jax import command_line
-from stoa_jax.data import builders
+from stoa_jax.data import builders, sources
 from stoa_jax.data.build.manifest import Summary
 from stoa_jax.data.build.run import CLIP_SECONDS, Run, build, encode_parts
 from stoa_jax.errors import UserError
@@ -30,26 +30,39 @@ from stoa_jax.errors import UserError
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stoa_jax.data.build",
-        description="Builds a data set from the files as published.",
-        epilog="data sets: "
-        + ", ".join(f"{n}/{c}" for n, configs in builders.DATASETS.items() for c in configs),
+        description="Build a data set from its published files.",
+        epilog="data sets: " + ", ".join(sources.DATA_SETS),
     )
     defaults = builders.Settings()
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="such as folder, msrvtt/retrieval, synthetic/qa")
-    add("--data-dir", required=True, help="where data sets are built")
-    add("--manual-dir", help="the published annotation files and videos")
-    add("--detections", help="object detections: VinVL or bottom-up TSV, JSON a video, JSONL")
+    add("--data-dir", required=True, help="directory of built data sets")
+    add("--manual-dir", help="directory with the published annotations and videos")
+    add(
+        "--detections",
+        help="object detections: VinVL or bottom-up TSV, one JSON per video, JSON lines",
+    )
     add("--processes", type=int, default=os.cpu_count() or 1, help="(%(default)s)")
-    add("--frames", type=int, default=defaults.frames, help="a clip (%(default)s)")
-    add("--objects", type=int, default=defaults.objects, help="kept a frame (%(default)s)")
-    add("--short-side", type=int, default=defaults.short_side, help="of frames (%(default)s)")
-    add("--tagger", default=defaults.tagger, help="spaCy pipeline, or our own (%(default)s)")
-    add("--timeout", type=float, default=CLIP_SECONDS, help="seconds a clip may take (%(default)s)")
-    add("--limit", type=int, default=0, help="build the first clips of each split only")
-    add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
-    add("--overwrite", action="store_true", help="throw away what was built before")
-    add("--retry-failed", action="store_true", help="build the failed clips again")
+    add("--frames", type=int, default=defaults.frames, help="per clip (%(default)s)")
+    add("--objects", type=int, default=defaults.objects, help="kept per frame (%(default)s)")
+    add(
+        "--short-side",
+        type=int,
+        default=defaults.short_side,
+        help="of stored frames, pixels (%(default)s)",
+    )
+    add("--tagger", default=defaults.tagger, help="a spaCy pipeline, default or none (%(default)s)")
+    add("--timeout", type=float, default=CLIP_SECONDS, help="seconds per clip (%(default)s)")
+    add("--limit", type=int, default=0, help="build only the first N clips of each split")
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the data set",
+    )
+    add("--overwrite", action="store_true", help="replace an earlier build")
+    add("--retry-failed", action="store_true", help="try the failed clips again")
     add("--quiet", action="store_true", help="no progress")
     return parser
 
@@ -66,7 +79,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None, run: Run | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; return the exit code."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     return command_line.run(
@@ -79,7 +92,7 @@ def _build(args: argparse.Namespace, run: Run | None) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     dataset = args.dataset
-    configs = builders.DATASETS.get(dataset, ())
+    configs = sources.configurations().get(dataset, ())
     if len(configs) == 1:
         dataset = f"{dataset}/{configs[0]}"
     found = args.manual_dir and Path(args.manual_dir).is_dir()
@@ -111,18 +124,18 @@ def _report(dataset: str, data_dir: str, summary: Summary) -> int:
     for split, count in summary.built.items():
         print(f"  {split:<12}{count:>9} built{summary.failed[split]:>9} failed")
     if summary.dropped:
-        print(f"  {summary.dropped} texts without words, or clips with boxes outside, left out")
+        print(f"  left out: {summary.dropped} texts without words or clips with boxes outside")
     if not summary.objects:
-        print("  no detections: objects are padding")
+        print("  no detections; objects are padding")
     elif summary.undetected:
-        print(f"  {summary.undetected} clips without detections: their objects are padding")
+        print(f"  {summary.undetected} clips without detections; their objects are padding")
     if summary.skipped:
         print(f"  {summary.skipped} rows skipped")
     failed = any(summary.failed.values())
     if failed or summary.dropped or summary.skipped or summary.undetected:
-        print(f"  named in {Path(data_dir) / 'failures.jsonl'}")
+        print(f"  listed in {Path(data_dir) / 'failures.jsonl'}")
     if failed:
-        print("  when their videos are mended, the same command with --retry-failed builds them")
+        print("  after repairing their videos, run the same command with --retry-failed")
     empty = [split for split, count in summary.built.items() if not count]
     if empty:
         print(f"error: no clip of split {empty[0]!r} could be built", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""What a build's directory says of itself: what it is made from, what came of it, what failed.
+"""The metadata of a build: what it is made from, its counts, and its failures.
 
-`build.json` holds what decides the bytes; a build goes on only where that is the same. The rest is
-counted from the headers of the finished shards.
+`build.json` holds everything that decides the bytes; a build continues only if that is unchanged.
+The counts come from the headers of the finished shards.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from stoa_jax.data.build import shards
 from stoa_jax.data.sources.entries import Undetected
 from stoa_jax.errors import UserError
 
-FORMAT = 1  # of the records; raised when they change
+FORMAT = 1  # version of the records; raise it when they change
 
 
 @dataclasses.dataclass
 class Summary:
-    """What a build came to, by split."""
+    """Counts of a build, by split."""
 
     directory: Path
     built: dict[str, int]
     failed: dict[str, int]
-    dropped: int = 0  # texts without words, and clips with boxes outside the picture
+    dropped: int = 0  # texts without words, and clips with boxes outside the frame
     objects: int = 0
-    skipped: int = 0  # rows of the annotation files, and lines of detections
+    skipped: int = 0  # rows of annotation files, and lines of detections
     undetected: int = 0  # clips without detections
 
 
 def hash_of(entries: dict[str, Sequence[Any]]) -> str:
-    """Of all that is listed, wherever it lies: directories move, missing videos are found."""
+    """Hash all entries without their paths, because directories move and videos get added."""
     digest = hashlib.sha256()
     for split, items in entries.items():
         for entry in items:
@@ -50,12 +50,12 @@ def hash_of(entries: dict[str, Sequence[Any]]) -> str:
 
 
 def identity(path: Path) -> dict[str, Any]:
-    """What of a file of detections may not change within a set."""
+    """Return the properties of a detections file that may not change within a data set."""
     return {"name": path.name, "bytes": path.stat().st_size if path.is_file() else None}
 
 
 def refuse_another(directory: Path, key: dict[str, Any]) -> None:
-    """Says what differs where a directory was built from something else than `key`."""
+    """Raise UserError if a directory was built from something other than `key`."""
     path = directory / "build.json"
     try:
         old = json.loads(path.read_text())
@@ -68,14 +68,14 @@ def refuse_another(directory: Path, key: dict[str, Any]) -> None:
         if old.get(name) == value:
             continue
         if name == "entries":
-            what = "the annotation files list other clips now"
+            what = "the annotation files now list other clips"
         elif isinstance(value, dict) and isinstance(old.get(name), dict):
             field = next(f for f in {**value, **old[name]} if value.get(f) != old[name].get(f))
             what = f"{field} was {old[name].get(field)!r} and is {value.get(field)!r} now"
         else:
             what = f"{name} was {old.get(name)!r} and is {value!r} now"
         raise UserError(
-            f"{directory} was built otherwise: {what}; --overwrite replaces it, "
+            f"{directory} was built differently: {what}; --overwrite replaces it, "
             "another --data-dir keeps both"
         )
 
@@ -83,7 +83,7 @@ def refuse_another(directory: Path, key: dict[str, Any]) -> None:
 def summarize(
     directory: Path, entries: dict[str, Sequence[Any]], skipped: Sequence[Any]
 ) -> Summary:
-    """Counts what the finished shards hold, by split."""
+    """Count the contents of the finished shards by split."""
     none = dict.fromkeys(entries, 0)
     undetected = sum(isinstance(s, Undetected) for s in skipped)
     summary = Summary(directory, dict(none), dict(none), undetected=undetected)
@@ -98,7 +98,7 @@ def summarize(
 
 
 def write_failures(data_dir: Path, dataset: str, directory: Path, skipped: Sequence[Any]) -> None:
-    """OUT/failures.jsonl: the lines of this data set anew, those of others as they are."""
+    """Rewrite this data set's lines in OUT/failures.jsonl; keep those of other data sets."""
     path = data_dir / "failures.jsonl"
     rows = [{k: v for k, v in dataclasses.asdict(s).items() if v is not None} for s in skipped]
     with lock(data_dir / ".lock", wait=True):
@@ -123,14 +123,14 @@ def describe(
     entries: dict[str, Sequence[Any]],
     key: dict[str, Any],
 ) -> None:
-    """Writes what TFDS and the pipeline want to know of the finished set."""
+    """Write the files that TFDS and the pipeline read to describe the finished data set."""
     name = dataset.partition("/")[0]
     infos, fingerprints = [], {}
     for split, items in entries.items():
         parts = shards.shards_of(split, len(items))
         found = [shards.header_of(shards.list_of(directory, shard)) for shard in parts]
         headers = [header for header in found if header is not None]
-        assert len(headers) == len(parts)  # the build has finished
+        assert len(headers) == len(parts)  # all shards are finished
         infos.append(
             splits.SplitInfo(
                 name=split,
@@ -154,7 +154,7 @@ def describe(
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """One process at a time; another is an error, or waits."""
+    """Hold a lock file; if another process holds it, wait or raise UserError."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

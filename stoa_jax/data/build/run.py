@@ -17,7 +17,7 @@ from stoa_jax.data.build import manifest, shards, workers
 from stoa_jax.errors import UserError
 
 Run = Callable[[workers.Job, Sequence[shards.Part], Path], None]
-CLIP_SECONDS = 120.0  # a clip that takes longer has failed
+CLIP_SECONDS = 120.0  # a clip that takes longer counts as failed
 
 
 def encode_parts(
@@ -29,7 +29,7 @@ def encode_parts(
     timeout: float = CLIP_SECONDS,
     progress: bool = False,
 ) -> None:
-    """Encodes all entries in parallel processes; writes a shard when its last clip is in."""
+    """Encode all entries in parallel processes; write each shard when its last clip arrives."""
     kept = [set(shards.kept(directory, job.dataset, part.shard)) for part in parts]
     due = [len(part.entries) - len(done) for part, done in zip(parts, kept, strict=True)]
     total = sum(due)
@@ -66,7 +66,7 @@ def build(
     options: dict[str, Any] | None = None,
     **how: Any,
 ) -> manifest.Summary:
-    """Builds a data set, or goes on with one; `how` goes to `build_source`."""
+    """Build a data set, or continue one; `how` is passed to `build_source`."""
     options = options or {}
     source = builders.open_source(dataset, manual_dir, detections=detections, **options)
     return build_source(
@@ -95,7 +95,7 @@ def build_source(
     overwrite: bool = False,
     retry_failed: bool = False,
 ) -> manifest.Summary:
-    """Builds from an open source whose files lie in `root`; `run` builds the missing shards."""
+    """Build from an open source whose files are in `root`; `run` builds the missing shards."""
     settings = settings or builders.Settings()
     entries = {s: e[:limit] if limit else e for s, e in source.splits.items() if len(e)}
     if not entries:
@@ -156,14 +156,14 @@ def build_source(
 
 
 def _without_splits(source: Any) -> Any:
-    """The source as the processes need it: 2.5 million entries would be copied to each."""
+    """Return a copy of the source without its entries, which would be sent to every process."""
     light = copy.copy(source)
     light.splits, light.skipped = {}, []
     return light
 
 
 def _shown(dataset: str, root: str, entry: Any) -> str:
-    """How `failures.jsonl` names a clip: its id, or the file in a directory of one's own."""
+    """Return a clip's name in `failures.jsonl`: its id, or its file in a folder of your own."""
     path = getattr(entry, "video_path", None)
     if path and root and dataset.startswith("folder/"):
         return Path(os.path.relpath(path, root)).as_posix()
@@ -177,7 +177,7 @@ def _first(skipped: Sequence[Any]) -> str:
 
 
 class _Meter:
-    """Progress on stderr: in place on a terminal, a line every ten seconds elsewhere."""
+    """Progress on stderr: updated in place on a terminal, else a line every ten seconds."""
 
     def __init__(self, total: int, shown: bool):
         self.total, self.done, self.failed, self.shown = total, 0, 0, shown and total > 0

@@ -1,8 +1,8 @@
-"""Shards of a data set being built: what is in each, whether it is finished, how it is written.
+"""Shards of a data set being built: their contents, their state, and how they are written.
 
 A shard is two files: the records, and `clips/<shard>.jsonl` with a line about the shard and one for
-each of its clips (id, texts, answers). The second is written last and is the sign of the end. Where
-failed clips are tried again, it stands aside as `<shard>.jsonl.before` until the shard is written.
+each of its clips (id, texts, answers). The second is written last and marks the shard as finished.
+When failed clips are retried, it is renamed to `<shard>.jsonl.before` until the shard is rewritten.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from stoa_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A stretch of a split's entries, fixed by their order alone."""
+    """A contiguous range of a split's entries, determined by their order alone."""
 
     split: str
     index: int
@@ -32,12 +32,12 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """As in `train-00003-of-00010`."""
+        """Name as in `train-00003-of-00010`."""
         return f"{self.split}-{self.index:05d}-of-{self.count:05d}"
 
 
 def shards_of(split: str, entries: int) -> list[Shard]:
-    """At most 64 shards of at least 16 clips, or shards of 1024 where that is more."""
+    """Divide a split into at most 64 shards of at least 16 clips, or into more shards of 1024."""
     size = min(1024, max(16, -(-entries // 64)))
     count = -(-entries // size)
     return [Shard(split, i, count, i * size, min(entries, (i + 1) * size)) for i in range(count)]
@@ -45,7 +45,7 @@ def shards_of(split: str, entries: int) -> list[Shard]:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A shard with its entries, which lie in `root`."""
+    """A shard with its entries, whose files are in `root`."""
 
     shard: Shard
     entries: Sequence[Any]
@@ -53,7 +53,7 @@ class Part:
 
 
 def file_of(directory: Path, dataset: str, shard: Shard) -> Path:
-    """Where its records are."""
+    """Return the path of the shard's records."""
     return directory / (
         f"{dataset.partition('/')[0]}-{shard.split}.array_record-"
         f"{shard.index:05d}-of-{shard.count:05d}"
@@ -61,12 +61,12 @@ def file_of(directory: Path, dataset: str, shard: Shard) -> Path:
 
 
 def list_of(directory: Path, shard: Shard) -> Path:
-    """Where the lines about a shard and its clips are."""
+    """Return the path of the lines about the shard and its clips."""
     return directory / "clips" / f"{shard.name}.jsonl"
 
 
 def is_done(directory: Path, dataset: str, shard: Shard) -> bool:
-    """The list of a shard's clips is written after the shard, so it is the sign of its end."""
+    """Return whether a shard is finished: the list of its clips is written last."""
     header = header_of(list_of(directory, shard))
     return header is not None and _is_whole(file_of(directory, dataset, shard), header)
 
@@ -76,7 +76,7 @@ def _is_whole(file: Path, header: dict[str, Any]) -> bool:
 
 
 def header_of(path: Path) -> dict[str, Any] | None:
-    """The line about a shard; None where it is missing or torn."""
+    """Return the line about a shard, or None if it is missing or torn."""
     try:
         with open(path) as file:
             return json.loads(file.readline())
@@ -91,7 +91,7 @@ def write(
     results: Sequence[workers.Result],
     names: Sequence[str],
 ) -> None:
-    """Writes a shard beside its place, then moves it there; then the list of its clips."""
+    """Write a shard to a temporary file, move it into place, and write the list of its clips."""
     path = file_of(directory, dataset, shard)
     failures, rows, size = [], [], 0
     with _writing(path), files.atomic(path) as temporary:
@@ -121,7 +121,7 @@ def write(
 
 
 def set_aside(directory: Path) -> None:
-    """Makes the shards with failed clips unfinished; the clips that were built are `kept`."""
+    """Mark shards with failed clips as unfinished; their built clips become `kept`."""
     for path in (directory / "clips").glob("*.jsonl"):
         header = header_of(path) or {"failures": ()}
         if any("clip" in failure for failure in header["failures"]):
@@ -133,7 +133,7 @@ def _before(path: Path) -> Path:
 
 
 def kept(directory: Path, dataset: str, shard: Shard) -> list[int]:
-    """The places in a shard set aside whose clips are in its file, which are not encoded again."""
+    """Return the indices of the clips of a shard set aside that need not be encoded again."""
     header = header_of(_before(list_of(directory, shard)))
     if header is None or not _is_whole(file_of(directory, dataset, shard), header):
         return []
@@ -142,7 +142,7 @@ def kept(directory: Path, dataset: str, shard: Shard) -> list[int]:
 
 
 def read_kept(directory: Path, dataset: str, shard: Shard) -> dict[int, workers.Result]:
-    """The clips at those places, as if they were encoded now."""
+    """Return the clips at those indices, as if they had just been encoded."""
     places = kept(directory, dataset, shard)
     if not places:
         return {}
@@ -164,26 +164,26 @@ def read_kept(directory: Path, dataset: str, shard: Shard) -> dict[int, workers.
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text atomically; a failure says how to go on."""
+    """Write text atomically; an error says how to continue."""
     with _writing(path):
         files.write_text(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; a failure says how to go on."""
+    """Write JSON atomically; an error says how to continue."""
     with _writing(path):
         files.write_json(path, value)
 
 
 def headers(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, header) of every finished shard, in order."""
+    """Yield (split, header) of every finished shard, in order."""
     for path in sorted((directory / "clips").glob("*.jsonl")):
         with open(path) as file:
             yield path.name.rsplit("-", 3)[0], json.loads(file.readline())
 
 
 def failures(directory: Path) -> Iterator[dict[str, Any]]:
-    """What was left out of the finished shards, in order: split, video, error."""
+    """Yield what was left out of the finished shards, in order: split, video, error."""
     for split, header in headers(directory):
         for failure in header["failures"]:
             yield {"split": split, "video": failure["video"], "error": failure["error"]}
@@ -191,12 +191,12 @@ def failures(directory: Path) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Says what a failed write means; ArrayRecord's writer raises RuntimeError."""
+    """Turn a failed write into a UserError; ArrayRecord's writer raises RuntimeError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         message = " ".join(str(error).split())[:200]
         raise UserError(
-            f"cannot write {path}: {message}; make room and run the same command again, finished "
-            "shards are kept"
+            f"cannot write {path}: {message}; free some space and run the same "
+            "command again; finished shards are kept"
         ) from error

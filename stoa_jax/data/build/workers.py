@@ -1,7 +1,7 @@
-"""Processes that encode clips, and may be killed by one.
+"""Processes that encode clips and can be replaced.
 
-A decoder can crash the process it runs in, or never return. So each clip belongs to one process
-that is watched: when it dies or takes too long, the clip has failed and a new process goes on.
+A decoder can crash its process or never return. So each clip is given to one process that is
+watched: if the process dies or takes too long, the clip has failed and a new process continues.
 """
 
 import collections
@@ -21,15 +21,15 @@ from stoa_jax.data import builders, records
 from stoa_jax.errors import UserError
 
 Key = Hashable
-START_SECONDS = 600.0  # to import, read the tagger and open the source
+START_SECONDS = 600.0  # for imports, loading the tagger and opening the source
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What every process needs to know."""
+    """What every process needs."""
 
     dataset: str
-    source: Any  # its splits emptied: the entries come one by one
+    source: Any  # without its splits: the entries are sent one by one
     settings: builders.Settings
 
 
@@ -45,7 +45,7 @@ class Result:
 
 
 class _Worker:
-    """A process and what it was given and has not answered."""
+    """A process, and the clips that it was given and has not answered."""
 
     def __init__(self, job: bytes):
         context = multiprocessing.get_context("spawn")  # a fork would copy the caller's threads
@@ -54,18 +54,18 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.ready = False
-        self.drained = False  # its end of the pipe is closed and all it sent was read
+        self.drained = False  # its end of the pipe is closed, and everything it sent was read
         self.waiting: collections.deque[Key] = collections.deque()
         self.since = time.monotonic()
 
     def give(self, tasks: list[tuple[Key, Any]]) -> None:
-        """Sends tasks; only to a process that waits, or both could block on full pipes."""
+        """Send tasks, only to a process that waits; otherwise both could block on full pipes."""
         self.waiting.extend(key for key, _ in tasks)
         self.since = time.monotonic()
         self.pipe.send(tasks)
 
     def end(self) -> None:
-        """Kills the process: it may hang where no gentler signal reaches."""
+        """Kill the process; one that hangs may ignore gentler signals."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
@@ -74,9 +74,9 @@ class _Worker:
 def encode_all(
     job: Job, entries: Iterable[tuple[Key, Any]], total: int, processes: int, timeout: float
 ) -> Generator[tuple[Key, Result]]:
-    """Encodes (key, entry) pairs in parallel; yields (key, result) as they come, in any order.
+    """Encode (key, entry) pairs in parallel; yield (key, result) in any order.
 
-    `entries` is read as processes get free. `total` is how many there are.
+    `entries` is read as processes become free. `total` is the number of entries.
     """
     packed = pickle.dumps(job)
     stream, returned = iter(entries), collections.deque()
@@ -101,7 +101,7 @@ def encode_all(
                 if not error:
                     continue
                 if not worker.ready:
-                    raise UserError(f"a build process does not start: {error}")
+                    raise UserError(f"a build process could not start: {error}")
                 worker.end()
                 if worker.waiting:
                     key = worker.waiting.popleft()
@@ -118,7 +118,7 @@ def encode_all(
 def _draw(
     returned: collections.deque[tuple[Key, Any]], stream: Iterator[tuple[Key, Any]], count: int
 ) -> list[tuple[Key, Any]]:
-    """First what a process that broke did not come to, then what is new."""
+    """Take the tasks that a dead process left first, then new ones."""
     tasks = [returned.popleft() for _ in range(min(count, len(returned)))]
     return tasks + list(itertools.islice(stream, count - len(tasks)))
 
@@ -129,7 +129,7 @@ def _give(worker: _Worker, tasks: list[tuple[Key, Any]]) -> None:
     try:
         worker.give(tasks)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # it has died; _broken sees that and the tasks come back
+        pass  # the process has died; _broken detects it and its tasks come back
 
 
 def _received(worker: _Worker) -> Iterator[tuple[Key, Result]]:
@@ -152,10 +152,10 @@ def _received(worker: _Worker) -> Iterator[tuple[Key, Result]]:
 
 
 def _broken(worker: _Worker, timeout: float) -> str:
-    """Why a process must be replaced; empty when it need not."""
+    """Return why a process must be replaced, or "" if it need not be."""
     if not worker.process.is_alive():
         if not worker.drained:
-            return ""  # what it had sent before it died is still to be read
+            return ""  # results that it sent before it died are still to be read
         code = worker.process.exitcode or 0
         if code < 0:
             name = signal.Signals(-code).name
@@ -170,12 +170,12 @@ def _broken(worker: _Worker, timeout: float) -> str:
 
 
 def _run(pipe: connection.Connection, packed: bytes) -> None:
-    """The process: encodes what it is given until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """Encode the clips that arrive through the pipe until it closes; runs in its own process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import cv2
 
-    cv2.setNumThreads(1)  # processes are the parallelism
+    cv2.setNumThreads(1)  # the processes provide the parallelism
     try:
         job: Job = pickle.loads(packed)
         parse = builders.make_parse(job.settings.tagger)
@@ -210,8 +210,8 @@ def _encode(job: Job, spec: Any, parse: records.Parse, entry: Any) -> Result:
 
 
 def _end_with_parent() -> None:
-    # Also when the parent was killed, and also while a decoder hangs in this process.
+    # Also works if the parent was killed, or while a decoder hangs in this process.
     parent = multiprocessing.parent_process()
-    assert parent is not None  # runs in worker processes only
+    assert parent is not None  # only runs in worker processes
     connection.wait([parent.sentinel])
     os._exit(1)

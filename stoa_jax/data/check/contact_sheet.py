@@ -1,7 +1,7 @@
-"""A picture of some clips of a split: frames with boxes and classes, and the captions below.
+"""A contact sheet of a split: frames with boxes and classes, and the captions below them.
 
-Nouns that are the name of a class in the clip are underlined and marked in that class's colour, so
-that one look tells whether boxes, frames and words belong together.
+Nouns that name a class in the clip are underlined and marked in the colour of that class, so that
+you see at a glance whether boxes, frames and words belong together.
 """
 
 import colorsys
@@ -25,7 +25,7 @@ def draw(
     nouns: Sequence[Sequence[Sequence[str]]],
     path: Path,
 ) -> None:
-    """Writes a PNG.
+    """Write a PNG of some clips.
 
     Each clip is {"video_id", "frames": [T] of uint8 [H, W, 3], "boxes" [T, K, 4], "classes" [T, K],
     "scores" [T, K], "texts", "answers"}; `nouns[i][j]` are the nouns of its text j.
@@ -42,7 +42,7 @@ def draw(
 
 
 def matched(nouns: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """noun -> the class it names: the whole name or its last word, singular or plural."""
+    """Map nouns to the classes that they name by the full name or its last word, in any number."""
     found = {}
     for noun in nouns:
         forms = _forms(noun)
@@ -63,14 +63,14 @@ def _forms(word: str) -> set[str]:
 
 
 def colour(class_id: int) -> tuple[int, int, int]:
-    """A colour of its own for each of many classes, dark enough to read on white."""
-    hue = (class_id * 0.61803398875) % 1  # the golden ratio keeps neighbours apart
+    """Return a distinct colour for a class, dark enough to read on white."""
+    hue = (class_id * 0.61803398875) % 1  # steps of the golden ratio keep neighbouring hues apart
     red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.95, 0.75))
     return red, green, blue
 
 
 def _font(size: int):
-    import matplotlib  # brings a font with most scripts
+    import matplotlib  # it ships a font with most scripts
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size)
@@ -120,11 +120,11 @@ def _frame(clip: dict, t: int, class_names: Sequence[str]) -> Image.Image:
     scores, classes = clip["scores"][t], clip["classes"][t]
     best_first = [k for k in np.argsort(-scores, kind="stable") if classes[k] >= 0]
     corners = {k: (np.asarray(clip["boxes"][t][k]) * size).tolist() for k in best_first}
-    for k in reversed(best_first):  # the surest on top
+    for k in reversed(best_first):  # the most confident on top
         x1, y1, x2, y2 = corners[k]
         ink = colour(int(classes[k]))
         pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=ink, width=2)
-    # Labels after all boxes, so that no line runs through one.
+    # Draw labels after all boxes, so that no line crosses a label.
     font, taken = _font(10), []
     for k in best_first:
         class_id = int(classes[k])
@@ -139,7 +139,7 @@ def _frame(clip: dict, t: int, class_names: Sequence[str]) -> Image.Image:
 
 
 def _free_place(label, box, frame, taken) -> tuple[int, int]:
-    """Where a label of a size covers no other: in its box at the top, above, or further down."""
+    """Return a position for a label that covers no other: at its box's top, above, or below."""
     (width, height), (x1, y1, _, y2) = label, box
     x = int(max(0, min(x1, frame[0] - width)))
     steps = range(0, frame[1], height)
@@ -162,7 +162,7 @@ def _free_place(label, box, frame, taken) -> tuple[int, int]:
 
 
 def _lines(clip: dict, nouns, names: dict[str, int], width: int):
-    """The texts in lines of (word, class or None), wrapped to the width."""
+    """Return the texts as lines of (word, class or None), wrapped to the width."""
     lines = []
     for j, text in enumerate(clip["texts"][:TEXTS]):
         marks = {n.lower(): names[c] for n, c in matched(nouns[j], list(names)).items()}
@@ -182,7 +182,7 @@ def _lines(clip: dict, nouns, names: dict[str, int], width: int):
 
 
 def _in_order(words: Sequence[str]) -> list[str]:
-    """Words as they stand from left to right, where some are written from right to left."""
+    """Return words in visual order, left to right, even if some are written right to left."""
     runs = [
         (back, list(run)[:: -1 if back else 1])
         for back, run in itertools.groupby(words, _right_to_left)

@@ -1,4 +1,4 @@
-"""What a check found: for each split of the experiment, as lines for people and as JSON."""
+"""Findings of a check, by split of the experiment, as readable lines and as JSON."""
 
 import dataclasses
 import json
@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-SHOWN = 10  # names printed of a list; all are in check.json
+SHOWN = 10  # names printed per list; check.json has all of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A split in the experiment."""
+    """A split and its role in the experiment."""
 
     dataset: str
     split: str
-    evaluated: bool  # else trained on
+    evaluated: bool  # False: trained on
 
     def __str__(self) -> str:
         return f"{self.dataset}:{self.split}"
@@ -23,7 +23,7 @@ class Part:
 
 @dataclasses.dataclass
 class Report:
-    """What was found. `problems` make figures incomparable; `notes` are worth knowing."""
+    """Findings. `problems` make metrics incomparable; `notes` do not."""
 
     problems: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -31,30 +31,30 @@ class Report:
     sheets: list[str] = dataclasses.field(default_factory=list)
 
     def of(self, part: Part) -> dict[str, Any]:
-        """The findings on a split."""
+        """Return the findings on a split."""
         return self.parts.setdefault(str(part), {"role": "eval" if part.evaluated else "train"})
 
     def add(self, part: Part, text: str) -> None:
-        """Something that makes an evaluation incomparable, and training only poorer."""
+        """Add a problem of an evaluated split, or a note if the split is only trained on."""
         (self.problems if part.evaluated else self.notes).append(f"{part}: {text}")
 
 
 def names_of(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """Format the first few names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def write(report: Report, out: Path) -> None:
-    """Writes all that was found to `out`/check.json."""
+    """Write all findings to `out`/check.json."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False)
     (out / "check.json").write_text(text + "\n")
 
 
 def show(report: Report) -> str:
-    """The report as lines for people."""
+    """Format the report as readable lines."""
     lines = []
     for name, found in report.parts.items():
         if "role" not in found:
@@ -65,13 +65,13 @@ def show(report: Report) -> str:
         lines.append(f"{name} ({found['role']}): {', '.join(counts) or 'not found'}; {published}")
         if s := found.get("statistics"):
             lines.append(
-                f"  texts: {s['texts_per_clip']:.1f} a clip, {s['words_per_text']:.1f} words "
+                f"  texts: {s['texts_per_clip']:.1f} per clip, {s['words_per_text']:.1f} words "
                 f"(longest {s['longest_text_words']}), {s['nouns_per_text']:.1f} nouns, "
                 f"{s['verbs_per_text']:.1f} verbs; {s['texts_cut']:.1%} longer than the model reads"
             )
             top = ", ".join(f"{c} {n}" for c, n in s["top_classes"].items())
             lines.append(
-                f"  objects: {s['objects_per_frame']:.1f} a frame of {s['classes']} classes, "
+                f"  objects: {s['objects_per_frame']:.1f} per frame, of {s['classes']} classes, "
                 f"{s['frames_without_objects']:.1%} of the frames have none"
                 + (f"; {top}" if top else "")
             )
@@ -79,5 +79,5 @@ def show(report: Report) -> str:
     lines += [f"NOT COMPARABLE: {p}" for p in report.problems]
     lines += [f"contact sheet: {s}" for s in report.sheets]
     if not report.problems:
-        lines.append("comparable: nothing found that would make the figures incomparable")
+        lines.append("comparable: found nothing that makes metrics incomparable")
     return "\n".join(lines)

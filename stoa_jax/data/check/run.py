@@ -20,7 +20,7 @@ SAMPLE, PROBE = 20_000, 20_000
 
 
 def parts_of(c: Any, trained_on: Sequence[str] = ()) -> list[Part]:
-    """The splits that an experiment trains on and is measured on."""
+    """Return the splits that an experiment trains on and is evaluated on."""
     train = [Part(name, c.data.train_split, False) for name, _ in c.data.sets]
     for text in trained_on:
         dataset, _, split = text.partition(":")
@@ -40,16 +40,16 @@ def check(
     probe: int = PROBE,
     out: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Checks what an experiment's configuration names; writes sheets and check.json to `out`."""
+    """Check the data that a configuration names; write contact sheets and check.json to `out`."""
     data_dir = Path(data_dir or data_folder(c)).expanduser()
     out = Path(out or data_dir / "check")
     parts, report = parts_of(c, trained_on), Report()
     ids: dict[Part, list[str]] = {}
     if manual_dir is not None:
         for dataset in dict.fromkeys(p.dataset for p in parts):
-            if dataset.startswith("synthetic/"):
-                continue
             source = sources.open_source(dataset, manual_dir, detections=detections)
+            if not isinstance(source, sources.VideoSource):
+                continue  # generated clips have no published files
             of_set = [p for p in parts if p.dataset == dataset]
             ids |= _check_source(source, manual_dir, of_set, report, probe)
     missing = []
@@ -69,7 +69,9 @@ def check(
         report.add(part, str(error))
     _check_overlap(ids, report)
     if c.eval.max_examples:
-        report.add(parts[-1], f"eval.max_examples={c.eval.max_examples} measures on a part of it")
+        report.add(
+            parts[-1], f"eval.max_examples={c.eval.max_examples} evaluates only a part of it"
+        )
     write(report, out)
     return report
 
@@ -81,7 +83,9 @@ def _check_source(
     for part in parts:
         entries = source.splits.get(part.split, ())
         listed, absent, there, items = [], [], [], 0
-        for i, entry in enumerate(entries):  # once: there may be millions, far away
+        for i, entry in enumerate(
+            entries
+        ):  # one pass: there may be millions of entries, on slow storage
             listed.append(entry.video_id)
             items += len(entry.answers) or len(entry.texts)
             if os.path.isfile(entry.video_path):
@@ -132,15 +136,12 @@ def _unreadable(entries: Sequence[sources.Entry]) -> dict[str, str]:
 
 
 def _compare(part: Part, word: str, clips: int, items: int, report: Report) -> None:
-    """Found against published counts."""
-    for unit, table, count in (
-        ("clips", sources.EXPECTED, clips),
-        ("items", sources.EXPECTED_ITEMS, items),
-    ):
-        due = table.get(part.dataset, {}).get(part.split)
+    """Compare the counts of a part with the published ones."""
+    due_clips, due_items = sources.published(part.dataset, part.split)
+    for unit, due, count in (("clips", due_clips, clips), ("items", due_items, items)):
         report.of(part)[f"expected_{unit}"] = due
         if due is not None and count != due:
-            report.add(part, f"{count} {unit} {word} where {due} are published")
+            report.add(part, f"{count} {unit} {word} instead of the published {due}")
 
 
 def _check_split(
@@ -159,10 +160,10 @@ def _check_split(
     if part.evaluated and part.dataset == "msrvtt/retrieval":
         several = [m.video_id for m in rows if len(m.texts) != 1]
         if several:
-            report.add(part, f"1k-A has one caption a video; not so {names_of(several)}")
+            report.add(part, f"1k-A has one caption per video, unlike {names_of(several)}")
     twice = [v for v, n in collections.Counter(m.video_id for m in rows).items() if n > 1]
     if twice:
-        report.add(part, f"{len(twice)} clips stand in it twice: {names_of(twice)}")
+        report.add(part, f"{len(twice)} clips are in it twice: {names_of(twice)}")
     step = max(1, -(-len(split) // sample))
     found["statistics"] = _statistics(split, range(0, len(split), step), text_length)
     bare = found["statistics"]["clips_without_objects"]
@@ -174,11 +175,11 @@ def _check_split(
 
 
 def _failures(split: pipeline.Split) -> Iterable[dict]:
-    """What the build left beside the set about this split."""
+    """Yield the failures that the build recorded for this split."""
     for path in sorted((split.directory / "clips").glob(f"{split.split}-*.jsonl")):
         with open(path) as file:
             yield from json.loads(file.readline()).get("failures", ())
-    path = split.directory / "failures.jsonl"  # of `tfds build`
+    path = split.directory / "failures.jsonl"  # written by `tfds build`
     if path.exists():
         for line in path.read_text().splitlines():
             row = json.loads(line)
@@ -187,7 +188,7 @@ def _failures(split: pipeline.Split) -> Iterable[dict]:
 
 
 def _statistics(split: pipeline.Split, indices: Sequence[int], text_length: int) -> dict[str, Any]:
-    """Of captions and objects, over some clips."""
+    """Compute statistics of captions and objects over some clips."""
     lengths, words, nouns, verbs, texts = [], [], 0, 0, []
     objects, scores, classes, without, frames, empty = [], [], collections.Counter(), [], 0, 0
     for i in indices:
@@ -231,7 +232,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _check_overlap(ids: dict[Part, list[str]], report: Report) -> None:
-    """Clips of an evaluation that also stand in a training list of the same videos."""
+    """Report evaluation clips that are also in a training list of the same videos."""
     for part, clips in ids.items():
         if not part.evaluated:
             continue
@@ -244,14 +245,14 @@ def _check_overlap(ids: dict[Part, list[str]], report: Report) -> None:
             report.of(part).setdefault("in_training", {})[str(other)] = both
             if both:
                 report.problems.append(
-                    f"{part}: {len(both):,} of {len(clips):,} clips also stand in the training "
+                    f"{part}: {len(both):,} of {len(clips):,} clips are also in the training "
                     f"list {other}: {names_of(both)}"
                 )
             # The same film, cut at other times.
             films = {v.partition("@")[0] for v in trained}
             parts = [v for v in clips if v not in known and v.partition("@")[0] in films]
             if parts:
-                report.notes.append(f"{part}: other times of {len(parts)} clips are in {other}")
+                report.notes.append(f"{part}: other segments of {len(parts)} clips are in {other}")
 
 
 def _sheet(split: pipeline.Split, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Read object detections of four formats and match them to the frames of a clip."""
+"""Detect objects, read detections in four formats, and match them to the frames of a clip."""
 
 from stoa_jax.data.detections.matching import Detections, align, distinct, open_detections
 

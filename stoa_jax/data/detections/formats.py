@@ -1,19 +1,18 @@
-"""Readers of the files that detectors leave: one line, or one video's JSON, to frames.
+"""Parsers of detection files in four formats, from a line, or from one video's JSON, to frames.
 
-What is read, told apart by content:
+The formats are recognized by content:
 
 - VinVL `predictions.tsv`: an image key, a tab, {"objects": [{"rect", "class", "conf"}]}. The last
-  number of the key is the frame, what stands before it the video: `video12_3.jpg`, `video12/003`.
-- VinVL, a directory of one `<video>.json` a video: a list of frames with "objects".
-- bottom-up attention: a TSV of image_id, image_w, image_h, num_boxes, boxes, features. Without
-  classes in it (`objects_id`, `objects_conf` are read where a header names them) every box is an
-  "object".
-- JSON lines, ours, one a frame:
+  number of the key is the frame, the text before it the video: `video12_3.jpg`, `video12/003`.
+- VinVL, a directory with one `<video>.json` per video: a list of frames with "objects".
+- bottom-up attention: a TSV of image_id, image_w, image_h, num_boxes, boxes, features. Without the
+  columns `objects_id` and `objects_conf` every box has the class "object".
+- our JSON lines, one per frame:
   {"video": id, "frame": i, "time": s, "width": w, "height": h,
    "objects": [{"box": [x1, y1, x2, y2], "class": name, "score": p}]}
-  "time" (seconds from the first frame) is optional, and so are width and height (of the picture
-  that the boxes lie in; the upright video when absent). A line may be a whole video:
-  {"video": id, "frames": [...]}.
+  "time" (seconds from the first frame), "width" and "height" are optional. The size is that of the
+  image that the boxes refer to; by default that of the upright video. A line may also hold a whole
+  video: {"video": id, "frames": [...]}.
 """
 
 import base64
@@ -33,32 +32,32 @@ from stoa_jax.data.sources.entries import clean, shown
 from stoa_jax.data.sources.files import VIDEO_SUFFIXES, parse_json
 from stoa_jax.errors import UserError
 
-UNNAMED = "object"  # the class of boxes without one
+UNNAMED = "object"  # class of boxes whose file names none
 MAX_LINE = 256 * 2**20
 _FRAME_OF_KEY = re.compile(r"(?P<video>.+?)[/_\-.\[](?:frame[_-]?)?(?P<frame>\d{1,9})\]?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Detections of one frame as the file has them."""
+    """Detections of one frame as the file gives them."""
 
     video: str
     number: int
     time: float | None  # seconds
-    size: tuple[float, float] | None  # width, height that the boxes lie in
+    size: tuple[float, float] | None  # width and height that the boxes refer to
     boxes: np.ndarray  # [n, 4] xyxy
     classes: list[str]  # n
     scores: np.ndarray  # [n]
     line: int
-    dropped: str = ""  # what was wrong with the objects that are not here
+    dropped: str = ""  # why objects were dropped
 
 
 class LineError(Exception):
-    """A line that holds no detections."""
+    """The reason why a line holds no detections."""
 
 
 def parser_of(path: Path) -> Callable[[bytes, int], list[Frame]] | None:
-    """The reader of one line of this file; None for the JSON of a single video."""
+    """Return the parser of a file's lines, or None for the JSON of a single video."""
     with open(path, "rb") as file:
         head = file.readline(MAX_LINE).removeprefix(b"\xef\xbb\xbf")
         while head and not head.strip():
@@ -82,18 +81,18 @@ def parser_of(path: Path) -> Callable[[bytes, int], list[Frame]] | None:
     if head.lstrip()[:1] in (b"{", b"["):
         return None
     raise UserError(
-        f"{path}:1: detections in no format that is known (VinVL TSV or JSON, bottom-up-attention "
+        f"{path}:1: detections in an unknown format (VinVL TSV or JSON, bottom-up-attention "
         "TSV, JSON lines with video, frame and objects)"
     )
 
 
 def video_of(path: Path) -> str:
-    """`video12.json`, or `name_[0]_[31].json` for a part of a video."""
+    """Return the video's name for `video12.json`, or for `name_[0]_[31].json` with a part of it."""
     return bare(re.sub(r"(_\[\d+\])+$", "", path.stem))
 
 
 def parse_video(path: Path) -> list[Frame]:
-    """All frames of one video's JSON file."""
+    """Return all frames of one video's JSON file."""
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
@@ -109,18 +108,18 @@ def parse_video(path: Path) -> list[Frame]:
 def _parse_lines(data: bytes, line: int) -> list[Frame]:
     value = _json(data, line)
     if not isinstance(value, dict):
-        raise LineError(f"{shown(value)} is no JSON object")
+        raise LineError(f"{shown(value)} is not a JSON object")
     video = value.get("video", value.get("video_id"))
     if not isinstance(video, str) or not video:
         raise LineError(f"field 'video': {shown(video)} names no video")
     if "frames" not in value:
         number = value.get("frame")
         if number is None and "time" in value:
-            number = round(1000 * abs(_number(value["time"], "time")))  # to order by
+            number = round(1000 * abs(_number(value["time"], "time")))  # sort key
         return [_frame(video, _whole(number, "frame"), value, line)]
     frames = value["frames"]
     if not isinstance(frames, list):
-        raise LineError(f"field 'frames': {shown(frames)} is no list")
+        raise LineError(f"field 'frames': {shown(frames)} is not a list")
     shared = {k: value[k] for k in ("width", "height") if k in value}
     return [
         _frame(video, i, shared | row if isinstance(row, dict) else row, line)
@@ -137,7 +136,7 @@ def _parse_vinvl(data: bytes, line: int) -> list[Frame]:
 
 
 class _BottomUp:
-    """Lines of a bottom-up-attention TSV; the features stay unread."""
+    """Parser of the lines of a bottom-up-attention TSV; it does not decode the features."""
 
     COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
@@ -149,7 +148,7 @@ class _BottomUp:
             raise UserError(f"line 1: no column {missing[0]!r} in the header of detections")
 
     def is_header(self, data: bytes) -> bool:
-        """Whether a line is the names of the columns."""
+        """Return whether a line holds the column names."""
         return data.removeprefix(b"\xef\xbb\xbf")[:9] in (b"image_id\t", b"img_id\tim")
 
     def __call__(self, data: bytes, line: int) -> list[Frame]:
@@ -176,12 +175,12 @@ def _floats(cell: bytes, name: str, dtype: str, count: int) -> np.ndarray:
         raise LineError(f"field {name!r}: not base64") from None
     width = np.dtype(dtype).itemsize
     if len(data) != count * width:
-        raise LineError(f"field {name!r}: {len(data)} bytes where {count * width} are due")
+        raise LineError(f"field {name!r}: {len(data)} bytes instead of {count * width}")
     return np.frombuffer(data, dtype)
 
 
 def split_key(key: str) -> tuple[str, int]:
-    """The video and the frame's number that an image key means."""
+    """Return the video and the frame number that an image key means."""
     bare = re.sub(r"\.(jpe?g|png|bmp|webp)$", "", key.strip(), flags=re.IGNORECASE)
     if not bare:
         raise LineError("the image key is empty")
@@ -190,13 +189,13 @@ def split_key(key: str) -> tuple[str, int]:
 
 
 def _frame(video: str, number: int, row: object, line: int) -> Frame:
-    """A frame from JSON: a list of objects, or an object that has them."""
+    """Parse a frame from JSON: a list of objects, or an object with such a list."""
     if row is None:
         row = []
     details = row if isinstance(row, dict) else {}
     objects = details.get("objects") if isinstance(row, dict) else row
     if not isinstance(objects, list):
-        raise LineError(f"field 'objects': {shown(objects)} is no list")
+        raise LineError(f"field 'objects': {shown(objects)} is not a list")
     boxes, classes, scores, wrong = [], [], [], collections.Counter()
     for thing in objects:
         try:
@@ -236,7 +235,7 @@ def _plain(value: object) -> float:
 
 
 def _checked(video, number, time, size, boxes, classes, scores, line, wrong) -> Frame:
-    """A frame without the objects that are none, and a word on those."""
+    """Return a frame without its invalid objects, with a note about them."""
     wrong = collections.Counter(wrong)
     boxes, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)
     finite = np.isfinite(boxes).all(1) & np.isfinite(scores)
@@ -247,7 +246,7 @@ def _checked(video, number, time, size, boxes, classes, scores, line, wrong) -> 
             inside = (boxes[:, 2:] > 0).all(1) & (boxes[:, :2] < size).all(1)
     wrong["not finite"] += int((~finite).sum())
     wrong["inverted or without area"] += int((finite & ~area).sum())
-    wrong["outside the picture"] += int((finite & area & ~inside).sum())
+    wrong["outside the image"] += int((finite & area & ~inside).sum())
     keep = finite & area & inside
     words = ", ".join(f"{n} {what}" for what, n in wrong.items() if n)
     return Frame(
@@ -264,7 +263,7 @@ def _checked(video, number, time, size, boxes, classes, scores, line, wrong) -> 
 
 
 def bare(video: str) -> str:
-    """A video's name without a video suffix: files call it so or so."""
+    """Return a video's name without a video suffix."""
     name = video.strip().replace("\\", "/").removeprefix("./")
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and stem and f".{suffix.lower()}" in VIDEO_SUFFIXES else name
@@ -285,15 +284,15 @@ def _json(data: bytes, line: int) -> object:
     except json.JSONDecodeError as error:
         raise LineError(f"not JSON at column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise LineError(f"not JSON that can be read: {error}") from None
+        raise LineError(f"unreadable JSON: {error}") from None
 
 
 def _whole(value: object, name: str) -> int:
-    """A count or number of a frame, as JSON or as a cell."""
+    """Return a count or frame number from JSON or from a table cell."""
     if isinstance(value, bytes):
         value = int(value) if value.strip().isdigit() and len(value) < 12 else value
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
-        raise LineError(f"field {name!r}: {shown(value)} is no number from 0")
+        raise LineError(f"field {name!r}: {shown(value)} is not a number from 0")
     return value
 
 
@@ -303,19 +302,19 @@ def _number(value: object, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise LineError(f"field {name!r}: {shown(value)} is no number")
+        raise LineError(f"field {name!r}: {shown(value)} is not a number")
     return number
 
 
 def _length(value: object, name: str) -> float:
     number = _number(value, name)
     if number <= 0:
-        raise LineError(f"field {name!r}: {shown(value)} is no size")
+        raise LineError(f"field {name!r}: {shown(value)} is not a size")
     return number
 
 
 def frames_of(path: str | os.PathLike[str]) -> Iterator[Frame]:
-    """All frames of a file of JSON lines; a torn last line ends it."""
+    """Yield all frames of a file of JSON lines; a torn last line ends it."""
     with open(path, "rb") as file:
         for line, data in enumerate(file, 1):
             if data.strip():

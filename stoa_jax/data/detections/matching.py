@@ -1,9 +1,10 @@
-"""Objects that a detector found, matched to the sampled frames; formats in `detection_formats`.
+"""Match detections to the sampled frames of a clip; `detections.formats` reads the files.
 
-A frame takes the detections nearest in time where times are given; else there must be as many
-frames with detections as are sampled, or the numbers must be places in the video.
+If the detections have times, each sampled frame takes the ones nearest in time. Otherwise there
+must be as many frames with detections as sampled frames, or the frame numbers must be indices of
+the video.
 
-T sampled frames, K objects a frame.
+T sampled frames, K objects per frame.
 """
 
 import bisect
@@ -32,10 +33,10 @@ from stoa_jax.data.sources.entries import Skipped, clean
 from stoa_jax.data.video import ReadInfo, VideoError
 from stoa_jax.errors import UserError
 
-SAME_IOU = 0.9  # boxes of one class that overlap so much are one object
-TIME_TOLERANCE = 0.5  # seconds, at least
-_MAX_PROBLEMS = 1000  # named one by one; the rest are counted
-_CACHE_FROM = 16 * 2**20  # bytes; the index of a larger file is kept beside it
+SAME_IOU = 0.9  # boxes of one class with a higher IoU are one object
+TIME_TOLERANCE = 0.5  # seconds, as a minimum
+_MAX_PROBLEMS = 1000  # reported one by one; the rest are counted
+_CACHE_FROM = 16 * 2**20  # bytes; the index of a larger file is stored beside it
 _CACHE_VERSION = 1
 _ROW = np.dtype([("key", "<u8"), ("offset", "<i8"), ("line", "<i8")])
 
@@ -53,11 +54,11 @@ class Detections:
         return len(self._find(video)) > 0
 
     def __len__(self) -> int:
-        """Videos with detections."""
+        """Number of videos with detections."""
         return len(np.unique(self._rows["key"]))
 
     def _find(self, video: str) -> np.ndarray:
-        """Rows of a video: by its id, by the id without times, by its file name."""
+        """Return the rows of a video: by its id, by the id without times, or by its file name."""
         whole = bare(video)
         untimed = re.sub(r"@[\d.e+-]*$", "", whole)
         for name in dict.fromkeys((whole, untimed, untimed.rpartition("/")[2])):
@@ -68,7 +69,7 @@ class Detections:
         return self._rows[:0]
 
     def frames(self, video: str) -> list[Frame]:
-        """All frames of a video with detections, in order; none where the file has none."""
+        """Return all frames of a video with detections, in order; empty if the file has none."""
         found: list[Frame] = []
         for row in self._find(video):
             place = f"{self.path}:{row['line']}"
@@ -80,17 +81,17 @@ class Detections:
         for one, two in itertools.pairwise(found):
             if one.number == two.number:
                 raise VideoError(
-                    f"{self.path}:{two.line}: frame {two.number} of {video} stands on line "
-                    f"{one.line} too; keep one"
+                    f"{self.path}:{two.line}: frame {two.number} of {video} is also on line "
+                    f"{one.line}; keep one"
                 )
         return found
 
     def objects(
         self, video: str, info: ReadInfo, count: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        """Boxes [T, K, 4] in [0, 1], classes [T, K] (-1: none) and scores [T, K], best first.
+        """Return boxes [T, K, 4] in [0, 1], classes [T, K] (-1: none), scores [T, K], best first.
 
-        The fourth is what there is to say of boxes that lie wholly outside the sampled pictures.
+        The fourth value holds notes about boxes that are completely outside the sampled frames.
         """
         chosen = align(self.frames(video), info, f"{self.path}: {video}")
         self._refuse_other_size(chosen, info, video)
@@ -117,13 +118,13 @@ class Detections:
         return boxes, classes, scores, [words] if lost else []
 
     def _refuse_other_size(self, chosen, info: ReadInfo, video: str) -> None:
-        """Boxes of a picture of another size would be cut away without a word."""
+        """Raise UserError if boxes refer to another image size; clipping them would hide that."""
         unit = [_unit(f, info) for f in {id(f): f for f in chosen if f is not None}.values()]
         unit = np.concatenate([*unit, np.zeros((0, 4))])
         if len(unit) and all(f is None or f.size is None for f in chosen):
             if max(unit[:, 2].max() * info.width, unit[:, 3].max() * info.height) <= 1.01:
                 raise VideoError(
-                    f"{self.path}: {video}: its boxes look like shares of the picture, not pixels; "
+                    f"{self.path}: {video}: its boxes look like fractions, not pixels; "
                     "write width 1 and height 1 into the file"
                 )
         outside = ((unit[:, :2] + unit[:, 2:]) / 2 > 1).any(1) | (unit[:, 2:] < 0).any(1)
@@ -137,7 +138,7 @@ class Detections:
 
 
 def align(frames: Sequence[Frame], info: ReadInfo, place: str) -> list[Frame | None]:
-    """For each of T sampled frames the detections that belong to it."""
+    """Return for each of T sampled frames the detections that belong to it, or None."""
     wanted = len(info.times)
     if not frames:
         return [None] * wanted
@@ -183,9 +184,9 @@ def _unit(frame: Frame, info: ReadInfo) -> np.ndarray:
 
 
 def distinct(boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
-    """Places of the `count` surest objects; of nearly equal boxes of a class the surest one.
+    """Return the indices of the `count` most confident objects, without near duplicates.
 
-    Boxes [n, 4] must have an area; those without are left out.
+    Of nearly equal boxes of a class only the best remains. Boxes [n, 4] without area are left out.
     """
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     keep: list[int] = []
@@ -209,14 +210,14 @@ def distinct(boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, count: 
 
 
 def open_detections(path: str | os.PathLike[str]) -> Detections:
-    """Detections of any of the formats above."""
+    """Open detections in any of the formats."""
     path = Path(path)
     if path.is_dir():
         return _open_directory(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file or directory of detections")
     parser = parser_of(path)
-    if parser is None:  # a single video's JSON
+    if parser is None:  # the JSON of a single video
         return _open_files(path, [path])
     index = _cached(path) or _build_index(path, parser)
     rows, class_names, problems = index
@@ -229,7 +230,7 @@ def open_detections(path: str | os.PathLike[str]) -> Detections:
 
 @dataclasses.dataclass
 class _Lines:
-    """(offset, line) -> frames, from a file of lines."""
+    """Parse (offset, line) -> frames from a file of lines."""
 
     path: Path
     parser: Callable[[bytes, int], list[Frame]]
@@ -242,7 +243,7 @@ class _Lines:
 
 @dataclasses.dataclass
 class _Videos:
-    """(place in the list, _) -> frames, from one file a video."""
+    """Parse (index in the list, _) -> frames from one file per video."""
 
     paths: Sequence[Path]
 
@@ -251,7 +252,7 @@ class _Videos:
 
 
 def _build_index(path: Path, parser):
-    """One pass over all lines: where each video's lie, the classes, and what is wrong."""
+    """Scan all lines: where those of each video are, the classes, and the problems."""
     rows, problems, names = [], _Problems(path), set()
     with open(path, "rb") as file:
         offset, line = 0, 0
@@ -283,7 +284,7 @@ def _no(data: bytes) -> bool:
 
 
 class _Problems:
-    """Problems by line, the first thousand named."""
+    """Problems by line; the first thousand are kept in full."""
 
     def __init__(self, path: Path):
         self.path, self.rows, self.more = path, [], 0
@@ -321,7 +322,7 @@ def _cached(path: Path):
 
 
 def _keep(path: Path, rows: np.ndarray, classes: list[str], problems: list[Skipped]) -> None:
-    """Keeps the index of a large file beside it, where that can be written."""
+    """Store the index of a large file beside it, if the directory is writable."""
     rows_path, meta_path, stamp = _cache(path)
     if stamp[1] < _CACHE_FROM:
         return
@@ -339,7 +340,7 @@ def _keep(path: Path, rows: np.ndarray, classes: list[str], problems: list[Skipp
             with files.atomic(target) as temporary, open(temporary, "wb") as file:
                 write(file)
     except OSError:
-        pass  # a read-only place: every process reads the file once
+        pass  # read-only: every process scans the file once
 
 
 def _open_directory(directory: Path) -> Detections:
@@ -350,7 +351,7 @@ def _open_directory(directory: Path) -> Detections:
 
 
 def _open_files(root: Path, paths: Sequence[Path]) -> Detections:
-    """One JSON a video; read once for the classes, and again when the video is loaded."""
+    """Open a directory of JSON files, one per video: read once for classes, again on loading."""
     problems, names, rows = _Problems(root), set(), []
     for i, path in enumerate(paths):
         try:
@@ -372,5 +373,5 @@ def _open_files(root: Path, paths: Sequence[Path]) -> Detections:
 
 def _hash(name: str) -> np.uint64:
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    # The top bit stays free so that key + 1 does not wrap around.
+    # Keep the top bit free so that key + 1 cannot wrap around.
     return np.uint64(int.from_bytes(digest, "little") >> 1)

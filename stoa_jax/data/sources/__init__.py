@@ -1,139 +1,104 @@
-"""Data sets as published: from annotation files and videos to entries, and from those to clips.
+"""All data sets by name, and the function that opens one.
 
-`open_source("msrvtt/retrieval", DIR)` reads the annotations and decodes nothing; `load` decodes one
-entry. To add a data set: a module here with `read_<configuration>(files, skipped)` that returns
-{split: entries}, a line in `_READERS`, and its published counts in `counts.py`.
+`open_source("msrvtt/retrieval", DIR)` reads the annotations and decodes nothing; the `load` method
+of what it returns decodes one entry. `DATA_SETS` is the one list of data sets: TFDS builders, the
+checks, the arguments of `configs/` and the tests derive from it. To add a data set, write a module
+here that declares `DATA_SETS` and add it to the list; CONTRIBUTING.md has the recipe.
 """
 
-import functools
+import itertools
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from stoa_jax.data import records, video
-from stoa_jax.data.sources import didemo, folder, lsmdc, msrvtt, msvd, webvid
-from stoa_jax.data.sources.counts import EXPECTED, EXPECTED_ITEMS
+from stoa_jax.data.sources import didemo, folder, lsmdc, msrvtt, msvd, synthetic, webvid
+from stoa_jax.data.sources.dataset import DataSet, Source
 from stoa_jax.data.sources.entries import Entry, Skipped, SkippedRows, Undetected
 from stoa_jax.data.sources.files import Files
+from stoa_jax.data.sources.video_source import VideoSource
 from stoa_jax.errors import UserError
 
 __all__ = [
-    "EXPECTED",
-    "EXPECTED_ITEMS",
-    "NAMES",
+    "DATA_SETS",
+    "DataSet",
     "Entry",
     "Skipped",
+    "Source",
     "Undetected",
     "VideoSource",
+    "configurations",
+    "data_set_for",
+    "expected_clips",
+    "find",
     "open_source",
+    "published",
+    "sets_for",
 ]
 
-_READERS = {
-    "folder/captions": folder.read_captions,
-    "webvid/captions": webvid.read_captions,
-    "msrvtt/captioning": msrvtt.read_captioning,
-    "msrvtt/retrieval": msrvtt.read_retrieval,
-    "msrvtt/qa": msrvtt.read_qa,
-    "msrvtt/multiple_choice": msrvtt.read_multiple_choice,
-    "msvd/captioning": functools.partial(msvd.read_captions, task="captioning"),
-    "msvd/retrieval": functools.partial(msvd.read_captions, task="retrieval"),
-    "msvd/qa": msvd.read_qa,
-    "lsmdc/retrieval": lsmdc.read_retrieval,
-    "didemo/retrieval": didemo.read_retrieval,
-}
-NAMES = tuple(_READERS)
+_MODULES = (synthetic, folder, webvid, msrvtt, msvd, lsmdc, didemo)
+DATA_SETS: dict[str, DataSet] = {d.name: d for module in _MODULES for d in module.DATA_SETS}
 
 
-class VideoSource:
-    """A data set's entries by split, and the loader of their clips."""
+def configurations() -> dict[str, tuple[str, ...]]:
+    """Return the configurations of each set, such as `{"msvd": ("captioning", …)}`."""
+    by_set = itertools.groupby(DATA_SETS.values(), key=lambda d: d.set)
+    return {name: tuple(d.configuration for d in group) for name, group in by_set}
 
-    def __init__(
-        self,
-        name: str,
-        splits: Mapping[str, Sequence[Entry]],
-        skipped: Sequence[Skipped],
-        root: str | os.PathLike[str] = "",
-        detections=None,
-    ):
-        self.name, self.splits, self.root = name, dict(splits), os.fspath(root)
-        self.detections = detections
-        self.skipped = list(skipped)
-        self.class_names: tuple[str, ...] = ()
-        if detections is not None:
-            self.class_names = detections.class_names
-            self.skipped += detections.problems
-            self.skipped += self.without_detections()
 
-    def without_detections(self) -> list[Skipped]:
-        """Entries with a video that the detections do not know; their objects are padding."""
-        if self.detections is None:
-            return []
-        place = str(self.detections.path)
-        reason = f"no detections in {place}; its objects are padding"
-        bare = {
-            e.video_id: None
-            for entries in self.splits.values()
-            for e in entries
-            if self._detected_as(e) is None and os.path.exists(e.video_path)
-        }
-        return [Undetected(name, reason, place, 0) for name in bare]
+def find(name: str) -> DataSet:
+    """Return the data set `set/configuration`, or raise UserError with the known names."""
+    if name not in DATA_SETS:
+        raise UserError(f"no data set {name!r}; there are {', '.join(DATA_SETS)}")
+    return DATA_SETS[name]
 
-    def _detected_as(self, entry: Entry) -> str | None:
-        """What the detections call an entry: its id, or its path under the files or a part of them.
 
-        `data.detect` names the path under its --videos, and published ids are file names.
-        """
-        if self.detections is None:
-            return None
-        parts = PurePath(os.path.relpath(entry.video_path, self.root)).parts
-        ends = ("/".join(parts[i:]) for i in range(len(parts)))
-        return next((n for n in (entry.video_id, *ends) if n in self.detections), None)
+def sets_for(task: str) -> dict[str, DataSet]:
+    """Return the data sets that `configs/TASK.py` trains on, by set, such as "msvd"."""
+    return {d.set: d for d in DATA_SETS.values() if task in d.tasks}
 
-    def load(self, entry: Entry, frames: int, short_side: int, objects: int) -> records.Clip:
-        """Decodes an entry; raises VideoError or UserError with one line."""
-        try:
-            pictures, info = video.read_frames(
-                entry.video_path, frames, entry.start, entry.end, short_side
-            )
-        except video.VideoError as error:
-            raise video.VideoError(f"{entry.video_id}: {error}") from None
-        notes: list[str] = []
-        detected = self._detected_as(entry)
-        if detected is None or self.detections is None:
-            boxes = np.zeros((frames, objects, 4), np.float32)
-            classes = np.full((frames, objects), -1, np.int32)
-            scores = np.zeros((frames, objects), np.float32)
-        else:
-            boxes, classes, scores, notes = self.detections.objects(detected, info, objects)
-        return records.Clip(
-            video_id=entry.video_id,
-            frames=pictures,
-            boxes=boxes,
-            classes=classes,
-            scores=scores,
-            texts=list(entry.texts),
-            answers=list(entry.answers),
-            notes=notes,
-        )
+
+def data_set_for(task: str, name: str) -> DataSet:
+    """Return the data set that `configs/TASK.py:NAME` trains on, or raise UserError."""
+    found = sets_for(task)
+    if name not in found:
+        raise UserError(f"configs/{task}.py:{name}: the sets are {', '.join(found)}")
+    return found[name]
+
+
+def published(name: str, split: str) -> tuple[int | None, int | None]:
+    """Return the published numbers of clips and of items of a split; None where none is known."""
+    data_set = DATA_SETS.get(name)
+    if data_set is None:
+        return None, None
+    return data_set.clips.get(split), data_set.items.get(split)
+
+
+def expected_clips(name: str, split: str) -> int:
+    """Return the published number of clips of a split, even if it is approximate; 0 if unknown."""
+    clips, _ = published(name, split)
+    about = DATA_SETS[name].about if name in DATA_SETS and split == "train" else 0
+    return clips or about
 
 
 def open_source(
     name: str,
-    manual_dir: str | os.PathLike[str],
+    manual_dir: str | os.PathLike[str] | None,
     *,
     detections: str | os.PathLike[str] | None = None,
-    **options,
-) -> VideoSource:
-    """The data set `name` from the published files under `manual_dir`."""
-    if name not in _READERS:
-        raise UserError(f"no data set {name!r} with published files; there are {', '.join(NAMES)}")
+    **options: Any,
+) -> Source:
+    """Open the data set `name`; all but the synthetic ones read published files in `manual_dir`."""
+    data_set = find(name)
+    if data_set.read is None:
+        return synthetic.SyntheticSource(name, **options)
+    if manual_dir is None:
+        raise UserError(f"{name} reads its published files: give --manual-dir=DIR")
+    if not Path(manual_dir).is_dir():
+        raise UserError(f"--manual-dir={manual_dir}: no such directory")
     if options:
         raise UserError(f"{name}: no option {sorted(options)[0]!r}")
     files, skipped = Files(manual_dir), SkippedRows()
-    splits = _READERS[name](files, skipped)
-    splits = {split: entries for split, entries in splits.items() if len(entries)}
+    splits = {s: entries for s, entries in data_set.read(files, skipped).items() if len(entries)}
     if not splits:
         first = f"; the first: {skipped.rows[0]}" if skipped.rows else ""
         raise UserError(f"{name} in {manual_dir}: no usable entry{first}")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import PurePosixPath
 
+from stoa_jax.data.sources.dataset import DataSet
 from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, file_name
 from stoa_jax.data.sources.files import Files, field, read_rows
 from stoa_jax.errors import UserError
@@ -12,7 +13,7 @@ FILES = {"train": "train_data.json", "validation": "val_data.json", "test": "tes
 
 
 def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
-    """The splits whose files are there."""
+    """Return the splits whose files exist."""
     splits = {}
     for split, name in FILES.items():
         path = files.find(name)
@@ -37,6 +38,16 @@ def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]
 
 
 def _path(files: Files, video: str) -> str:
-    """DiDeMo's names carry the suffix of the upload; many have the videos under another one."""
+    """Return a video's path; names carry the upload's suffix, and many copies have another one."""
     exact = files.named(video)
     return str(exact) if exact else files.video(PurePosixPath(video).stem)
+
+
+DATA_SETS = (
+    DataSet(
+        "didemo/retrieval",
+        read_retrieval,
+        tasks=("retrieval",),
+        clips={"train": 8395, "validation": 1065, "test": 1004},
+    ),
+)

@@ -1,4 +1,4 @@
-"""What a source is made of: entries, and the rows that could not become one."""
+"""Entries of a source, and the rows that could not become one."""
 
 import dataclasses
 import reprlib
@@ -11,7 +11,7 @@ class Entry:
     """A clip that has not been decoded.
 
     Captions: `texts` only. Questions: `answers[j]` answers `texts[j]`. Multiple choice: five texts
-    an item and `answers[j]` the index of the right one.
+    per item, and `answers[j]` is the index of the right one.
     """
 
     video_id: str
@@ -29,7 +29,7 @@ class Skipped:
     video: str
     error: str
     file: str
-    line: int  # or the number of the item in a JSON list; 0: the whole file
+    line: int  # or index in a JSON list; 0: the whole file
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
@@ -37,27 +37,27 @@ class Skipped:
 
 
 class Undetected(Skipped):
-    """A clip without detections: it is built, and its objects are padding."""
+    """A clip without detections. It is built, and its objects are padding."""
 
 
 class RowError(Exception):
-    """What is wrong with one row; the row is skipped and named."""
+    """The reason why one row is skipped."""
 
 
 class SkippedRows:
-    """Collects rows that were left out."""
+    """The rows of a source that were left out, and why."""
 
     def __init__(self):
         self.rows: list[Skipped] = []
 
     def add(self, video: object, error: object, file: object, line: int) -> None:
-        """Notes one row."""
+        """Record one row that is left out."""
         name = "" if video is None else clean(str(video))[:200]
         self.rows.append(Skipped(name, " ".join(str(error).split()), str(file), line))
 
 
 def clean(text: str) -> str:
-    """A caption fit to be stored: no control characters, no lone surrogates, single spaces.
+    """Return a caption without control characters, lone surrogates and repeated spaces.
 
     Emoji, right-to-left text and its marks stay as they are.
     """
@@ -76,9 +76,9 @@ def _clean_character(c: str) -> str:
 
 
 def caption(text: object, name: str = "caption") -> str:
-    """A cleaned text; refuses what is none."""
+    """Return the cleaned text, or raise RowError if it is empty or not a string."""
     if not isinstance(text, str):
-        raise RowError(f"{name}: {shown(text)} is no text")
+        raise RowError(f"{name}: {shown(text)} is not a string")
     cleaned = clean(text)
     if not cleaned:
         raise RowError(f"{name}: empty")
@@ -90,13 +90,13 @@ _short.maxlevel, _short.maxstring, _short.maxlong, _short.maxother = 2, 60, 60, 
 
 
 def file_name(text: str, name: str) -> str:
-    """A video's name that is also the stem of a file, and nothing that leads elsewhere."""
+    """Return a video's name if it is a valid file stem without directories, else raise RowError."""
     if not text or text != clean(text) or text in (".", "..") or set(text) & set("/\\"):
-        raise RowError(f"{name}: {shown(text)} is no name of a file")
+        raise RowError(f"{name}: {shown(text)} is not a file name")
     return text
 
 
 def shown(value: object) -> str:
-    """A value in an error message, cut short."""
-    text = _short.repr(value)  # what a pickle holds may be without end when spelt out
+    """Return the representation of a value for an error message, at most 60 characters."""
+    text = _short.repr(value)  # a full repr of pickled data could be endless
     return text if len(text) <= 60 else f"{text[:57]}..."

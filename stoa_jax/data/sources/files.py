@@ -1,4 +1,4 @@
-"""Strict reading of annotation files: every complaint names the file, the line and the field."""
+"""Strict readers of annotation files: every error names the file, the line and the field."""
 
 import csv
 import functools
@@ -30,7 +30,7 @@ class Files:
     @functools.cached_property
     def _tree(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
         names, stems = defaultdict(list), defaultdict(list)
-        seen = set()  # people link their video directories; a link may lead in a circle
+        seen = set()  # linked video directories can form a cycle
         for directory, subdirectories, found in os.walk(self.root, followlinks=True):
             status = os.stat(directory)
             if (status.st_dev, status.st_ino) in seen:
@@ -46,7 +46,7 @@ class Files:
         return names, stems
 
     def find(self, *names: str) -> Path | None:
-        """The file with one of these names, the first that is there; the shallowest of several."""
+        """Return the first of these names that exists, at the smallest depth, or None."""
         for name in names:
             direct = self.root / name
             if direct.is_file():
@@ -60,42 +60,42 @@ class Files:
         return None
 
     def require(self, *names: str) -> Path:
-        """As `find`, but must be there."""
+        """Return the file as `find` does, or raise UserError."""
         path = self.find(*names)
         if path is None:
             raise UserError(f"{self.root}: no {' or '.join(names)} in it, at any depth")
         return path
 
     def videos(self) -> Iterator[Path]:
-        """All videos, in order of their paths."""
+        """Yield all videos in order of their paths."""
         yield from sorted(p for paths in self._tree[1].values() for p in paths)
 
     def video(self, stem: str) -> str:
-        """The path of the video `<stem>.<any video suffix>`; where none is, the one it should have.
+        """Return the path of `<stem>.<any video suffix>`, or that of the missing video.
 
-        A missing video is found out when it is loaded, and named there.
+        A missing video is reported when it is loaded.
         """
         found = _shallowest(self._tree[1].get(stem, ()))
         return str(found or self._video_directory / f"{stem}.mp4")
 
     @functools.cached_property
     def _video_directory(self) -> Path:
-        """Where a missing video belongs: beside the others, if those are in one place."""
+        """The directory of missing videos: that of the other videos, if they are all in one."""
         places = {path.parent for paths in self._tree[1].values() for path in paths}
         return places.pop() if len(places) == 1 else self.root / "videos"
 
     def named(self, name: str) -> Path | None:
-        """The file of this very name, at any depth."""
+        """Return the file with exactly this name, at any depth."""
         return _shallowest(self._tree[0].get(name, ()))
 
 
 def _shallowest(paths: Sequence[Path]) -> Path | None:
-    # Among several, the shallowest, then the first by name: the same on every machine.
+    # Take the shallowest, then the first by name, to be the same on every machine.
     return min(paths, key=lambda p: (len(p.parts), p), default=None)
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte-order mark."""
+    """Read a UTF-8 file, with or without a byte-order mark."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -104,7 +104,7 @@ def read_text(path: Path) -> str:
 
 
 def decode(data: bytes, path: Path, line: int = 1) -> str:
-    """UTF-8 to text; tells the line of the first byte that is none."""
+    """Decode UTF-8, or raise UserError with the line of the first invalid byte."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
     try:
@@ -118,7 +118,7 @@ def decode(data: bytes, path: Path, line: int = 1) -> str:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """A whole JSON file, whose top is of `kind` (list or dict)."""
+    """Read a JSON file whose top level is of `kind` (list or dict)."""
     value = parse_json(read_text(path), str(path))
     if not isinstance(value, kind):
         name = {list: "a list", dict: "an object"}[kind]
@@ -127,7 +127,7 @@ def read_json(path: Path, kind: type) -> Any:
 
 
 def parse_json(text: str, place: str, line: int = 1) -> Any:
-    """A JSON value; errors say where it breaks."""
+    """Parse a JSON value, or raise UserError with the position of the fault."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -137,13 +137,13 @@ def parse_json(text: str, place: str, line: int = 1) -> Any:
             f"{place}:{line + error.lineno - 1}: not JSON at column {error.colno}: {error.msg}{end}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}:{line}: not JSON that can be read: {error}") from None
+        raise UserError(f"{place}:{line}: unreadable JSON: {error}") from None
 
 
 def read_json_lines(
     path: Path, skipped: SkippedRows, text: str | None = None
 ) -> Iterator[tuple[int, dict]]:
-    """(line, object) of a JSONL file; lines that are no object are skipped and named."""
+    """Yield (line, object) of a JSONL file; lines that are not objects are added to `skipped`."""
     text = read_text(path) if text is None else text
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -156,11 +156,11 @@ def read_json_lines(
         if isinstance(row, dict):
             yield number, row
         else:
-            skipped.add(None, f"{shown(row)} is no JSON object", path, number)
+            skipped.add(None, f"{shown(row)} is not a JSON object", path, number)
 
 
 def read_rows(path: Path, skipped: SkippedRows) -> Iterator[tuple[int, dict]]:
-    """(number, object) of a file that is a JSON list of objects or JSONL: both are published."""
+    """Yield (number, object) of a JSON list of objects or of JSONL; both are published."""
     text = read_text(path)
     if not text.lstrip().startswith("["):
         yield from read_json_lines(path, skipped, text)
@@ -169,7 +169,7 @@ def read_rows(path: Path, skipped: SkippedRows) -> Iterator[tuple[int, dict]]:
         if isinstance(row, dict):
             yield number, row
         else:
-            skipped.add(None, f"{shown(row)} is no JSON object", path, number)
+            skipped.add(None, f"{shown(row)} is not a JSON object", path, number)
 
 
 def read_csv(
@@ -178,11 +178,11 @@ def read_csv(
     skipped: SkippedRows,
     begins_row: Callable[[str], bool] | None = None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file with a header that has `columns`, and perhaps others.
+    """Yield (line, row) of a CSV file whose header has `columns`, and perhaps others.
 
-    A row with too few or too many fields is skipped and named. A quote that is not closed would
-    swallow rows: that ends in an error, and so does a quoted field of several lines when
-    `begins_row` takes one of them for the start of a row.
+    A row with too few or too many fields is added to `skipped`. An unclosed quote would swallow
+    rows, so it raises UserError, as does a quoted field of several lines if `begins_row` accepts
+    one of them as the start of a row.
     """
     text = read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -215,8 +215,8 @@ def read_csv(
         if len(row) != len(header):
             skipped.add(
                 row[0],
-                f"{len(row)} fields where the header has {len(header)}; a comma in a field "
-                "wants quotes",
+                f"{len(row)} fields, but the header has {len(header)}; quote "
+                "fields that contain a comma",
                 path,
                 line,
             )
@@ -234,33 +234,39 @@ def _refuse_swallowed(row, width: int, begins_row, path, line: int) -> None:
             cells = part.split(",")
             if len(cells) >= width and begins_row(cells[0].strip().strip('"')):
                 raise UserError(
-                    f"{path}:{line}: a quote opened here takes in line {line + offset}; close it"
+                    f"{path}:{line}: a quote opened here runs into line {line + offset}; close it"
                 )
 
 
 def field(row: dict, name: str, kind: type | tuple[type, ...]) -> Any:
-    """The field `name` of a JSON object; refuses other types than `kind`."""
+    """Return the field `name` of a JSON object, or raise RowError if it is not of `kind`."""
     if name not in row:
         raise RowError(f"no field {name!r}")
     value = row[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(_KIND_NAMES.get(k, k.__name__) for k in kinds)
-        raise RowError(f"field {name!r}: {shown(value)} is no {wanted}")
+        raise RowError(f"field {name!r}: {shown(value)} is not {wanted}")
     return value
 
 
-_KIND_NAMES = {str: "text", int: "whole number", list: "list", dict: "object", float: "number"}
+_KIND_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    list: "a list",
+    dict: "an object",
+    float: "a number",
+}
 
 
 def seconds(value: object, name: str) -> float | None:
-    """A time of a row; an empty one is none."""
+    """Return a time of a row in seconds; None if it is empty."""
     if value is None or value == "":
         return None
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
-        raise RowError(f"field {name!r}: {shown(value)} is no number of seconds") from None
+        raise RowError(f"field {name!r}: {shown(value)} is not a number of seconds") from None
     if not 0 <= number < float("inf"):
-        raise RowError(f"field {name!r}: {shown(value)} is no time in a video")
+        raise RowError(f"field {name!r}: {shown(value)} is not a time in a video")
     return number

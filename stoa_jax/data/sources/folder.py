@@ -1,14 +1,15 @@
 """Your own videos: a directory with `captions.csv` or `captions.jsonl` and videos at any depth.
 
-`video,caption` and optionally `split`, `start` and `end` (seconds); other columns are ignored.
-`video` is a path under the directory, a file name, or a name without its suffix. Several rows of
-a video are several captions. A row without a split is for "train".
+The columns are `video,caption` and optionally `split`, `start` and `end` (seconds); other columns
+are ignored. `video` is a path under the directory, a file name, or a name without its suffix.
+Several rows of a video are several captions. Rows without a split belong to "train".
 """
 
 import re
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
+from stoa_jax.data.sources.dataset import DataSet
 from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, clean, shown
 from stoa_jax.data.sources.files import (
     VIDEO_SUFFIXES,
@@ -19,7 +20,7 @@ from stoa_jax.data.sources.files import (
 )
 from stoa_jax.errors import UserError
 
-# What people write, and the name that the rest of the project uses.
+# Common spellings -> the name used in this project.
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -35,7 +36,7 @@ _OWN_SPLIT = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
 def read_captions(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
-    """The splits of a directory of videos."""
+    """Return the splits of a directory of videos."""
     table, lines = files.root / "captions.csv", files.root / "captions.jsonl"
     if table.exists() and lines.exists():
         raise UserError(f"{files.root}: both captions.csv and captions.jsonl; keep one")
@@ -49,7 +50,7 @@ def read_captions(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
     else:
         path, rows = lines, read_json_lines(lines, skipped)
 
-    texts: dict[tuple, list[str]] = defaultdict(list)  # in the order of the file
+    texts: dict[tuple, list[str]] = defaultdict(list)  # in file order
     for line, row in rows:
         try:
             key = (_split(row.get("split")), *_clip(row, names))
@@ -79,11 +80,13 @@ def _split(value: object) -> str:
     if value is None or value == "":
         return "train"
     if not isinstance(value, str):
-        raise RowError(f"field 'split': {shown(value)} is no text")
+        raise RowError(f"field 'split': {shown(value)} is not a string")
     name = value.strip().lower()
     name = SPLITS.get(name, name) or "train"
     if not _OWN_SPLIT.fullmatch(name):
-        raise RowError(f"field 'split': {shown(value)} is no name for a split (letters, digits, _)")
+        raise RowError(
+            f"field 'split': {shown(value)} is not a name for a split (letters, digits, _)"
+        )
     return name
 
 
@@ -98,7 +101,7 @@ def _clip(row: dict, names: "_Names") -> tuple[Path, float | None, float | None]
 
 
 class _Names:
-    """From what stands in the column `video` to a path, and from a path to a short, unique id."""
+    """Map from the column `video` to a path, and from a path to a short, unique id."""
 
     def __init__(self, files: Files):
         self.root = files.root
@@ -114,11 +117,11 @@ class _Names:
         return str(PurePosixPath(self._relative(path)).with_suffix(""))
 
     def looks_like_one(self, text: str) -> bool:
-        """Whether a cell names a video."""
+        """Return whether a cell names a video."""
         return text in self.by_name or PurePosixPath(text).suffix.lower() in VIDEO_SUFFIXES
 
     def path(self, name: str) -> Path:
-        """The video a row means; one that is not there is found out when it is loaded."""
+        """Return the path that a row means; a missing file is reported when it is loaded."""
         name = name.replace("\\", "/").removeprefix("./")
         exact = self.root / name
         found = self.by_name.get(name, ())
@@ -131,14 +134,17 @@ class _Names:
         return found[0] if found else exact
 
     def identity(self, path: Path, start: float | None, end: float | None) -> str:
-        """The path under the directory without suffix, where that is unique, and the times."""
+        """Return the path in the directory, without suffix if that is unique, and the times."""
         try:
             name = self._bare(path)
             if len(self.by_name.get(name, ())) > 1:
                 name = self._relative(path)
-        except ValueError:  # a path elsewhere, or one that is none
+        except ValueError:  # a path outside the directory, or an invalid one
             name = str(path)
         name = clean(name)  # a directory's name need not be UTF-8
         if start is None and end is None:
             return name
         return f"{name}@{start or 0:g}-{'' if end is None else f'{end:g}'}"
+
+
+DATA_SETS = (DataSet("folder/captions", read_captions, tasks=("pretrain",)),)

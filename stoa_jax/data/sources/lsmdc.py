@@ -1,12 +1,13 @@
-"""LSMDC: tab-separated annotations without a header, a clip and a sentence a row.
+"""LSMDC: tab-separated annotations without a header, one clip and sentence per row.
 
-Six columns: clip id, start and end as aligned, start and end as extracted, sentence. Clips
-come cut already, one file each, so the times are not used.
+Six columns: clip id, start and end as aligned, start and end as extracted, sentence. Clips are
+distributed already cut, one file each, so the times are not used.
 """
 
 from collections import defaultdict
 from pathlib import Path
 
+from stoa_jax.data.sources.dataset import DataSet
 from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, file_name
 from stoa_jax.data.sources.files import Files, read_text
 from stoa_jax.errors import UserError
@@ -19,10 +20,10 @@ FILES = {
 
 
 def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
-    """The splits whose files are there."""
+    """Return the splits whose files exist."""
     splits = {}
     for split, name in FILES.items():
-        # `publictect` is how the file is really called; some mended it.
+        # `publictect` is the published spelling; some copies correct it.
         path = files.find(name, name.replace("publictect", "publictest"))
         if path is not None:
             splits[split] = _read(files, path, skipped)
@@ -51,3 +52,13 @@ def _read(files: Files, path: Path, skipped: SkippedRows) -> list[Entry]:
         sentences[clip].append(sentence)
     # A few clips of the training file have two sentences.
     return [Entry(clip, files.video(clip), texts) for clip, texts in sentences.items()]
+
+
+DATA_SETS = (
+    DataSet(
+        "lsmdc/retrieval",
+        read_retrieval,
+        tasks=("retrieval",),
+        clips={"train": 101046, "validation": 7408, "test": 1000},
+    ),
+)

@@ -1,13 +1,14 @@
 """MSR-VTT: captioning, retrieval (1k-A, trained on 9k or 7k), QA and multiple choice.
 
 The captioning splits go by number, as published: video0 to video6512 for training, the next 497
-for validation, 2,990 for the test. Retrieval's test has one caption a video, the one in its list.
+for validation, 2,990 for the test. The retrieval test has one caption per video, from its list.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from stoa_jax.data.sources.dataset import DataSet
 from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, shown
 from stoa_jax.data.sources.files import Files, field, read_csv, read_json, read_rows
 from stoa_jax.errors import UserError
@@ -20,14 +21,14 @@ ANNOTATIONS = ("MSRVTT_data.json", "videodatainfo.json", "train_val_videodatainf
 
 
 def split_of(number: int) -> str:
-    """The published split of video `number`."""
+    """Return the published split of video `number`."""
     if number < TRAIN:
         return "train"
     return "validation" if number < VALIDATION else "test"
 
 
 def read_captioning(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
-    """All captions of each video, by the published split."""
+    """Return all captions of each video, by the published split."""
     splits: dict[str, list[Entry]] = {"train": [], "validation": [], "test": []}
     captions = _captions(files, skipped)
     for video in sorted(captions, key=_number):
@@ -36,7 +37,7 @@ def read_captioning(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]
 
 
 def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
-    """ "train" is the 9k list, "train_7k" the 7k list, "test" 1k-A."""
+    """Return the 9k list as "train", the 7k list as "train_7k", and 1k-A as "test"."""
     splits: dict[str, list[Entry]] = {}
     lists = {"train": "MSRVTT_train.9k.csv", "train_7k": "MSRVTT_train.7k.csv"}
     found = {split: path for split, name in lists.items() if (path := files.find(name))}
@@ -68,12 +69,12 @@ def read_retrieval(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]
 
 
 def read_qa(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
-    """Questions by video; both published forms."""
+    """Return questions by video, from either published form."""
     return read_questions(files, skipped, _video_name)
 
 
 def read_questions(files: Files, skipped: SkippedRows, name_of) -> dict[str, list[Entry]]:
-    """`{train,val,test}_qa.json`, or the same as JSONL; `name_of(row)` is the video's name."""
+    """Read `{train,val,test}_qa.json`, or the same as JSONL; `name_of(row)` is the video's name."""
     splits: dict[str, list[Entry]] = {}
     for split, part in {"train": "train", "validation": "val", "test": "test"}.items():
         names = [f"{part}_qa.json", f"{part}_qa.jsonl", f"{part}.jsonl", f"qa/{part}.jsonl"]
@@ -98,7 +99,7 @@ def read_questions(files: Files, skipped: SkippedRows, name_of) -> dict[str, lis
 
 
 def read_multiple_choice(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
-    """The test of 2,990 clips with five captions each; both published forms."""
+    """Return the test of 2,990 clips with five captions each, from either published form."""
     splits = {}
     for split, names in {
         "train": ("msrvtt_mc_train.jsonl", "mc_train.jsonl", "mc/train.jsonl"),
@@ -148,10 +149,10 @@ def _choice(row: dict) -> tuple[str, list[str], int]:
 
 
 def _captions(files: Files, skipped: SkippedRows) -> dict[str, list[str]]:
-    """video -> its captions, in the order of `sen_id`."""
+    """Return {video: captions} in the order of `sen_id`."""
     path = files.require(*ANNOTATIONS)
     paths = [path]
-    # The challenge gave the annotations in two files.
+    # The challenge published the annotations in two files.
     if path.name == ANNOTATIONS[2] and (second := files.find("test_videodatainfo.json")):
         paths.append(second)
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -163,7 +164,7 @@ def _captions(files: Files, skipped: SkippedRows) -> dict[str, list[str]]:
             raise UserError(f"{path}: {error}") from None
         for number, row in enumerate(sentences, 1):
             if not isinstance(row, dict):
-                skipped.add(None, f"sentence {number}: {shown(row)} is no object", path, number)
+                skipped.add(None, f"sentence {number}: {shown(row)} is not an object", path, number)
                 continue
             try:
                 video = _stem(field(row, "video_id", str))
@@ -182,7 +183,7 @@ def _captions(files: Files, skipped: SkippedRows) -> dict[str, list[str]]:
 
 
 def _listed(path, columns: Iterable[str], skipped: SkippedRows):
-    """Rows of a list of videos, without repetitions."""
+    """Yield the rows of a list of videos, without repetitions."""
     seen = set()
     for line, row in read_csv(path, tuple(columns), skipped, lambda c: bool(_VIDEO.fullmatch(c))):
         try:
@@ -191,7 +192,7 @@ def _listed(path, columns: Iterable[str], skipped: SkippedRows):
             skipped.add(row["video_id"], error, path, line)
             continue
         if video in seen:
-            skipped.add(video, "stands in the list twice", path, line)
+            skipped.add(video, "is in the list twice", path, line)
             continue
         seen.add(video)
         yield line, row | {"video_id": video}
@@ -200,7 +201,7 @@ def _listed(path, columns: Iterable[str], skipped: SkippedRows):
 def _stem(name: str) -> str:
     stem = name.strip().removesuffix(".mp4")
     if not _VIDEO.fullmatch(stem):
-        raise RowError(f"{shown(name)} is no MSR-VTT video (video0 to video{ALL - 1})")
+        raise RowError(f"{shown(name)} is not an MSR-VTT video (video0 to video{ALL - 1})")
     return stem
 
 
@@ -215,3 +216,36 @@ def _video_name(row: dict) -> str:
 
 def _entry(files: Files, video: str, texts: list[str], answers=()) -> Entry:
     return Entry(video, files.video(video), texts, list(answers))
+
+
+_BY_NUMBER = {"train": 6513, "validation": 497, "test": 2990}
+DATA_SETS = (
+    DataSet(
+        "msrvtt/captioning",
+        read_captioning,
+        tasks=("captioning",),
+        clips=_BY_NUMBER,
+        items={"train": 130260, "validation": 9940, "test": 59800},
+    ),
+    DataSet(
+        "msrvtt/retrieval",
+        read_retrieval,
+        tasks=("retrieval",),
+        # "9k" and "7k" are the usual names of lists with 9,000 and 7,010 videos.
+        clips={"train": 9000, "train_7k": 7010, "test": 1000},
+    ),
+    DataSet(
+        "msrvtt/qa",
+        read_qa,
+        tasks=("qa",),
+        clips=_BY_NUMBER,
+        items={"train": 158581, "validation": 12278, "test": 72821},
+        answers=1500,
+    ),
+    DataSet(
+        "msrvtt/multiple_choice",
+        read_multiple_choice,
+        tasks=("multiple_choice",),
+        clips={"test": 2990},
+    ),
+)

@@ -1,7 +1,7 @@
 """MSVD (YouTubeClips): captioning and retrieval from the lists and captions, and MSVD-QA.
 
-`raw-captions.pkl` comes from strangers, and unpickling runs what a pickle asks for. Here it may
-build containers, text and numbers, and nothing else: any name it wants to import is refused.
+Unpickling a file can run code, and `raw-captions.pkl` comes from the internet. So the reader
+accepts only containers, text and numbers, and refuses any name that the pickle wants to import.
 """
 
 import io
@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from stoa_jax.data.sources.dataset import DataSet
 from stoa_jax.data.sources.entries import (
     Entry,
     RowError,
@@ -24,9 +25,9 @@ from stoa_jax.data.sources.files import Files, field, read_text
 from stoa_jax.data.sources.msrvtt import read_questions
 from stoa_jax.errors import UserError
 
-_MAX_PICKLE = 256 * 2**20  # the published one has 9 MB
-_MAX_WORDS = 20_000  # of a caption
-_MAX_CAPTIONS = 5_000_000  # the published file has 80,827; shared lists cost a pickle nothing
+_MAX_PICKLE = 256 * 2**20  # the published file has 9 MB
+_MAX_WORDS = 20_000  # in a caption
+_MAX_CAPTIONS = 5_000_000  # the published file has 80,827
 _PLAIN_OPCODES = frozenset(
     "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE "
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
@@ -39,9 +40,8 @@ _PLAIN_OPCODES = frozenset(
 LISTS = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
 
 
-def read_captions(files: Files, skipped: SkippedRows, task: str) -> dict[str, list[Entry]]:
-    """All captions of each video in the lists; captioning and retrieval read the same ones."""
-    del task
+def read_captions(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
+    """Return all captions of each listed video, for captioning and for retrieval."""
     captions, origin = _captions(files, skipped)
     splits: dict[str, list[Entry]] = {}
     for split, name in LISTS.items():
@@ -60,7 +60,7 @@ def read_captions(files: Files, skipped: SkippedRows, task: str) -> dict[str, li
                 skipped.add(video, error, path, line)
                 continue
             if video in seen:
-                skipped.add(video, "stands in the list twice", path, line)
+                skipped.add(video, "is in the list twice", path, line)
             elif not captions.get(video):
                 skipped.add(video, f"has no caption in {origin}", path, line)
             else:
@@ -72,7 +72,7 @@ def read_captions(files: Files, skipped: SkippedRows, task: str) -> dict[str, li
 
 
 def read_qa(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
-    """MSVD-QA; its numbers become names through `youtube_mapping.txt`."""
+    """Read MSVD-QA; `youtube_mapping.txt` maps its numbers to names."""
     path = files.require("youtube_mapping.txt")
     names: dict[int, str] = {}
     for line, text in enumerate(read_text(path).splitlines(), 1):
@@ -82,7 +82,7 @@ def read_qa(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
         if not match or match[1] != clean(match[1]) or "/" in match[1]:
             skipped.add(None, f"{shown(text)} is not `name vidN`", path, line)
         elif int(match[2]) in names:
-            skipped.add(match[1], f"vid{match[2]} stands here twice", path, line)
+            skipped.add(match[1], f"vid{match[2]} is here twice", path, line)
         else:
             names[int(match[2])] = match[1]
 
@@ -91,7 +91,7 @@ def read_qa(files: Files, skipped: SkippedRows) -> dict[str, list[Entry]]:
         if isinstance(value, str):
             match = re.fullmatch(r"(?:vid)?([0-9]{1,9})", value)
             if not match:
-                raise RowError(f"field 'video_id': {shown(value)} is no number of a video")
+                raise RowError(f"field 'video_id': {shown(value)} is not the number of a video")
             value = int(match[1])
         if value not in names:
             raise RowError(f"field 'video_id': vid{value} is not in {path.name}")
@@ -129,7 +129,7 @@ def _from_pickle(path: Path, skipped: SkippedRows) -> dict[str, list[str]]:
         raise UserError(f"{path}: {total} captions; at most {_MAX_CAPTIONS} are read")
     for video, sentences in data.items():
         if not isinstance(video, str) or not isinstance(sentences, list | tuple):
-            skipped.add(video, f"{shown(sentences)} is no list of captions", path, 0)
+            skipped.add(video, f"{shown(sentences)} is not a list of captions", path, 0)
             continue
         found[video] = []
         for number, words in enumerate(sentences, 1):
@@ -144,36 +144,36 @@ def _sentence(words: object) -> str:
     if isinstance(words, str):
         return words
     if isinstance(words, list | tuple) and len(words) > _MAX_WORDS:
-        raise RowError(f"{len(words)} words; at most {_MAX_WORDS} are read")
+        raise RowError(f"{len(words)} words; at most {_MAX_WORDS} are accepted")
     if isinstance(words, list | tuple) and all(isinstance(w, str) for w in words):
         return " ".join(words)
-    raise RowError(f"{shown(words)} is no list of words")
+    raise RowError(f"{shown(words)} is not a list of words")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Containers, text and numbers only; `_refuse_code` has looked before, this is the lock."""
+    """Unpickler of containers, text and numbers, as a second safeguard after `_refuse_code`."""
 
     def find_class(self, module: str, name: str):
         raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
 
     def persistent_load(self, pid):
-        raise pickle.UnpicklingError("it refers to things outside the file")
+        raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
 def _refuse_code(data: bytes) -> None:
-    """Refuses any opcode but those of plain data, before one is carried out."""
+    """Raise UnpicklingError for any opcode but those of plain data, before any is executed."""
     count = 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data), 1):
         if opcode.name not in _PLAIN_OPCODES:
             what = f" {argument}" if argument is not None else ""
             raise pickle.UnpicklingError(f"it wants to run {opcode.name}{shown(what)[1:-1]}")
-        # The unpickler makes room up to this place, however far it is.
+        # The unpickler allocates memory up to this index.
         if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > count:
-            raise pickle.UnpicklingError(f"it asks for place {argument} in its memory")
+            raise pickle.UnpicklingError(f"it asks for memo index {argument}")
 
 
 def load_plain_pickle(path: Path) -> object:
-    """What a pickle of plain values holds. Nothing it names is imported or run."""
+    """Load a pickle of plain values. Nothing that it names is imported or executed."""
     try:
         if path.stat().st_size > _MAX_PICKLE:
             raise UserError(f"{path}: {path.stat().st_size} bytes; captions are not that long")
@@ -185,8 +185,23 @@ def load_plain_pickle(path: Path) -> object:
         # Python 2 wrote the published file: its byte strings are text.
         return _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="replace").load()
     except pickle.UnpicklingError as error:
-        reason = f"a pickle that is not read ({error}); only plain data is"
+        reason = f"a pickle that was refused ({error}); only plain data is accepted"
     except Exception as error:
-        # A broken pickle raises whatever its broken opcodes run into.
+        # A broken pickle can raise any exception.
         reason = f"not a pickle that can be read ({type(error).__name__}: {error})"
     raise UserError(f"{path}: {reason}")
+
+
+_LISTED = {"train": 1200, "validation": 100, "test": 670}
+DATA_SETS = (
+    DataSet("msvd/captioning", read_captions, tasks=("captioning",), clips=_LISTED),
+    DataSet("msvd/retrieval", read_captions, tasks=("retrieval",), clips=_LISTED),
+    DataSet(
+        "msvd/qa",
+        read_qa,
+        tasks=("qa",),
+        clips={"train": 1200, "validation": 250, "test": 520},
+        items={"train": 30933, "validation": 6415, "test": 13157},
+        answers=2423,
+    ),
+)

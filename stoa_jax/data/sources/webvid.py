@@ -1,7 +1,7 @@
 """WebVid: `results_2M_{train,val}.csv` and videos at `videos/{page_dir}/{videoid}.mp4`.
 
-Millions of rows: an entry is a place in the file until it is asked for, so that every build process
-holds some twenty bytes a row.
+The tables have millions of rows. An entry is parsed when it is used and is only an offset until
+then, so that every build process holds about twenty bytes per row.
 """
 
 import array
@@ -10,22 +10,23 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stoa_jax.data.sources.dataset import DataSet
 from stoa_jax.data.sources.entries import Entry, RowError, SkippedRows, caption, clean, file_name
 from stoa_jax.data.sources.files import Files, decode
 from stoa_jax.errors import UserError
 
 COLUMNS = ("videoid", "name", "page_dir")
-_MAX_LINES = 50  # of one row; more is a quote that nobody closed
+_MAX_LINES = 50  # in one row; more means an unclosed quote
 
 
 def read_captions(files: Files, skipped: SkippedRows) -> dict[str, Sequence[Entry]]:
-    """The train and validation splits, whichever are there."""
+    """Return the train and validation splits, if their files exist."""
     found = {}
     for split, names in {
         "train": ("results_2M_train.csv", "results_10M_train.csv"),
         "validation": ("results_2M_val.csv", "results_10M_val.csv"),
     }.items():
-        # By path and not by a walk: the videos are millions of files.
+        # Looked up by path: walking over millions of videos would take too long.
         places = [d / n for n in names for d in (files.root, files.root / "annotations")]
         path = next((p for p in places if p.is_file()), None)
         if path is not None:
@@ -36,7 +37,7 @@ def read_captions(files: Files, skipped: SkippedRows) -> dict[str, Sequence[Entr
 
 
 class Rows(Sequence[Entry]):
-    """The usable rows of a WebVid table, parsed when asked for."""
+    """The usable rows of a WebVid table, parsed on use."""
 
     def __init__(self, path: Path, videos: Path, skipped: SkippedRows):
         self.path, self.videos = path, videos
@@ -54,7 +55,7 @@ class Rows(Sequence[Entry]):
                 entry = self._entry(cells)
                 number = int(entry.video_id) if entry.video_id.isdigit() else hash(entry.video_id)
                 if number in seen:
-                    raise RowError(f"field 'videoid': {entry.video_id} stands here twice")
+                    raise RowError(f"field 'videoid': {entry.video_id} is here twice")
                 seen.add(number)
             except RowError as error:
                 skipped.add(cells[0], error, path, line)
@@ -84,7 +85,7 @@ class Rows(Sequence[Entry]):
 
     def _entry(self, cells: list[str]) -> Entry:
         if len(cells) != len(self._header):
-            raise RowError(f"{len(cells)} fields where the header has {len(self._header)}")
+            raise RowError(f"{len(cells)} fields, but the header has {len(self._header)}")
         row = dict(zip(self._header, cells, strict=True))
         video, page = row["videoid"].strip(), row["page_dir"].strip()
         for name, value in (("videoid", video), ("page_dir", page)):
@@ -105,18 +106,18 @@ class Rows(Sequence[Entry]):
             part = copy.copy(self)
             part._offsets, part._lines = self._offsets[index], self._lines[index]
             return part
-        with open(self.path, "rb") as file:  # not kept open: there are as many parts as shards
+        with open(self.path, "rb") as file:  # not kept open: there are as many slices as shards
             return self._at(file, self._offsets[index], self._lines[index])
 
     def _at(self, file, offset: int, line: int) -> Entry:
         file.seek(offset)
         cells = self._cells(_record(file, self.path, line), line)
-        assert cells is not None  # reading the table found a row here
+        assert cells is not None  # the constructor found a row at this offset
         return self._entry(cells)
 
 
 def _records(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """(offset, line, bytes) of each row; a row goes on while a quote is open."""
+    """Yield (offset, line, bytes) of each row; a row continues while a quote is open."""
     try:
         file = open(path, "rb")
     except OSError as error:
@@ -145,3 +146,7 @@ def _record(file, path: Path, line: int) -> bytes:
         record += more
         quotes += more.count(b'"')
     return record
+
+
+# No exact counts: links die, and the number of available videos falls.
+DATA_SETS = (DataSet("webvid/captions", read_captions, tasks=("pretrain",), about=2_490_000),)

@@ -1,10 +1,10 @@
 """The synthetic world: clips that stand in for real data on any machine.
 
-A few coloured and textured shapes do things that only time shows. Everything about clip i is a
-function of (seed, split, i), whatever the order or the process; clips come in groups of
-`siblings` that look the same and differ in what happens.
+Coloured and textured shapes do things that only time reveals. Everything about clip i is a
+function of (seed, split, i), independent of order and process. Clips come in groups of
+`siblings` that look alike and differ in what happens.
 
-T frames, S side in pixels, n things, K objects a frame.
+T frames, S side in pixels, n objects of the scene, K detected objects per frame.
 """
 
 import dataclasses
@@ -27,23 +27,23 @@ _LOOKS, _COURSE, _PICTURE = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticClip:
-    """A clip with what is true of it and what a detector would see."""
+    """A clip with its ground truth and the output of a detector."""
 
     video_id: str
     frames: np.ndarray  # [T, S, S, 3] uint8
-    true_boxes: np.ndarray  # [T, n, 4] float32 xyxy in [0, 1] of what shows; 0 where nothing does
-    true_classes: np.ndarray  # [T, n] int32; -1 where nothing shows
+    true_boxes: np.ndarray  # [T, n, 4] float32 xyxy in [0, 1] of the visible part, or 0
+    true_classes: np.ndarray  # [T, n] int32; -1 if nothing is visible
     boxes: np.ndarray  # [T, K, 4] float32, best first
     classes: np.ndarray  # [T, K] int32; -1 is padding
     scores: np.ndarray  # [T, K] float32
     program: dict  # objects, background, motions
     captions: list[str] = dataclasses.field(default_factory=list)
     questions: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    choices: tuple[Sequence[str], int] = ((), 0)  # five options and the place of the true one
+    choices: tuple[Sequence[str], int] = ((), 0)  # five options and the index of the true one
 
 
 class World:
-    """Random access to the endless clips of a split."""
+    """Random access to the infinite clips of a split."""
 
     def __init__(
         self,
@@ -73,14 +73,14 @@ class World:
         self.twins = bool(twins)  # two things of one class in every clip
 
     def scene(self, index: int) -> Scene:
-        """The program of clip `index`, without drawing it."""
+        """Return the program of clip `index` without rendering it."""
         number, member = divmod(index, self.siblings)
         rng = self._rng(_LOOKS, number)
         group = scene.draw_group(rng, self.split, self.siblings, self.max_objects, self.twins)
         return group[member]
 
     def clip(self, index: int) -> SyntheticClip:
-        """Clip `index`."""
+        """Render clip `index`."""
         program, rng = self.scene(index), self._rng(_COURSE, index)
         seen = self._seen(index, program, rng)
         return dataclasses.replace(
@@ -91,14 +91,14 @@ class World:
         )
 
     def picture(self, index: int) -> SyntheticClip:
-        """Picture `index`: things at rest, and captions that name them all; nothing is asked."""
+        """Render picture `index`: objects at rest, captions that name them all, no questions."""
         rng = self._rng(_PICTURE, index)
         program = pictures.draw_picture(rng, self.split, self.max_objects)
         seen = self._seen(index, program, rng)
         return dataclasses.replace(seen, captions=pictures.captions(program, rng))
 
     def _seen(self, index: int, program: Scene, rng: np.random.Generator) -> SyntheticClip:
-        """What is to be seen of a program, and nothing said of it."""
+        """Render a program and detect its objects, without texts."""
         tracks = motion.lay_out(program, self.frames, rng)
         frames, true_boxes, share = render.draw(program, tracks, self.size, rng)
         shapes = np.array([CLASS_NAMES.index(t.shape) for t in program.things], np.int32)
@@ -127,10 +127,10 @@ def detect(
     objects: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a detector would give for exact boxes [T, n, 4]: boxes, classes, scores [T, K, …].
+    """Simulate a detector on exact boxes [T, n, 4]: boxes, classes, scores [T, K, …].
 
-    It misses, most of all what is small or hidden; it shifts boxes, mistakes a class now and
-    then, and sees a thing where there is none, each with the confidence one would expect.
+    It misses mostly small and hidden objects, shifts boxes, confuses a class now and then, and
+    reports objects that do not exist, each with plausible confidence.
     """
     length = len(true_classes)
     side = np.sqrt(np.prod(true_boxes[..., 2:] - true_boxes[..., :2], -1))
@@ -141,7 +141,7 @@ def detect(
     other = (true_classes + rng.integers(1, len(CLASS_NAMES), ease.shape)) % len(CLASS_NAMES)
     classes = np.where(wrong, other, true_classes)
     scores = 0.3 + 0.62 * ease + rng.normal(0, 0.06, ease.shape) - 0.25 * wrong
-    # one ghost a frame, most often not there
+    # one false positive per frame, usually with low confidence
     corner, extent = rng.uniform(0, 0.75, (length, 1, 2)), rng.uniform(0.1, 0.25, (length, 1, 2))
     ghosts = np.concatenate([corner, corner + extent], -1)
     boxes = np.clip(np.concatenate([boxes, ghosts], 1), 0, 1)
@@ -165,8 +165,8 @@ def detect(
 
 
 def as_clip(synthetic: SyntheticClip, kind: str) -> "Clip":
-    """The clip as a source of one of `KINDS` yields it."""
-    from stoa_jax.data.records import Clip  # it brings TFDS, which drawing a clip does not need
+    """Convert the clip to what a source of one of `KINDS` yields."""
+    from stoa_jax.data.records import Clip  # imports TFDS, which rendering does not need
 
     if kind in ("captions", "pictures"):
         texts, answers = list(synthetic.captions), []

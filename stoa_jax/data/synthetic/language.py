@@ -1,4 +1,4 @@
-"""What can be said, asked and mistaken about a scene, in short and common English."""
+"""Captions, questions and choices about a scene, in short and common English."""
 
 import dataclasses
 from collections import Counter
@@ -20,10 +20,11 @@ from stoa_jax.data.synthetic.scene import (
     Scene,
 )
 
-# motion -> (third person, gerund), pairs of equal meaning; {} is the other thing. The verb itself
-# tells the motion, left from right too, and its last piece in a vocabulary cut at 8,192 is no other
-# motion's: that piece's feature is what an action is matched to, and the text tower reads from left
-# to right, so nothing behind the verb is in it (benchmarks/notes/motion.md).
+# motion -> (third person, gerund), pairs of equal meaning; {} is the other object. The verb alone
+# identifies the motion, left or right included, and the last of its pieces in a vocabulary cut at
+# 8,192 is unique to the motion: actions are matched to the feature of that piece, and since the
+# text tower reads from left to right, the feature contains nothing after the verb
+# (benchmarks/notes/motion.md).
 PHRASES = {
     "left": (("moves to the left", "moving to the left"),),
     "right": (("goes to the right", "going to the right"),),
@@ -62,7 +63,7 @@ _DOES = {
     "front": "passes",
 }
 _REST = "rests"
-ASKED = {  # a motion, where a question supposes it
+ASKED = {  # motions that a question presupposes
     "left": "moves left",
     "right": "moves right",
     "up": "moves up",
@@ -77,7 +78,7 @@ ASKED = {  # a motion, where a question supposes it
     "behind": "passes behind {}",
     "front": "passes in front of {}",
 }
-# A motion that also holds, or nearly, where the key does: no distractor of it.
+# Motions that also hold, or nearly, if the key does; they are no distractors of it.
 NEARLY = {
     "approach": ("meet",),
     "meet": ("approach",),
@@ -90,12 +91,12 @@ NEARLY = {
 
 
 def captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> list[str]:
-    """`count` different sentences that are true of the scene, each with every event."""
+    """Return `count` different true sentences about the scene, each with every event."""
     return different(lambda: sentence(scene, rng), count)
 
 
 def different(draw: Callable[[], str], count: int) -> list[str]:
-    """The first `count` different texts that `draw` gives."""
+    """Return the first `count` different texts that `draw` generates."""
     found: dict[str, None] = {}
     while len(found) < count:
         found.setdefault(draw(), None)
@@ -103,14 +104,14 @@ def different(draw: Callable[[], str], count: int) -> list[str]:
 
 
 def noun_phrase(article: str, words: Sequence[str]) -> str:
-    """The words behind "the", or behind "a" as it is said before them."""
+    """Return the words after "the", or after the right form of "a"."""
     if article == "a" and words[0][0] in "aeiou":
         article = "an"
     return f"{article} {' '.join(words)}"
 
 
 def sentence(scene: Scene, rng: np.random.Generator) -> str:
-    """One sentence with all of the scene's events and, if there is room, what else is there.
+    """Return one sentence with all events of the scene and, if there is room, its other objects.
 
     Two scenes of the same plot get the same form from generators in the same state.
     """
@@ -143,7 +144,7 @@ def sentence(scene: Scene, rng: np.random.Generator) -> str:
                 f"first {clause}, then {after}",
                 f"{clause}, and then {after}",
             )
-        # a background would make it too long more often than not
+        # a background would often make it too long
         extras = ["", "", style.backdrop(scene)]
     else:
         still = scene.still()
@@ -157,7 +158,7 @@ def sentence(scene: Scene, rng: np.random.Generator) -> str:
 
 
 class _Style:
-    """Random choices of one sentence: as many draws whatever the scene, so forms can be shared."""
+    """Random choices of one sentence; every scene takes equally many, to share forms."""
 
     def __init__(self, rng: np.random.Generator):
         self._draws = iter(rng.random(64))
@@ -168,9 +169,9 @@ class _Style:
         return options[int(next(self._draws) * len(options))]
 
     def thing(self, scene: Scene, index: int) -> str:
-        """A noun phrase that names one thing of the scene, and sometimes more than it must.
+        """Return a noun phrase that identifies one object of the scene, sometimes redundantly.
 
-        Textures are not named: "striped" reads as a verb, and would be an action's target.
+        Textures are not named: "striped" reads as a verb and would become an action's target.
         """
         thing = scene.things[index]
         sized = any(e.motion in ("grow", "shrink") and e.subject == index for e in scene.events)
@@ -191,11 +192,11 @@ class _Style:
         return verb[0].format(other), verb[1].format(other)
 
     def clause(self, scene: Scene, event: Event) -> str:
-        """A main clause, more often "is moving" than "moves": taggers know the verb there."""
+        """Return a main clause; taggers recognize "is moving" better, so "moves" is rarer."""
         name = self.thing(scene, event.subject)
         running = self.pick(True, True, True, False)
         if event.motion in SYMMETRIC:
-            assert event.other is not None  # two things act in a symmetric motion
+            assert event.other is not None  # two objects act in a symmetric motion
             other = self.thing(scene, event.other)
             plural, gerund = self.pick(*PLURAL[event.motion])
             return f"{name} and {other} {f'are {gerund}' if running else plural}"
@@ -210,7 +211,7 @@ class _Style:
 
 
 def questions(scene: Scene, rng: np.random.Generator, count: int = 5) -> list[tuple[str, str]]:
-    """`count` questions with answers of one word; most of them need the time."""
+    """Return `count` questions with one-word answers; most of them need the order in time."""
     kinds: dict[str, list[tuple[str, str]]] = {
         kind: list(dict.fromkeys(asked)) for kind, asked in _askable(scene, rng).items() if asked
     }
@@ -285,7 +286,7 @@ def _askable(scene: Scene, rng: np.random.Generator) -> dict[str, list[tuple[str
 
 
 def answer_words(max_objects: int = 4) -> tuple[str, ...]:
-    """Every answer that can be asked for in a world of so many things a clip."""
+    """Return every possible answer in a world of at most `max_objects` objects per clip."""
     numbers = _NUMBERS[1 : max_objects + 1]
     return (*SHAPES, *COLOURS, *numbers, *DIRECTIONS, *dict.fromkeys(_DOES.values()), _REST)
 
@@ -294,7 +295,7 @@ def answer_words(max_objects: int = 4) -> tuple[str, ...]:
 
 
 def choices(scene: Scene, rng: np.random.Generator) -> tuple[list[str], int]:
-    """Five sentences of one form, one of them true, and its place."""
+    """Return five sentences of one form, one of them true, and the index of that one."""
     wrong = false_scenes(scene, rng)
     form = int(rng.integers(2**63))
     true = sentence(scene, np.random.default_rng(form))
@@ -310,9 +311,10 @@ def choices(scene: Scene, rng: np.random.Generator) -> tuple[list[str], int]:
 
 
 def false_scenes(scene: Scene, rng: np.random.Generator) -> list[Scene]:
-    """Scenes of which every sentence is false here: first two of other motions and two of looks.
+    """Return scenes that make every sentence false here: first two other motions, then two looks.
 
-    So what is there and what it does weigh the same: who sees only the one is right for a third.
+    Objects and motions weigh the same: a model that sees only one of them is right one time in
+    three.
     """
     events, things = scene.events, scene.things
     done = {(e.subject, e.motion) for e in events}

@@ -1,8 +1,8 @@
-"""Splits of the synthetic world without a build: drawn into memory when first read.
+"""Splits of the synthetic world without a build: rendered into memory on first use.
 
 Ids, texts, boxes and JPEG bytes are those that `data.build` writes with the same options.
-Parts of speech come from the world itself. Nothing here imports TFDS, Grain or spaCy, so a machine
-that has JAX and OpenCV trains from it. All kinds of a split share one drawing of its clips.
+Parts of speech come from the world itself. Nothing here imports TFDS, Grain or spaCy, so JAX and
+OpenCV suffice for training on it. All kinds of a split share one rendering of its clips.
 """
 
 import concurrent.futures
@@ -21,13 +21,13 @@ from stoa_jax.data import split as built
 from stoa_jax.data.synthetic import CLASS_NAMES, KINDS, World, as_clip, parts_of_speech, scene
 from stoa_jax.errors import UserError
 
-_CHUNK = 250  # clips that a process draws at a time
-_ALONE = 1000  # clips up to which starting other processes would take longer
+_CHUNK = 250  # clips that a process renders at a time
+_ALONE = 1000  # up to this many clips, starting other processes would take longer
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What decides the clips of a live split: the build's options and sizes."""
+    """Options of the build and sizes, which decide the clips of a live split."""
 
     frames: int
     objects: int
@@ -39,7 +39,7 @@ class Options:
 
 
 class LiveSplit(built.Split):
-    """One split of the world, by index; in memory, so only the process that drew it reads it."""
+    """One split of the world, by index. It is in memory, so other processes cannot read it."""
 
     def __init__(self, kind: str, split: str, count: int, options: Options):
         self.dataset, self.split = f"synthetic/{kind}", split
@@ -68,7 +68,7 @@ class LiveSplit(built.Split):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of all ids, texts and answers, in order; equal to the built set's."""
+        """Hash of all ids, texts and answers, in order; equal to that of the built set."""
         return built.fingerprint(self._listed)
 
 
@@ -79,7 +79,9 @@ def open_split(
     name, _, kind = dataset.partition("/")
     if name != "synthetic" or kind not in KINDS:
         known = ", ".join(f"synthetic/{k}" for k in KINDS)
-        raise UserError(f"data.live: {dataset!r} cannot be drawn, only {known}; unset data.live")
+        raise UserError(
+            f"data.live: {dataset!r} cannot be rendered live, only {known}; unset data.live"
+        )
     if split not in scene.SPLITS:
         raise UserError(f"{dataset} has no split {split!r}; it has {', '.join(scene.SPLITS)}")
     if world[split] < 1:
@@ -92,7 +94,7 @@ def open_split(
 def drawn(
     options: Options, split: str, count: int, pictures: bool
 ) -> list[dict[str, dict[str, Any]]]:
-    """The first `count` clips of a split, each as a record for every kind."""
+    """Return the first `count` clips of a split, each as a record of every kind."""
     began = time.monotonic()
     processes = min(len(os.sched_getaffinity(0)), -(-count // _CHUNK))
     starts = range(0, count, _CHUNK)
@@ -106,14 +108,14 @@ def drawn(
     if count > _ALONE:
         what = "pictures" if pictures else "clips"
         took = time.monotonic() - began
-        print(f"drew {count} {what} of {split!r} in {took:.0f} s", file=sys.stderr, flush=True)
+        print(f"rendered {count} {what} of {split!r} in {took:.0f} s", file=sys.stderr, flush=True)
     return [clip for part in parts for clip in part]
 
 
 def draw_chunk(
     options: Options, split: str, start: int, stop: int, pictures: bool
 ) -> list[dict[str, dict[str, Any]]]:
-    """Clips `start` to `stop` as records by kind."""
+    """Return the clips `start` to `stop` as records by kind."""
     world = World(
         split,
         options.seed,

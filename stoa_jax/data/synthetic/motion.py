@@ -1,7 +1,7 @@
-"""Where everything is at every time: a scene's events as paths, laid out without collisions.
+"""Where every object is at every time: a scene's events as paths, laid out without collisions.
 
-n things, T frames. Lengths are in units of the frame's side. Every motion passes through the same
-place and size in the middle of the clip whichever way it goes, so that a frame does not tell.
+n objects, T frames. Lengths are in units of the frame's side. In the middle of the clip, a motion
+has the same position and size in either direction, so that a single frame does not reveal it.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from stoa_jax.data.synthetic.scene import ALWAYS, DIRECTIONS, FIRST, Event, Scen
 
 RADIUS = {"small": 0.15, "big": 0.21}
 _STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-_REACH = 0.21  # half of a whole-clip move; a half-clip move goes 1.3 times this
+_REACH = 0.21  # half of a whole-clip move; a half-clip move goes 1.3 times as far
 _ORBIT = 0.12
 _GROWTH = 1.55
 _GAP = 0.015
@@ -26,13 +26,13 @@ class Tracks:
 
     centres: np.ndarray  # [n, T, 2]
     radii: np.ndarray  # [n, T]
-    shown: np.ndarray  # [n, T] bool; False while a blinking thing is off
-    order: tuple[int, ...]  # drawn first to last
+    shown: np.ndarray  # [n, T] bool; False while a blinking object is off
+    order: tuple[int, ...]  # back to front
 
 
 def lay_out(scene: Scene, frames: int, rng: np.random.Generator) -> Tracks:
-    """Draws free parameters and places until nothing meets that should not."""
-    # More than four things share the room of four.
+    """Sample free parameters and positions until no objects collide that should not."""
+    # More than four objects share the room of four.
     best, shrink = None, min(1.0, (4 / len(scene.things)) ** 0.5)
     for _ in range(10):
         paths = _Paths(scene, frames, shrink, rng)
@@ -41,7 +41,7 @@ def lay_out(scene: Scene, frames: int, rng: np.random.Generator) -> Tracks:
             best = (gap, centres, paths)
         if gap > 0:
             break
-        shrink *= 0.95  # too full: a little smaller and shorter
+        shrink *= 0.95  # too crowded: make objects and paths a little smaller
     assert best is not None
     _, centres, paths = best
     order = rng.permutation(len(scene.things)).tolist()
@@ -56,7 +56,7 @@ def lay_out(scene: Scene, frames: int, rng: np.random.Generator) -> Tracks:
 
 
 class _Paths:
-    """Offsets from each thing's home place, before the homes are chosen."""
+    """Offsets of each object from its home position, before the homes are chosen."""
 
     def __init__(self, scene: Scene, frames: int, shrink: float, rng: np.random.Generator):
         count = len(scene.things)
@@ -66,7 +66,7 @@ class _Paths:
         self.offsets = np.zeros((count, frames, 2))
         self.scale = np.ones((count, frames))
         self.shown = np.ones((count, frames), bool)
-        self.pair: tuple[int, int, np.ndarray] | None = None  # subject, other, place of the other
+        self.pair: tuple[int, int, np.ndarray] | None = None  # subject, other, offset of the other
         self.may_touch = False
         for event in scene.events:
             if event.other is None:
@@ -100,7 +100,7 @@ class _Paths:
 
     def _together(self, event: Event, rng: np.random.Generator) -> None:
         a, b, motion = event.subject, event.other, event.motion
-        assert b is not None  # a motion of two things
+        assert b is not None  # this motion involves two objects
         along = np.array(_STEP[DIRECTIONS[rng.integers(4)]], float)
         across = along[::-1] * rng.uniform(-0.04, 0.04)
         touch = self.base[a] + self.base[b]
@@ -119,7 +119,7 @@ class _Paths:
             self.may_touch = True
         else:
             distance = 0.0
-            # the meeting is not always in the middle, so a frame may show it or not
+            # The meeting is not always in the middle, so a single frame may or may not show it.
             late = rng.uniform(-0.08, 0.08)
             travel = min(touch + 0.05, 0.36) * self.shrink
             self.offsets[a] = (travel * (2 * self.time - 1) + late)[:, None] * along
@@ -127,9 +127,9 @@ class _Paths:
         self.pair = (a, b, along * distance + across)
 
     def place(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Centres [n, T, 2] of the best of some random layouts, and its smallest gap."""
+        """Return centres [n, T, 2] of the best of some random layouts, and its smallest gap."""
         reach = self.radii[..., None] + 0.01  # [n, T, 1]
-        low = (reach - self.offsets).max(1)  # [n, 2]: homes that keep all of the path inside
+        low = (reach - self.offsets).max(1)  # [n, 2]: homes from which the whole path stays inside
         high = (1 - reach - self.offsets).min(1)
         if self.pair:
             a, b, apart = self.pair
@@ -152,7 +152,7 @@ class _Paths:
                 between = (homes[:, i] - homes[:, j])[:, None] + self.offsets[i] - self.offsets[j]
                 room = np.hypot(between[..., 0], between[..., 1]) - self.radii[i] - self.radii[j]
                 gaps = np.minimum(gaps, room.min(1) - _GAP)
-        # the first that fits, not the roomiest, lest places tell what will happen
+        # the first that fits, not the roomiest: otherwise positions would predict the motion
         chosen = int(np.argmax(gaps > 0)) if (gaps > 0).any() else int(np.argmax(gaps))
         centres = homes[chosen][:, None] + self.offsets
         return centres, float(gaps[chosen]) if fits else min(-1.0, float(gaps[chosen]))

@@ -1,7 +1,7 @@
 """Parts of speech of the synthetic world's texts, known without a tagger.
 
-The world speaks a small language: a word is a noun or a verb by the list it comes from, but for
-three that are both, where the word before decides.
+The vocabulary is small: the list that a word comes from decides whether it is a noun or a verb.
+Three words are both, and the word before them decides.
 
     python -m stoa_jax.data.synthetic.parts_of_speech   # agreement with the tagger, word by word
 """
@@ -33,7 +33,7 @@ NOUNS = frozenset(
 
 
 def part_of_speech(word: str, before: str) -> str:
-    """UPOS of a word as far as objects and actions ask: NOUN, VERB, or X for everything else."""
+    """Return the UPOS of a word as far as it matters to OTA and ASP: NOUN, VERB, or X."""
     if word in ("left", "right"):
         return "NOUN" if before == "the" else "X"
     if word == "circle":
@@ -44,7 +44,7 @@ def part_of_speech(word: str, before: str) -> str:
 
 
 def words(text: str) -> list[tagging.Word]:
-    """The words of a text of the world, as a tagger would give them."""
+    """Return the words of a text of the world in a tagger's form."""
     lemma, found, before = _lemmatizer(), [], ""
     for match in _WORD.finditer(text.lower()):
         word = match[0]
@@ -57,7 +57,7 @@ def words(text: str) -> list[tagging.Word]:
 
 
 def parse(texts: list[str], length: int = 77) -> list[tuple]:
-    """(tokens, tags) of each text, laid out as `text.parse_many` does with a tagger."""
+    """Return (tokens, tags) of each text, in the layout of `text.parse_many`."""
     tokenizer = _tokenizer()
     parsed = (tagging.align_tags(text, words(text), tokenizer, length) for text in texts)
     return [(p.tokens, p.tags) for p in parsed]
@@ -74,7 +74,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def agreement(clips: int = 500) -> tuple[float, collections.Counter]:
-    """The share of words that the shipped tagger sees the same way, and the disagreements."""
+    """Return the share of words on which the shipped tagger agrees, and the disagreements."""
     from stoa_jax.data.synthetic import World
 
     world = World("test", size=16, frames=1)

@@ -1,7 +1,7 @@
-"""Pictures: things at rest and sentences that name them all, as a CLIP is trained on.
+"""Pictures: objects at rest and sentences that name them all, as in CLIP's training.
 
-Half of the pictures show a single thing: then a caption can only be told from others by that thing,
-and colours, shapes and their names are learned from few pictures.
+Half of the pictures show a single object. Their captions differ only in that object, so that
+colours, shapes and their names are learned from few pictures.
 """
 
 import numpy as np
@@ -9,11 +9,11 @@ import numpy as np
 from stoa_jax.data.synthetic import language, scene
 from stoa_jax.data.synthetic.scene import Scene, Thing
 
-_COUNTS = (0.55, 0.3, 0.15)  # of pictures with one, two, three things
+_COUNTS = (0.55, 0.3, 0.15)  # shares of pictures with one, two, three objects
 
 
 def draw_picture(rng: np.random.Generator, split: str, most: int) -> Scene:
-    """A scene of `split` in which nothing happens."""
+    """Sample a scene of `split` without events."""
     while True:
         count = scene.pick_count(rng, _COUNTS, most)
         looks: dict[tuple[str, str], Thing] = {}
@@ -25,14 +25,14 @@ def draw_picture(rng: np.random.Generator, split: str, most: int) -> Scene:
             looks.setdefault((shape, colour), Thing(shape, colour, texture, size))
         background = scene.pick(rng, scene.BACKGROUNDS), scene.pick(rng, scene.TONES)
         picture = Scene(tuple(looks.values()), background, ())
-        # All that is seen makes the key: by colours and shapes alone, the splits would not share
-        # a single thing, and no split would teach all of their names.
+        # The split depends on everything visible. By colours and shapes alone, the splits would not
+        # share a single object, and no split would teach all of their names.
         if scene.split_of_key(repr(picture)) == split:
             return picture
 
 
 def captions(picture: Scene, rng: np.random.Generator, count: int = 3) -> list[str]:
-    """`count` different sentences that name everything in the picture."""
+    """Return `count` different sentences that name everything in the picture."""
     return language.different(lambda: _caption(picture, rng), count)
 
 

@@ -1,7 +1,7 @@
-"""What the synthetic world's texts say, read back from the texts alone.
+"""Parse the synthetic world's texts back into events and objects.
 
-A built set stores texts and answers, not the scenes behind them. What a caption claims, and what
-kind a question or a choice is of, follow from the texts' form.
+A built set stores texts and answers, not the scenes behind them. The form of a text shows what a
+caption claims, and of which kind a question or a choice is.
 """
 
 import functools
@@ -19,7 +19,7 @@ CHOICES = ("motion", "things", "roles", "other")
 
 
 class Claim(NamedTuple):
-    """One event that a caption tells of."""
+    """One event that a caption describes."""
 
     motion: str
     subject: Thing | None  # None: not named
@@ -28,7 +28,7 @@ class Claim(NamedTuple):
 
 @functools.cache
 def claims(caption: str) -> frozenset[Claim]:
-    """Return the events that a caption tells of; the order in time is left out."""
+    """Return the events that a caption describes, without their order in time."""
     events, _ = _read(caption)
     return events
 
@@ -36,8 +36,8 @@ def claims(caption: str) -> frozenset[Claim]:
 def holds(caption: str, of_clip: Sequence[str]) -> bool:
     """Return whether a caption is true, or nearly, of the clip that has these captions.
 
-    It is if the clip's captions tell of every event that the caption tells of, in any order in
-    time. Events that are hard to tell apart, such as approaching and meeting, count as equal.
+    It is if the clip's captions describe every event of the caption, in any order in time. Events
+    that are hard to tell apart, such as approaching and meeting, count as equal.
     """
     told = claims(caption)
     known = frozenset().union(*map(claims, of_clip))
@@ -63,8 +63,8 @@ def question_kind(question: str) -> str:
 def option_kind(right: str, wrong: str) -> Literal["motion", "things", "roles", "other"]:
     """Return how a wrong option differs from the right one.
 
-    `motion`: something else happens. `roles`: the same motions and things, but who does what
-    differs. `things`: the same motions, but it names other things.
+    `motion`: something else happens. `roles`: the same motions and objects, but who does what
+    differs. `things`: the same motions with other objects.
     """
     (events, things), (wrong_events, wrong_things) = _read(right), _read(wrong)
     if not events or not wrong_events:
@@ -93,7 +93,7 @@ _THING = rf"(?:an?|the) (?:\w+ )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b"
 
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], dict[str, str]]:
-    """One pattern for verbs with their objects and for things, and the motion of each verb."""
+    """Return a pattern for objects and for verbs with their objects, and each verb's motion."""
     motion_of, verbs = {}, []
     for motion, forms in (*PHRASES.items(), *PLURAL.items()):
         for form in (form for pair in forms for form in pair):
@@ -112,7 +112,7 @@ def _patterns() -> tuple[re.Pattern[str], dict[str, str]]:
 
 @functools.cache
 def _read(caption: str) -> tuple[frozenset[Claim], frozenset[Thing]]:
-    """The events that a caption tells of, and the things that it names."""
+    """Return the events that a caption describes, and the objects that it names."""
     pattern, motion_of = _patterns()
     events: list[Claim] = []
     subjects: list[Thing] = []
@@ -130,7 +130,7 @@ def _read(caption: str) -> tuple[frozenset[Claim], frozenset[Thing]]:
         else:
             subject = subjects[-1] if subjects else None
             events.append(Claim(motion, subject, named[0] if named else None))
-    # "after rising, the star is falling": the subject comes behind the first verb.
+    # "after rising, the star is falling": the subject follows the first verb.
     first = subjects[0] if subjects else None
     events = [event if event.subject else event._replace(subject=first) for event in events]
     return frozenset(events), frozenset(things)

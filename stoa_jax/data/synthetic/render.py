@@ -1,6 +1,6 @@
-"""Draws the tracks of a scene, and reads exact boxes off what was drawn.
+"""Render the tracks of a scene, and read exact boxes from the result.
 
-T frames, S side in pixels, n things.
+T frames, S side in pixels, n objects.
 """
 
 import functools
@@ -26,8 +26,9 @@ _RGB = {
     "teal": (40, 110, 112),
     "navy": (38, 44, 92),
 }
-# What each shape has in its middle, as a real class has its markings: a small vision transformer
-# tells colours in a hundred steps, outlines hardly in six hundred (benchmarks/notes/motion.md).
+# A mark in the middle of each shape, as real objects have markings: a small vision transformer
+# learns colours in a hundred steps, but outlines hardly in six hundred
+# (benchmarks/notes/motion.md).
 _CORE = {
     "ball": (0, 235, 235),
     "square": (235, 0, 235),
@@ -41,7 +42,7 @@ _CORE = {
     "arrow": (255, 240, 180),
 }
 _CORE_RADIUS = 0.5
-_MARGIN = 1.1  # a sprite reaches a little beyond the unit circle
+_MARGIN = 1.1  # a sprite extends a little beyond the unit circle
 _LEVELS = (8, 10, 12, 14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 96, 128, 192)
 _FINE = 192
 
@@ -49,9 +50,9 @@ _FINE = 192
 def draw(
     scene: Scene, tracks: Tracks, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frames uint8 [T, S, S, 3], boxes float32 [T, n, 4], visible share float32 [T, n].
+    """Render frames uint8 [T, S, S, 3], boxes float32 [T, n, 4], visible shares float32 [T, n].
 
-    A box holds the pixels of its thing that show, as xyxy in [0, 1]; with none it is zero.
+    A box holds the visible pixels of its object, as xyxy in [0, 1]; it is zero if there are none.
     """
     count, length = tracks.radii.shape
     canvas = np.repeat(_background(*scene.background, size, rng)[None], length, 0)
@@ -67,7 +68,7 @@ def draw(
             bottom = min(int(y + _MARGIN * radius) + 1, size)
             sprite = _sprite(*looks[k], _level(2 * radius))
             ratio = sprite.shape[0] / (2 * _MARGIN * radius)
-            # pixel centres of the window, seen in the sprite
+            # pixel centres of the window, in coordinates of the sprite
             shift = [
                 (start + 0.5 - centre) * ratio + sprite.shape[0] / 2 - 0.5
                 for start, centre in ((left, x), (top, y))
@@ -94,7 +95,7 @@ def draw(
 
 
 def _extents(mask: np.ndarray) -> np.ndarray:
-    """Boxes [T, 4] of masks [T, S, S]."""
+    """Return boxes [T, 4] of masks [T, S, S]."""
     size = mask.shape[-1]
     columns, rows = np.asarray(mask.any(1)), np.asarray(mask.any(2))  # [T, S]
     box = np.stack(
@@ -110,7 +111,7 @@ def _extents(mask: np.ndarray) -> np.ndarray:
 
 
 def _background(kind: str, tone: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A muted picture, float32 [S, S, 3]."""
+    """Return a muted background, float32 [S, S, 3]."""
     base = np.array(_RGB[tone], np.float32) + rng.uniform(-8, 8)
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / size
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 1)
@@ -134,7 +135,7 @@ def _level(diameter: float) -> int:
 
 @functools.lru_cache(maxsize=8192)
 def _sprite(shape: str, colour: str, texture: str, diameter: int) -> np.ndarray:
-    """A look with premultiplied alpha, float32 [D, D, 4], D the diameter with margins."""
+    """Return a sprite with premultiplied alpha, float32 [D, D, 4]; D includes margins."""
     side = round(diameter * _MARGIN)
     fine = _fine(shape, colour, texture)
     sprite = cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -142,9 +143,9 @@ def _sprite(shape: str, colour: str, texture: str, diameter: int) -> np.ndarray:
     return sprite
 
 
-@functools.cache  # at most every look there is, 40 MB
+@functools.cache  # all looks together take 40 MB
 def _fine(shape: str, colour: str, texture: str) -> np.ndarray:
-    """A look, large: colours times alpha, and alpha, uint8 [F, F, 4]."""
+    """Return a large sprite: colours times alpha, and alpha, uint8 [F, F, 4]."""
     mask = _mask(shape)
     y, x = (np.mgrid[0:_FINE, 0:_FINE] + 0.5) / _FINE * 2 * _MARGIN - _MARGIN
     fill = np.array(_RGB[colour], np.float32)
@@ -170,7 +171,7 @@ def _fine(shape: str, colour: str, texture: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _mask(shape: str) -> np.ndarray:
-    """A shape in the unit circle, uint8 [F, F] of 0 and 1."""
+    """Return a shape in the unit circle, uint8 [F, F] of 0 and 1."""
     mask = np.zeros((_FINE, _FINE), np.uint8)
 
     def fill(points, value=1):

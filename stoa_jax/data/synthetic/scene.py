@@ -1,6 +1,6 @@
-"""What happens in a synthetic clip, as a small program: objects, a background, events in time.
+"""The events of a synthetic clip as a small program: objects, a background, events in time.
 
-Which split a program belongs to is a hash of the program, so no scene is in two splits.
+A hash of the program decides its split, so that no scene is in two splits.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ BACKGROUNDS = ("plain", "shaded", "grainy", "striped", "checked")
 
 DIRECTIONS = ("left", "right", "up", "down")
 ALONE = (*DIRECTIONS, "circle", "grow", "shrink", "blink")
-# With a second object. In `meet` and `part` both move; else the second rests or is pushed.
+# With a second object. In `meet` and `part` both move; otherwise the second rests or is pushed.
 TOGETHER = ("approach", "leave", "meet", "part", "push", "behind", "front")
 MOTIONS = ALONE + TOGETHER
 SYMMETRIC = ("meet", "part")
@@ -44,7 +44,7 @@ ALWAYS, FIRST, THEN = 0, 1, 2  # phases: the whole clip, its first half, its sec
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object's looks. In a clip no two share both colour and shape."""
+    """The look of one object. No two objects of a clip share both colour and shape."""
 
     shape: str
     colour: str
@@ -54,7 +54,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """`subject` (an index of things) does `motion` in `phase`, to `other` where there is one."""
+    """`subject` (an index of the objects) does `motion` in `phase`, to `other` if there is one."""
 
     motion: str
     subject: int
@@ -64,14 +64,14 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A program: what is there and what it does; where it does it is the layout's."""
+    """A program: objects, background and events. The layout decides where they are."""
 
     things: tuple[Thing, ...]
     background: tuple[str, str]  # kind, tone
     events: tuple[Event, ...]
 
     def as_dict(self) -> dict:
-        """The scene as plain data, for pages and tests."""
+        """Return the scene as plain data, for pages and tests."""
         return {
             "objects": [dataclasses.asdict(thing) for thing in self.things],
             "background": {"kind": self.background[0], "tone": self.background[1]},
@@ -79,16 +79,16 @@ class Scene:
         }
 
     def still(self) -> list[int]:
-        """The things that take no part in any event."""
+        """Return the objects that take part in no event."""
         acting = {i for e in self.events for i in (e.subject, e.other)}
         return [i for i in range(len(self.things)) if i not in acting]
 
 
 def key(scene: Scene) -> str:
-    """A name for colours, shapes and events, whatever their order.
+    """Return a key of colours, shapes and events, independent of their order.
 
-    Texture, size and background are left out on purpose: a test scene is then no train scene in
-    another coat of paint.
+    Texture, size and background are left out on purpose: a test scene is then never a training
+    scene in other colours of the background.
     """
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
 
@@ -101,20 +101,20 @@ def key(scene: Scene) -> str:
 
 
 def split_of(scene: Scene) -> str:
-    """The one split in which a scene may appear."""
+    """Return the only split in which a scene may appear."""
     return split_of_key(key(scene))
 
 
 def split_of_key(name: str) -> str:
-    """The split that a name falls to by its hash."""
+    """Return the split that the hash of a key selects."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return _BUCKETS[int.from_bytes(digest, "little") % len(_BUCKETS)]
 
 
 def draw_things(rng: np.random.Generator, most: int, twins: bool = False) -> tuple[Thing, ...]:
-    """One to `most` things, half of the time some alike in colour or in shape.
+    """Sample one to `most` objects, half of the time some of equal colour or shape.
 
-    With `twins` there are two or more, and the first two have one shape.
+    With `twins` there are at least two, and the first two have the same shape.
     """
     count = pick_count(rng, _COUNTS, most)
     if twins:
@@ -134,7 +134,7 @@ def draw_things(rng: np.random.Generator, most: int, twins: bool = False) -> tup
 
 
 def draw_events(rng: np.random.Generator, count: int) -> tuple[Event, ...]:
-    """One or two events among `count` things, in one of five plots."""
+    """Sample one or two events among `count` objects, in one of five plots."""
     order = rng.permutation(count).tolist()
     a, b = order[0], order[1] if count > 1 else None
     plots = ("one", "phases") if b is None else ("one", "phases", "both", "turns", "pair")
@@ -154,7 +154,7 @@ def draw_events(rng: np.random.Generator, count: int) -> tuple[Event, ...]:
 def draw_group(
     rng: np.random.Generator, split: str, siblings: int, most: int, twins: bool = False
 ) -> tuple[Scene, ...]:
-    """`siblings` scenes of `split` that look the same and differ in what happens."""
+    """Sample `siblings` scenes of `split` that look alike and differ in their events."""
     while True:  # a few things may lack enough programs in a small split: then others are drawn
         things = draw_things(rng, most, twins)
         background = (pick(rng, BACKGROUNDS), pick(rng, TONES))
@@ -168,11 +168,11 @@ def draw_group(
 
 
 def pick_count(rng: np.random.Generator, odds: Sequence[float], most: int) -> int:
-    """One to `most` things; `odds` are those of one, two, three, …"""
+    """Sample a number of objects from 1 to `most`; `odds` are those of one, two, three, …"""
     p = np.array(odds[:most])
     return 1 + int(rng.choice(len(p), p=p / p.sum()))
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of the options, each as likely."""
+    """Return one of the options, with equal probabilities."""
     return options[int(rng.integers(len(options)))]

@@ -1,7 +1,7 @@
-"""Opens a video file and reads its packets; however bad the file is, one `VideoError` is the end.
+"""Open a video file and read its packets; any fault of the file ends in one `VideoError`.
 
-Only regular files are opened, and no format that opens others. Pixels, packets, damaged places and
-time are bounded.
+Only regular files are opened, and no format that opens other files. Pixels, packets, damaged
+packets and time are bounded.
 """
 
 import functools
@@ -18,18 +18,18 @@ from av.stream import Disposition
 
 from stoa_jax.errors import UserError
 
-MAX_PACKETS = 4_000_000  # 18 hours at 60 frames a second
-MAX_TORN = 20  # damaged places that reading goes on after
+MAX_PACKETS = 4_000_000  # 18 hours at 60 frames per second
+MAX_TORN = 20  # reading continues after at most this many damaged packets
 MAX_PIXELS = 2**27  # 16k x 8k; a header may claim 65535 x 65535 and ask for 16 GB
 
-# Playlists and the like, which open other files, and text shown as pictures.
+# Playlists and similar, which open other files, and text rendered as video.
 _NO_VIDEO_FORMATS = frozenset(
     "hls applehttp dash concat concatf sdp rtsp rtp sap imf image2 lavfi tty ffmetadata".split()
 )
 
 
 class VideoError(UserError):
-    """A video that cannot be read: one line with its path and the reason."""
+    """A video that cannot be read; the message is one line with its path and the reason."""
 
 
 @functools.cache
@@ -38,7 +38,7 @@ def _formats() -> str:
 
 
 class opened:
-    """The container and its video stream; every failure inside becomes a VideoError."""
+    """Context of an open container and its video stream; failures inside become a VideoError."""
 
     def __init__(self, path, timeout: float):
         self.path, self.timeout = path, timeout
@@ -50,13 +50,15 @@ class opened:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise VideoError(f"{path}: {reason}") from None
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
             raise VideoError(f"{path}: not a regular file")
         if status.st_size == 0:
             raise VideoError(f"{path}: empty file")
         try:
             self.container = av.open(
-                str(path.absolute()),  # absolute: no name is taken for a protocol ("concat:…")
+                str(
+                    path.absolute()
+                ),  # absolute, so that no name is taken for a protocol ("concat:…")
                 options={"max_pixels": str(MAX_PIXELS)},
                 container_options={"protocol_whitelist": "file", "format_whitelist": _formats()},
                 metadata_errors="replace",
@@ -86,7 +88,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _video_stream(container, path):
-    cover = Disposition.attached_pic  # the cover of a sound file is no video
+    cover = Disposition.attached_pic  # the cover image of an audio file is not a video
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:
         kind = "only sound" if container.streams.audio else "no video"
@@ -99,16 +101,16 @@ def _video_stream(container, path):
         raise VideoError(f"{path}: its video stream has no clock")
     if context.width * context.height > MAX_PIXELS:
         raise VideoError(
-            f"{path}: {context.width}x{context.height} pixels; at most {MAX_PIXELS} are read"
+            f"{path}: {context.width}x{context.height} pixels; at most {MAX_PIXELS} are supported"
         )
-    # One thread: clips are read in parallel processes, and frames come the same every time.
+    # One thread: clips are read in parallel processes, and decoding stays deterministic.
     context.thread_count = 1
     context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 
 
 def packets(container, streams, path, deadline: float) -> Iterator[av.Packet]:
-    """Packets to the end of what can be read, bounded in number and time."""
+    """Yield the packets that can be read, bounded in number and time."""
     coming, torn = container.demux(streams), 0
     for count in itertools.count():
         if count > MAX_PACKETS:
@@ -120,8 +122,8 @@ def packets(container, streams, path, deadline: float) -> Iterator[av.Packet]:
         except FFmpegError as error:
             torn += 1
             if torn > MAX_TORN or isinstance(error, av.error.EOFError | av.error.ExitError):
-                return  # what came before may do, and `timeline.scan` says whether
-            coming = container.demux(streams)  # goes on after a damaged place, if it can
+                return  # `timeline.scan` decides whether the packets so far suffice
+            coming = container.demux(streams)  # continues after a damaged packet if possible
             continue
         if packet is None:
             return

@@ -1,8 +1,8 @@
-"""Uniformly spaced frames of a video file, by time, whatever the container and codec.
+"""Uniformly spaced frames of a video file, by time, for any container and codec.
 
-`timeline` says which frames to take and whether to jump to the keyframe before each, or to decode
-straight through; here they are decoded, set upright and made smaller. Every way a file can be bad
-ends in one `VideoError`, within `timeout` seconds.
+`timeline` chooses the frames and whether to seek to the keyframe before each or to decode from the
+start; this module decodes them, turns them upright and downscales them. Any fault of a file ends in
+one `VideoError`, within `timeout` seconds.
 """
 
 import bisect
@@ -23,7 +23,7 @@ from stoa_jax.data.video.timeline import Timeline
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video without decoding it."""
+    """Properties of a video that are known without decoding it."""
 
     width: int  # as stored, before rotation
     height: int
@@ -35,14 +35,14 @@ class VideoInfo:
 
 @dataclasses.dataclass(frozen=True)
 class ReadInfo:
-    """How frames were read: `times` are seconds from the first frame of the video."""
+    """How frames were read; `times` are seconds from the first frame of the video."""
 
     video: VideoInfo
     times: tuple[float, ...]
-    indices: tuple[int, ...]  # of the frames, in the order of showing
-    width: int  # pixels of an upright frame before it was made smaller: what detectors saw
+    indices: tuple[int, ...]  # of the frames in presentation order
+    width: int  # of an upright frame before downscaling, as detectors saw it
     height: int
-    seeks: int  # 0: decoded straight through
+    seeks: int  # 0: decoded from the start
     damaged: int  # packets that did not decode
 
 
@@ -55,13 +55,14 @@ def read_frames(
     *,
     timeout: float = 120.0,
 ) -> tuple[list[np.ndarray], ReadInfo]:
-    """`num` frames uint8 RGB [H, W, 3]: the middles of `num` equal parts of [start, end].
+    """Read `num` frames uint8 RGB [H, W, 3] at the middles of `num` equal parts of [start, end].
 
-    Upright (rotation and mirroring of the file honoured), all of one size, made smaller by area
-    to `short_side` pixels and never larger. A clip with fewer frames repeats them.
+    Frames are upright (the file's rotation and mirroring are applied) and of one size, downscaled
+    by area to a short side of `short_side` pixels and never enlarged. A clip with fewer frames
+    repeats them.
     """
     if num < 1:
-        raise VideoError(f"{path}: {num} frames asked for; at least 1")
+        raise VideoError(f"{path}: {num} frames were requested; at least 1 is needed")
     deadline = time.monotonic() + timeout
     with opened(path, timeout) as (container, stream):
         table = timeline.scan(container, stream, path, deadline)
@@ -83,7 +84,7 @@ def read_frames(
 
 
 def probe(path: str | os.PathLike[str], *, timeout: float = 60.0) -> VideoInfo:
-    """Size, length and codec; reads the packets but decodes no frame."""
+    """Return size, length and codec; reads the packets but decodes no frame."""
     with opened(path, timeout) as (container, stream):
         table = timeline.scan(container, stream, path, time.monotonic() + timeout)
         return _info(stream, table)
@@ -102,7 +103,7 @@ def _info(stream, table: Timeline) -> VideoInfo:
 
 
 def _read(path, reader: "_Reader", wanted: list[int], timeout: float):
-    """The wanted pictures, by jumps where they cost less than decoding straight through."""
+    """Read the wanted frames, by seeking if that costs less than decoding from the start."""
     plan = timeline.jumps(reader.table, wanted)
     if plan:
         try:
@@ -113,8 +114,8 @@ def _read(path, reader: "_Reader", wanted: list[int], timeout: float):
                     pictures |= reader.take(container, stream, ticks, key)
             return [pictures[t] for t in wanted], len(plan)
         except (_Astray, FFmpegError):
-            pass  # the index lies, or the container seeks about: read from the start
-    # Opened anew: to go back to the start is a seek too.
+            pass  # the index is wrong, or the container seeks inexactly: read from the start
+    # Reopen the file: returning to the start would be a seek too.
     with opened(path, timeout) as (container, stream):
         try:
             pictures = reader.take(container, stream, sorted(set(wanted)))
@@ -124,11 +125,11 @@ def _read(path, reader: "_Reader", wanted: list[int], timeout: float):
 
 
 class _Astray(Exception):
-    """The frames that came are not the ones asked for."""
+    """The decoded frames are not the requested ones."""
 
 
 class _Reader:
-    """Decodes forward and keeps the pictures at given ticks."""
+    """Decoder that moves forward and keeps the frames at given ticks."""
 
     def __init__(self, path, table: Timeline, deadline: float, short_side: int | None):
         self.path, self.table = path, table
@@ -138,18 +139,18 @@ class _Reader:
         self._size: tuple[int, int] | None = None
 
     def take(self, container, stream, wanted: Sequence[int], key: int | None = None):
-        """{ticks: picture} of sorted ticks, from where the container stands.
+        """Return {ticks: frame} for sorted ticks, from the container's current position.
 
-        A frame that is missing is replaced by the one shown before it. After a jump to the
-        keyframe `key`, anything unexpected raises `_Astray`; else only that no frame comes.
+        A missing frame is replaced by the one shown before it. After a seek to the keyframe `key`,
+        any surprise raises `_Astray`; without one, only the lack of any frame is an error.
         """
         pictures: dict[int, np.ndarray] = {}
         queue = list(wanted)
-        held = None  # the last frame, still shown at the next wanted ticks
+        held = None  # the last frame, still shown at the next wanted tick
         for frame, ticks in self._frames(container, stream, key):
             while queue and ticks > queue[0]:
                 if key is not None:
-                    raise _Astray("a frame is not where the packets told")
+                    raise _Astray("a frame is not at the time of its packet")
                 pictures[queue.pop(0)] = self._picture(held or frame, stream)
             if queue and ticks == queue[0]:
                 pictures[queue.pop(0)] = self._picture(frame, stream)
@@ -157,7 +158,7 @@ class _Reader:
                 return pictures
             held = frame
         if held is None:
-            raise _Astray("none of its frames decodes")
+            raise _Astray("none of its frames can be decoded")
         if key is not None:
             raise _Astray("frames are missing at the end")
         for ticks in queue:
@@ -178,7 +179,7 @@ class _Reader:
             for frame in frames:
                 if self.table.exact and frame.pts is not None:
                     yield frame, frame.pts
-                else:  # by its place, as the table's times were
+                else:  # by rank, as the table's times were assigned
                     yield frame, self.table.pts[min(count, len(self.table.pts) - 1)]
                 count += 1
 
@@ -199,16 +200,16 @@ class _Reader:
 
 
 def frame_aspect(stream, width: int, height: int) -> float:
-    """Width of a pixel over its height; 1 where the file says nothing or nonsense."""
+    """Return the width of a pixel over its height; 1 if the file gives none or nonsense."""
     aspect = stream.sample_aspect_ratio
     if not aspect or not 0.25 <= aspect <= 4:
         return 1.0
-    # Never more pixels than are stored, by much.
+    # Keep the number of pixels close to what is stored.
     return float(aspect) if width * height * aspect <= MAX_PIXELS else 1.0
 
 
 def fit(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
-    """(width, height) with the shorter at most `short_side`, in proportion."""
+    """Return (width, height) scaled down to a short side of at most `short_side`."""
     short = min(size)
     if not short_side or short <= short_side:
         return size
@@ -217,7 +218,7 @@ def fit(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
 
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    """Return the matrix [3, 3] by which a frame is turned or mirrored; None for an upright one."""
+    """Return the matrix [3, 3] that turns or mirrors a frame, or None for an upright one."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
@@ -226,7 +227,7 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 
 
 def turned(matrix: np.ndarray | None) -> bool:
-    """Whether a display matrix swaps width and height."""
+    """Return whether a display matrix swaps width and height."""
     if matrix is None:
         return False
     a, b, c, d = np.abs(matrix[:2, :2].astype(np.int64)).ravel()
@@ -234,9 +235,9 @@ def turned(matrix: np.ndarray | None) -> bool:
 
 
 def upright(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """The picture as shown by a display matrix [3, 3]: turned by quarters and mirrored.
+    """Apply a display matrix [3, 3] to a frame: quarter turns and mirroring.
 
-    A point moves as [x y] @ matrix[:2, :2]; other angles go to the nearest quarter.
+    A point moves as [x y] @ matrix[:2, :2]; other angles are rounded to the nearest quarter turn.
     """
     if matrix is None:
         return picture

@@ -1,7 +1,7 @@
-"""When the frames of a video are shown, which are wanted, and how to get to them.
+"""When the frames of a video are shown, which of them to read, and how to reach them.
 
-One pass over the packets, without decoding, makes the `Timeline`. From it come the frames at the
-middles of equal parts, and the keyframes to jump to where that costs less than decoding all.
+One pass over the packets, without decoding, builds the `Timeline`. It gives the frames at the
+middles of equal parts, and the keyframes to seek to if that costs less than decoding everything.
 """
 
 import bisect
@@ -13,34 +13,34 @@ import av
 
 from stoa_jax.data.video.container import VideoError, packets
 
-SEEK_COST = 4  # a jump costs about as much as decoding so many frames
-# Share of the time that may be missing at the end before a file counts as truncated.
+SEEK_COST = 4  # a seek costs about as much as decoding this many frames
+# Fraction of the duration that may be missing at the end before a file counts as truncated.
 SLACK_SECONDS, SLACK_SHARE = 1.0, 0.1
-# Containers whose header tells the duration; elsewhere it is guessed from the bit rate.
+# Containers whose header gives the duration; elsewhere it is estimated from the bit rate.
 _HEADED_FORMATS = frozenset("mov matroska avi asf flv".split())
 
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """When frames are shown, in ticks of the stream's clock."""
+    """Presentation times of the frames, in ticks of the stream's clock."""
 
     pts: list[int]  # sorted
-    keys: list[int]  # sorted; those of keyframes
+    keys: list[int]  # of the keyframes, sorted
     end: int
-    exact: bool  # pts are the stream's own; else guessed from the decoding order
+    exact: bool  # pts come from the stream; False: estimated from the decoding order
     tick: float  # seconds
 
 
 def scan(container, stream, path, deadline: float) -> Timeline:
-    """The table of frame times; refuses a file that ends long before it says it does."""
+    """Build the table of frame times; raise VideoError for a file shorter than its header says."""
     tick = float(stream.time_base)
     pts, dts, keys, lengths = [], [], [], []
-    furthest = None  # seconds, over all streams: sound may go on after the pictures
-    # The packets of a sound stream tell of a truncated file too, but not those of data streams.
+    furthest = None  # seconds, over all streams: sound may continue after the last frame
+    # The packets of an audio stream also reveal a truncated file; those of data streams do not.
     streams = [stream, *container.streams.audio]
     for packet in packets(container, streams, path, deadline):
         if packet.size == 0 and packet.pts is None and packet.dts is None:
-            continue  # the flush at the end
+            continue  # the flush packet at the end
         at = packet.pts if packet.pts is not None else packet.dts
         if at is not None and packet.time_base:
             seconds = float((at + (packet.duration or 0)) * packet.time_base)
@@ -65,7 +65,7 @@ def scan(container, stream, path, deadline: float) -> Timeline:
 
 
 def _guessed(dts: Sequence[int | None], stream) -> list[int]:
-    """Frame times where packets carry none: the decoding times in order, or the frame rate."""
+    """Return frame times for packets without any: decoding times in order, or the frame rate."""
     known = [time for time in dts if time is not None]
     if len(known) == len(dts) == len(set(known)):
         return sorted(known)
@@ -85,7 +85,7 @@ def _refuse_truncated(container, furthest: float, path) -> None:
 
 
 def choose(table: Timeline, num: int, start, end, path) -> list[int]:
-    """The ticks of the frames shown at the middles of `num` parts; repeats on short clips."""
+    """Return the ticks of the frames at the middles of `num` parts; short clips repeat some."""
     length = (table.end - table.pts[0]) * table.tick
     first = 0.0 if start is None else float(start)
     last = length if end is None else min(float(end), length)
@@ -102,7 +102,7 @@ def choose(table: Timeline, num: int, start, end, path) -> list[int]:
 
 
 def jumps(table: Timeline, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """(keyframe, frames after it) to jump to; none where decoding straight through is cheaper."""
+    """Return (keyframe, frames after it) for each seek; empty if decoding everything is cheaper."""
     if not table.exact or not table.keys:
         return []
     plan: dict[int, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Film strips: a clip's frames in a row, with trajectories boxed or attention laid over them."""
+"""Film strips: a clip's frames side by side, with trajectories boxed or attention overlaid."""
 
 import base64
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# Okabe and Ito's colours, which people who see colours differently tell apart.
+# Okabe and Ito's colours, which people with colour blindness can distinguish.
 PALETTE = (
     (230, 159, 0),
     (86, 180, 233),
@@ -21,12 +21,12 @@ GAP = 4  # pixels between frames
 
 
 def colour(i: int) -> tuple[int, int, int]:
-    """The RGB colour of trajectory `i`."""
+    """Return the RGB colour of trajectory `i`."""
     return PALETTE[i % len(PALETTE)]
 
 
 def hex_colour(i: int) -> str:
-    """The colour of trajectory `i` as CSS writes it."""
+    """Return the colour of trajectory `i` in CSS notation."""
     return "#{:02x}{:02x}{:02x}".format(*colour(i))
 
 
@@ -36,9 +36,10 @@ def strip(
     shown: np.ndarray | None = None,
     height: int = 160,
 ) -> np.ndarray:
-    """Frames [T, H, W, 3] side by side, uint8 [h, w, 3].
+    """Put frames [T, H, W, 3] side by side: uint8 [h, w, 3].
 
-    `boxes` [N, T, 4] are xyxy in [0, 1], one colour a trajectory, drawn where `shown` [N, T].
+    `boxes` [N, T, 4] are xyxy in [0, 1], with one colour per trajectory; a box is drawn where
+    `shown` [N, T] is True.
     """
     out = []
     for t, frame in enumerate(frames):
@@ -54,7 +55,7 @@ def strip(
 def attention_strip(
     frames: Sequence[np.ndarray], attention: np.ndarray, height: int = 160
 ) -> np.ndarray:
-    """Frames with attention [T, h, w] as light: bright where an action query looks."""
+    """Put frames side by side with attention [T, h, w] as brightness."""
     top = float(attention.max()) or 1.0
     out = []
     for frame, weights in zip(frames, attention, strict=True):
@@ -89,7 +90,7 @@ def _row(pictures: list[np.ndarray]) -> np.ndarray:
 
 
 def data_address(picture: np.ndarray) -> str:
-    """An RGB picture as a `data:` address of a JPEG."""
+    """Encode an RGB image as a JPEG in a `data:` URL."""
     ok, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     assert ok
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
