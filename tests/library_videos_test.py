@@ -82,7 +82,7 @@ BAD = {
     "sound.mp4": (audio, "only sound in it"),
     "frameless.mp4": (no_frames, "no video in it"),
     "short.mkv": (cut_short, r"truncated: \d\.\d s of 10\.\d s can be read"),
-    "damaged.mp4": (damaged, "none of its frames decodes"),
+    "damaged.mp4": (damaged, "none of its frames can be decoded"),
     "folder.mp4": (os.mkdir, "not a regular file"),
 }
 

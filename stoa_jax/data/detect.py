@@ -20,7 +20,6 @@ from stoa_jax.data.detections import detector
 from stoa_jax.errors import UserError
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(

@@ -47,9 +47,9 @@ def load_detector(
     >>> detector = stoa_jax.load_detector("PekingU/rtdetr_r50vd")
     >>> clip = stoa_jax.Clip("example.mp4", detections=detector)
     """
-    from stoa_jax.data.detections import detector
+    from stoa_jax.data.detections.detector import load_detector as load_model
 
-    find = detector.load_detector(directory, threshold, device, batch_size)
+    find = load_model(directory, threshold, device, batch_size)
     one_at_a_time = threading.Lock()  # videos are prepared by several threads
 
     def detector(frames: np.ndarray) -> Detections:

@@ -106,14 +106,15 @@ def cudnn_obstacle(
 
 
 def _version(capability: str | None) -> tuple[int, int] | None:
-    """Parse "9.0"; None for what is no compute capability of NVIDIA's (AMD's are "gfx942")."""
+    """Parse a compute capability such as "9.0"; None for other devices (AMD's are "gfx942")."""
     major, dot, minor = (capability or "").partition(".")
     return (int(major), int(minor)) if dot and major.isdigit() and minor.isdigit() else None
 
 
 def _device() -> tuple[str, str | None]:
-    """Return platform and compute capability of the device that work runs on by default."""
-    device = jax.config.jax_default_device or jax.local_devices()[0]
+    """Return platform and compute capability of the default device."""
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    device = default or jax.local_devices()[0]
     if isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
     return device.platform, getattr(device, "compute_capability", None)
