@@ -182,7 +182,7 @@ def test_boxes_in_pixels_are_refused_with_the_value(model):
     frames = np.zeros((4, 40, 60, 3), np.uint8)
     boxes = np.tile(np.float32([10, 5, 55, 30]), (4, 1, 1))
     found = stoa_jax.Detections(boxes, np.zeros((4, 1), int), np.ones((4, 1)), ("dog",))
-    words = r"a coordinate is 55; boxes are shares of the frame in \[0, 1\]: divide pixels by"
+    words = r"a coordinate is 55; boxes are fractions of the frame: divide pixels by"
     with pytest.raises(stoa_jax.UserError, match=words):
         model.match([stoa_jax.Clip(frames, detections=found)], ["a dog"])
 

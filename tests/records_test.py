@@ -67,7 +67,7 @@ def test_a_picture_is_decoded_as_by_opencv():
     assert records.decode_jpeg(gray).shape == image.shape
     with pytest.raises(ValueError, match=r"damaged .*truncated"):
         records.decode_jpeg(jpeg[: len(jpeg) // 2])
-    with pytest.raises(ValueError, match="9 bytes are not a JPEG picture"):
+    with pytest.raises(ValueError, match="9 bytes are not a JPEG image"):
         records.decode_jpeg(b"no JPEG  ")
 
 
