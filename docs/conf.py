@@ -20,12 +20,15 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "generated_pages",
+    "mathml",
 ]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 
 html_theme = "furo"
 html_title = f"stoa_jax {version}"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3

