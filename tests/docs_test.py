@@ -30,6 +30,11 @@ def test_links_lead_somewhere(path):
             assert anchor in anchors(there), f"{path.name}: no heading {target}"
 
 
+def test_no_page_has_the_name_of_one_that_sphinx_writes():
+    names = {path.stem for path in DOCUMENTS}
+    assert not names & {"search", "genindex", "py-modindex"}
+
+
 def anchors(path: Path) -> set[str]:
     """Return the anchors that GitHub and MyST derive from a page's headings."""
     heads = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
