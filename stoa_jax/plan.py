@@ -20,6 +20,7 @@ from absl import logging
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from stoa_jax.chips import CHIPS, GIB, Chip
 from stoa_jax.config import data_folder
 from stoa_jax.cost import Collective, collectives, jaxpr_work
 from stoa_jax.errors import UserError
@@ -28,31 +29,6 @@ from stoa_jax.monitor import duration
 from stoa_jax.program import make_program
 from stoa_jax.workdir import check_config
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Published specification of one chip."""
-
-    name: str
-    flops: float  # bf16, per second
-    memory: float  # bytes
-    bandwidth: float  # of the memory, bytes per second
-    links: float  # all links to other chips, both directions, bytes per second
-    per_host: int
-
-
-# Sources: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; NVIDIA's data sheets (dense, SXM).
-CHIPS = {
-    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9, 4),
-    "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9, 4),
-    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1640e9, 448e9, 4),
-    "a100": Chip("NVIDIA A100 80 GB", 312e12, 80 * GIB, 2039e9, 600e9, 8),
-    "h100": Chip("NVIDIA H100", 989e12, 80 * GIB, 3350e9, 900e9, 8),
-    "h200": Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 900e9, 8),
-    "cpu": Chip("virtual CPU device", math.nan, math.nan, math.nan, math.nan, 8),
-}
 USABLE = 0.95  # share of the memory that a program can use; the runtime keeps the rest
 # Code that is compiled for CPU devices as a substitute never runs, so it is not optimised.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

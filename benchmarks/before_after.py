@@ -1,0 +1,153 @@
+"""The training step at an older commit beside today's, in turn, in one run, from one start.
+
+    python -m benchmarks.before_after --commit=7ef1078 --without=mlm
+
+The older commit is checked out into a temporary worktree, and each side runs in a process of its
+own, of which one works at a time. Both start from the older commit's parameters and take the same
+batch and random choices. All losses of the first step must be equal to 1e-5. A loss whose
+definition has changed since (MLM's, since 7ef1078) is switched off in both with `--without=mlm`, or
+may differ with `--differ=mlm`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.older import ROOT, checkout, environment
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--commit", default="7ef1078")
+    parser.add_argument("--size", default="tiny", help="toy, or a variant of ModelConfig")
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=5, help="of each side in a round")
+    parser.add_argument("--without", default="", help="losses that are switched off, with commas")
+    parser.add_argument("--differ", default="", help="losses that need not be equal, with commas")
+    parser.add_argument("--all-learn", action="store_true", help="the vision tower learns too")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+class Worker:
+    """A process that runs the step of one tree of the code."""
+
+    def __init__(self, tree: Path, options: list[str]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.before_after", "--worker", *options],
+            cwd=tree,
+            env={**environment(tree), "JAX_PLATFORMS": "cpu"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, **request: Any) -> dict[str, Any]:
+        """Send a request and return the answer."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a side ended with an error; see above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def work(args: argparse.Namespace) -> None:
+    """Answer requests: to begin from parameters, and to take steps."""
+    import jax
+
+    from benchmarks import setting
+
+    c = setting.model_config(args.size, scan_layers=False)
+    losses = dict.fromkeys(filter(None, args.without.split(",")), 0.0)
+    groups = setting.EVERYTHING if args.all_learn else setting.FROZEN_VISION
+    config = setting.step_config(args.clips, groups=groups, **losses)
+    program, _ = setting.our_program(c, config, jax.devices()[0])
+    batch = jax.device_put(setting.random_batch(c, args.clips))
+    state = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "save" in request:
+            np.savez(request["save"], **program.init().params)
+            answer = {}
+        elif "load" in request:
+            with np.load(request["load"]) as file:
+                params = dict(file)
+            if set(params) != set(program.state.params):
+                from stoa_jax.migrations import migrate_parameters
+
+                shapes = {k: v.shape for k, v in program.state.params.items()}
+                params = migrate_parameters(params, shapes)
+            state = program.start(params)
+            answer = {}
+        else:
+            seconds = []
+            for _ in range(request["steps"]):
+                start = time.perf_counter()
+                state, values = program.step(state, batch)
+                metrics = setting.metrics_by_name(program, values)
+                seconds.append(time.perf_counter() - start)
+            found = {k: v for k, v in metrics.items() if k.startswith("loss_")}
+            answer = {"seconds": seconds, "losses": found}
+        print(json.dumps(answer), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Compare both sides and print a line a round, then the medians."""
+    args = parse(arguments)
+    if args.worker:
+        return work(args)
+    options = [f"--{k}={getattr(args, k)}" for k in ("size", "clips", "without")]
+    options += ["--all-learn"] * args.all_learn
+    with checkout(args.commit) as tree, tempfile.TemporaryDirectory() as folder:
+        params = str(Path(folder) / "params.npz")
+        compare(args, Worker(tree, options), Worker(ROOT, options), params)
+
+
+def compare(args: argparse.Namespace, before: Worker, after: Worker, params: str) -> None:
+    """Time both sides in turn."""
+    before(save=params)
+    before(load=params)
+    after(load=params)
+    old, new = before(steps=1)["losses"], after(steps=1)["losses"]  # compiles
+    allowed = {f"loss_{name}" for name in args.differ.split(",")}
+    for name, value in old.items():
+        difference = abs(new[name] - value) / abs(value)
+        print(
+            f"{name}: {value:.6f} before, {new[name]:.6f} now, {difference:.1e} apart", flush=True
+        )
+        if difference > 1e-5 and name not in allowed:
+            raise SystemExit(f"{name} is not equal to 1e-5; see --without and --differ")
+    times: tuple[list[float], list[float]] = [], []
+    for _ in range(args.rounds):
+        for worker, seconds in zip((before, after), times, strict=True):
+            seconds += worker(steps=args.steps)["seconds"]
+        one = (args.clips / statistics.median(s[-args.steps :]) for s in times)
+        print("clips/s: {:.1f} before, {:.1f} now".format(*one), flush=True)
+    for worker in (before, after):
+        worker.close()
+    speeds = [args.clips / statistics.median(seconds) for seconds in times]
+    print(
+        f"{args.size}, {args.clips} clips, without {args.without or 'nothing'}, median of "
+        f"{len(times[0])} steps each: {speeds[0]:.1f} clips/s at {args.commit}, {speeds[1]:.1f} "
+        f"now, {speeds[1] / speeds[0]:.2f} times"
+    )
+
+
+if __name__ == "__main__":
+    main()
