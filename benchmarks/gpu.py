@@ -104,6 +104,12 @@ def main(arguments: list[str] | None = None) -> None:
     size = "toy" if args.dry_run else "base"
     c = setting.model_config(size, dtype="bfloat16")
     config, batch = setting.step_config(args.clips), setting.random_batch(c, args.clips)
+    variants, twin_options, autotuned = dict(VARIANTS), dict(TWINS), dict(AUTOTUNED)
+    if args.dry_run:  # one of each kind; generating code for a CPU would take minutes
+        variants = {name: VARIANTS[name] for name in ("attention=cudnn", "remat=products")}
+        twin_options["twin, compiled"] = dict(compile="aot_eager", stream="bfloat16")
+        del twin_options["twin, compiled, float32 between layers"]
+        autotuned = {"twin, max-autotune": dict(compile="aot_eager", stream="bfloat16")}
 
     # Counted in the scanned program, which is traced sooner; before threads trace their own.
     looped = dataclasses.replace(c, scan_layers=True)
@@ -127,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Same fields, same program.
     others = {
         name: compiling(changes)
-        for name, changes in VARIANTS.items()
+        for name, changes in variants.items()
         if dataclasses.replace(c, **changes) != c
     }
     chip = chip_of(device.device_kind)
@@ -177,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
         side = sides.twin_side(name, c, config, params, batch, **options)
         twins.append(timed(side, while_compiling))
 
-    for name, options in TWINS.items():
+    for name, options in twin_options.items():
         run.stage(name, lambda n=name, o=options: measure_twin(n, o), needs=120)
 
     def compare() -> None:
@@ -216,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         lambda: parts.report(c, config, params, batch, device, results, ours and ours.median),
         needs=100,
     )
-    for name, options in AUTOTUNED.items():
+    for name, options in autotuned.items():
         run.stage(name, lambda n=name, o=options: measure_twin(n, o), needs=150)
     results.add("end", "all stages are done")
     sys.stdout.flush()

@@ -20,7 +20,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class TwinStep:
     """A training step of the twin, with our parameters, rates and weight decay.
 
-    `compile` is a mode of torch.compile ("default", "max-autotune-no-cudagraphs"), or "" for none.
+    `compile` is a mode of torch.compile ("default", "max-autotune-no-cudagraphs"), or "" for none;
+    "aot_eager" traces without generating code.
     `stream` is the dtype of activations between layers; products run in bfloat16 if the model's
     dtype is. `authors` runs the network as the authors do: every trajectory by itself, one fusion
     pass for each word that PLM predicts, and every layer at all positions.
@@ -51,8 +52,8 @@ class TwinStep:
         self.weights |= {k: config.loss.to_dict()[k] for k in ("ota", "asp")}
         parts = losses.encode, losses.contrast_and_words, losses.alignment
         if compile:
-            mode = None if compile == "default" else compile
-            parts = tuple(torch.compile(part, mode=mode, dynamic=False) for part in parts)
+            how = dict(backend=compile) if compile == "aot_eager" else dict(mode=compile)
+            parts = tuple(torch.compile(part, dynamic=False, **how) for part in parts)
         self._encode, self._words, self._align = parts
 
     def _optimizer(self, config: Any, names: Mapping[str, str]) -> torch.optim.Optimizer:
