@@ -87,8 +87,3 @@ def test_the_gpu_benchmark_runs_dry_where_only_jax_and_torch_are(tmp_path):
     failed = {name for name, line in found.items() if "error" in line}
     assert failed == {name for name in found if name.startswith("attention=cudnn")}
     assert "part ViT" in found and "all stages are done" in str(found["end"])
-
-
-def test_the_sweep_of_flags_runs_dry(tmp_path):
-    found = dry_run("benchmarks.flags", tmp_path)
-    assert found["no Triton products"]["ratio"] > 0
