@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def compiling(options: dict[str, Any]):
         options = {**options, **(setting.QUICK if args.dry_run else {})}
-        return pool.submit(sides.OurStep(c, config, device, params, batch).compile, options)
+        return pool.submit(sides.OurStep(c, config, device, lambda: params, batch).compile, options)
 
     default = compiling({})
     others = {name: compiling(options) for name, options in chosen.items()}

@@ -126,7 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
     pool = ThreadPoolExecutor(args.threads)
 
     def compiling(changes: dict[str, Any]) -> Future:
-        step = sides.OurStep(dataclasses.replace(c, **changes), config, device, params, batch)
+        step = sides.OurStep(
+            dataclasses.replace(c, **changes), config, device, lambda: params, batch
+        )
         return pool.submit(step.compile, setting.QUICK if args.dry_run else None)
 
     shipped = compiling({})

@@ -57,7 +57,7 @@ class OurStep:
         c: ModelConfig,
         config: Any,
         device: jax.Device,
-        params: Mapping[str, np.ndarray],
+        params: Callable[[], Mapping[str, np.ndarray]],
         batch: Mapping[str, np.ndarray],
     ):
         self.program, _ = setting.our_program(c, config, device)
@@ -80,7 +80,7 @@ class OurStep:
     def __call__(self) -> float:
         """Take one step and return its loss."""
         if self.state is None:
-            self.state = self.program.start(self._params)
+            self.state = self.program.start(self._params())
         self.state, values = self.compiled(self.state, self._batch)
         return setting.metrics_by_name(self.program, values)["loss"]
 

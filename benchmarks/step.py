@@ -72,7 +72,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
     program, _ = setting.our_program(c, config, device)
-    params = setting.random_parameters(program, std=0.02)
+
+    def params():  # made anew for each side, since keeping them would take memory from the steps
+        return setting.random_parameters(program, std=0.02)
+
     timed = []
     for name in args.sides.split(","):
         began = time.monotonic()
@@ -83,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             options = dict(compile=COMPILE.get(name, ""), authors=name == "authors")
             options |= dict(device="cpu" if args.device == "cpu" else "cuda", stream=args.stream)
-            side = sides.twin_side(name, c, config, params, batch, **options)
+            side = sides.twin_side(name, c, config, params(), batch, **options)
         loss = side.step()
         seconds = round(time.monotonic() - began, 1)
         results.add(f"first step of {name}", loss=round(loss, 4), seconds=seconds)
@@ -111,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if args.parts:
         whole = next((side.median for side in timed if side.name == "ours"), None)
-        parts.report(c, config, params, batch, device, results, whole)
+        parts.report(c, config, params(), batch, device, results, whole)
     if args.kernels:
         ours = next(side for side in timed if side.name == "ours")
         parts.report_kernels(ours.step, results)
