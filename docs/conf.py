@@ -40,7 +40,7 @@ suppress_warnings = ["myst.xref_missing"]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 nb_execution_mode = "cache"
-nb_execution_timeout = 600
+nb_execution_timeout = 1800  # seconds a cell may take, on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
