@@ -290,6 +290,11 @@ def test_a_video_that_vanishes_later_is_one_line(finder, library):
 def test_messages_are_short_and_whole(finder):
     nothing = [Moment(0, "a.mp4", 0.0, 1.0, 0.2, 0.1, False)]
     assert "No match for" in fragments.summary(nothing, "“x”")
+    one = [Moment(0, "a.mp4", 0.0, 1.0, 0.2, 0.9, True), *nothing, *nothing]
+    said = fragments.summary(one, "“x”")
+    assert "1 match for “x”, and 2 near moments below the threshold" in said
+    unknown = [Moment(0, "a.mp4", 0.0, 1.0)] * 2
+    assert "2 moments for “x”" in fragments.summary(unknown, "“x”")
     assert fragments.summary([], "“x”").count("library is empty") == 1
     assert fragments.clock(3723.4) == "1:02:03" and fragments.clock(59.6) == "1:00"
     assert fragments.span(Moment(0, "a", 0.0, 9.6)) == "0:00 to 0:10"

@@ -182,11 +182,15 @@ def summary(moments: Sequence[Moment], query: str) -> str:
     if not moments:
         return message("the library is empty; add videos with `stoa index add`")
     gone = sum(bool(m.gone) for m in moments)
+    matches, below = (sum(m.matched is is_match for m in moments) for is_match in (True, False))
     said = f"{len(moments)} moments for {query}"
+    if below and not matches:
+        said = f"no match for {query}: nothing reaches the threshold. The nearest moments are shown"
+    elif below:
+        found = "1 match" if matches == 1 else f"{matches} matches"
+        said = f"{found} for {query}, and {below} near moments below the threshold"
     if gone:
         said += f"; {gone} of them cannot be shown any more"
-    if moments[0].matched is False and not any(m.matched for m in moments):
-        said = f"no match for {query}: nothing reaches the threshold. The nearest moments are shown"
     return message(said)
 
 
