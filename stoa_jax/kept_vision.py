@@ -7,7 +7,7 @@ models. T frames, P patches, h vision width, d shared width.
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from stoa_jax.models.stoa import Stoa
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+    from stoa_jax.tasks.base import TaskBase
 
 _CLIPS = 64  # clips per batch
 
@@ -28,7 +30,7 @@ class KeptVision:
         self.rows = rows
 
     @classmethod
-    def of(cls, model: Stoa, task: Any) -> "KeptVision":
+    def of(cls, model: Stoa, task: "TaskBase") -> "KeptVision":
         """Run the tower of `model` over the training clips of `task`."""
         from stoa_jax.data import pipeline
 

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from stoa_jax.models.stoa import Stoa
 from stoa_jax.monitor import duration
 from stoa_jax.program import make_program
 from stoa_jax.workdir import check_config
+
+if TYPE_CHECKING:
+    from stoa_jax.tasks import Task
 
 USABLE = 0.95  # share of the memory that a program can use; the runtime keeps the rest
 # Code that is compiled for CPU devices as a substitute never runs, so it is not optimised.
@@ -139,7 +142,7 @@ def prepare(topology: str) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 
-def abstract_batch(task: Any, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(task: "Task", size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes and types of a task's global training batch of `size` clips."""
     spec = task.batch_spec(train=True)
     t, k, s = spec.frames, spec.objects, spec.image_size
@@ -163,7 +166,7 @@ def abstract_batch(task: Any, size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def make_plan(
     c: ConfigDict,
-    task: Any,
+    task: "Task",
     topology: Topology,
     batch: Mapping[str, jax.ShapeDtypeStruct] | None = None,
     build_model: Any = Stoa,
@@ -273,7 +276,7 @@ def run_steps(c: ConfigDict) -> tuple[int, list[str]]:
 # The report
 
 
-def report(c: ConfigDict, topology: str, task: Any = None, **parts: Any) -> str:
+def report(c: ConfigDict, topology: str, task: "Task | None" = None, **parts: Any) -> str:
     """Return the text that `--mode=plan` prints, with alternatives if the run does not fit.
 
     `task` and the arguments `parts` of `make_plan` override those of the configuration.

@@ -1,20 +1,21 @@
 """Re-ranking by the fusion encoder, from features stored with each segment."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stoa_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from stoa_jax.inference.model import Model
     from stoa_jax.inference.videos import Prepared, Preprocessing
 
 
 class Fusion:
     """The match head of a model, applied to stored features."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: "Model"):
         if "match" not in getattr(model, "has", ()):
             raise UserError(
                 "an index with fusion features needs a model with a match head, and this one has "

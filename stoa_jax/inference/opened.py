@@ -8,6 +8,7 @@ import numpy as np
 from stoa_jax.inference.sidecars import Calibration
 from stoa_jax.inference.videos import Prepared, Preprocessing
 from stoa_jax.models.config import ModelConfig
+from stoa_jax.text import Tokenizer
 
 
 class Opened(Protocol):
@@ -16,7 +17,7 @@ class Opened(Protocol):
     config: ModelConfig
     kind: str
     source: str
-    tokenizer: Any
+    tokenizer: Tokenizer
     frames: int
     network: Any
     answers: tuple[str, ...]

@@ -2,18 +2,21 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stoa_jax.errors import UserError
 from stoa_jax.report.run_files import Run
 
+if TYPE_CHECKING:
+    from stoa_jax.data.split import Split
+
 
 class Clips:
     """Frames and true texts of the evaluated split, by the video's name."""
 
-    def __init__(self, split: Any):
+    def __init__(self, split: "Split"):
         self.split = split
         ids = [split.metadata(i).video_id for i in range(len(split))]
         # If a video has several clips, predictions also carry the index.

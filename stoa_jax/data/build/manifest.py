@@ -19,7 +19,7 @@ from tensorflow_datasets.core import naming, splits
 from stoa_jax.data import builders, records
 from stoa_jax.data import split as built
 from stoa_jax.data.build import shards
-from stoa_jax.data.sources.entries import Undetected
+from stoa_jax.data.sources import Skipped, Source, Undetected
 from stoa_jax.errors import UserError
 
 FORMAT = 1  # version of the records; raise it when they change
@@ -81,7 +81,7 @@ def refuse_another(directory: Path, key: dict[str, Any]) -> None:
 
 
 def summarize(
-    directory: Path, entries: dict[str, Sequence[Any]], skipped: Sequence[Any]
+    directory: Path, entries: dict[str, Sequence[Any]], skipped: Sequence[Skipped]
 ) -> Summary:
     """Count the contents of the finished shards by split."""
     none = dict.fromkeys(entries, 0)
@@ -97,7 +97,9 @@ def summarize(
     return summary
 
 
-def write_failures(data_dir: Path, dataset: str, directory: Path, skipped: Sequence[Any]) -> None:
+def write_failures(
+    data_dir: Path, dataset: str, directory: Path, skipped: Sequence[Skipped]
+) -> None:
     """Rewrite this data set's lines in OUT/failures.jsonl; keep those of other data sets."""
     path = data_dir / "failures.jsonl"
     rows = [{k: v for k, v in dataclasses.asdict(s).items() if v is not None} for s in skipped]
@@ -119,7 +121,7 @@ def describe(
     dataset: str,
     data_dir: str | os.PathLike[str],
     settings: builders.Settings,
-    source: Any,
+    source: Source,
     entries: dict[str, Sequence[Any]],
     key: dict[str, Any],
 ) -> None:

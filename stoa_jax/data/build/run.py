@@ -14,6 +14,7 @@ from typing import Any, cast
 from stoa_jax import files
 from stoa_jax.data import builders
 from stoa_jax.data.build import manifest, shards, workers
+from stoa_jax.data.sources import Skipped, Source
 from stoa_jax.errors import UserError
 
 Run = Callable[[workers.Job, Sequence[shards.Part], Path], None]
@@ -84,7 +85,7 @@ def build(
 
 def build_source(
     dataset: str,
-    source: Any,
+    source: Source,
     data_dir: str | os.PathLike[str],
     *,
     run: Run = encode_parts,
@@ -155,7 +156,7 @@ def build_source(
         return dataclasses.replace(summary, directory=final)
 
 
-def _without_splits(source: Any) -> Any:
+def _without_splits(source: Source) -> Source:
     """Return a copy of the source without its entries, which would be sent to every process."""
     light = copy.copy(source)
     light.splits, light.skipped = {}, []
@@ -170,7 +171,7 @@ def _shown(dataset: str, root: str, entry: Any) -> str:
     return entry.video_id
 
 
-def _first(skipped: Sequence[Any]) -> str:
+def _first(skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return ""
     return f"; {len(skipped)} rows were skipped, the first: {skipped[0].error}"

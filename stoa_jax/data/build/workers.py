@@ -18,6 +18,7 @@ from multiprocessing import connection
 from typing import Any
 
 from stoa_jax.data import builders, records
+from stoa_jax.data.sources import Source
 from stoa_jax.errors import UserError
 
 Key = Hashable
@@ -29,7 +30,7 @@ class Job:
     """What every process needs."""
 
     dataset: str
-    source: Any  # without its splits: the entries are sent one by one
+    source: Source  # without its splits: the entries are sent one by one
     settings: builders.Settings
 
 

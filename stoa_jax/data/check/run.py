@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from stoa_jax.config import data_folder
 from stoa_jax.data import pipeline, records, sources, video
@@ -19,7 +20,7 @@ from stoa_jax.errors import UserError
 SAMPLE, PROBE = 20_000, 20_000
 
 
-def parts_of(c: Any, trained_on: Sequence[str] = ()) -> list[Part]:
+def parts_of(c: ConfigDict, trained_on: Sequence[str] = ()) -> list[Part]:
     """Return the splits that an experiment trains on and is evaluated on."""
     train = [Part(name, c.data.train_split, False) for name, _ in c.data.sets]
     for text in trained_on:
@@ -30,7 +31,7 @@ def parts_of(c: Any, trained_on: Sequence[str] = ()) -> list[Part]:
 
 
 def check(
-    c: Any,
+    c: ConfigDict,
     *,
     data_dir: str | os.PathLike[str] | None = None,
     manual_dir: str | os.PathLike[str] | None = None,
