@@ -18,7 +18,7 @@ from stoa_jax.models.stoa import Stoa
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from stoa_jax.tasks.base import TaskBase
+    from stoa_jax.tasks import Task
 
 _CLIPS = 64  # clips per batch
 
@@ -30,7 +30,7 @@ class KeptVision:
         self.rows = rows
 
     @classmethod
-    def of(cls, model: Stoa, task: "TaskBase") -> "KeptVision":
+    def of(cls, model: Stoa, task: "Task") -> "KeptVision":
         """Run the tower of `model` over the training clips of `task`."""
         from stoa_jax.data import pipeline
 

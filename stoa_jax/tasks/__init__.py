@@ -37,6 +37,11 @@ class Task(Protocol):
         """Describe the content of a batch."""
         ...
 
+    @property
+    def train_set(self) -> str:
+        """Name of the first data set of the training mixture."""
+        ...
+
     def open_split(self, dataset: str, split: str) -> Split:
         """Open a split of a data set."""
         ...
