@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--size", default="base", help="toy, or a variant of ModelConfig")
-    parser.add_argument("--frames", type=int, default=0, help="0: the size's own")
+    parser.add_argument("--set", default="", help="other fields: vision_depth=4,frames=2")
     parser.add_argument("--clips", type=int, default=2, help="the batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="of each side in a round")
@@ -56,8 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     from benchmarks.results import Results
     from stoa_jax.chips import chip_of
 
-    changes = dict(dtype=args.dtype, **({"frames": args.frames} if args.frames else {}))
-    c = setting.model_config(args.size, **changes)
+    pairs = (pair.split("=") for pair in args.set.split(",") if pair)
+    changes = {name: int(value) for name, value in pairs}
+    c = setting.model_config(args.size, dtype=args.dtype, **changes)
     config, batch = setting.step_config(args.clips), setting.random_batch(c, args.clips)
     device = jax.devices()[0]
     command = " ".join(["python -m benchmarks.step", *(arguments or sys.argv[1:])])
