@@ -172,6 +172,8 @@ def _words(line: str) -> list[str]:
 def _check_flags(module: str, arguments: list[str]) -> None:
     known = _help(module)
     for argument in arguments:
+        if argument == "--":
+            return  # what follows is for another program
         if not argument.startswith("--"):
             continue
         flag = argument.partition("=")[0]
@@ -181,7 +183,7 @@ def _check_flags(module: str, arguments: list[str]) -> None:
             assert flag.removeprefix("--config.") in known_keys(), f"{flag}: no such key"
         elif flag == "--config":
             _load(argument.partition("=")[2])
-        elif flag != "--":
+        else:
             assert flag in known, f"python -m {module}: no flag {flag}"
 
 
