@@ -8,11 +8,12 @@ runs the stages in order, each from the weights of the one before:
         --config.init.path=BEFORE
 
 words: captions and questions, from the CLIP of configs/clip.py:live. Fusion learns to read.
-motion: only trajectories learn, toward the nouns and verbs of captions. A step costs a fifth.
-heads: captions, questions and choices together, on trajectories that now tell motions.
+motion: only trajectories learn, toward the nouns and verbs of captions, at a fifth of the cost per
+step.
+heads: captions, questions and choices together, on trajectories that now identify motions.
 match: the same with VTM, for the match head.
 
-The world is drawn live: nothing is built. Time and scores are on the card of the checkpoint that
+The world is rendered live, without a build. Time and scores are on the card of the checkpoint that
 ships, stoa_jax/checkpoints/synthetic/README.md.
 """
 
@@ -27,7 +28,7 @@ def get_config(stage: str = "heads"):
         raise UserError(f"configs/joint.py:{stage}: the stages are {', '.join(STAGES)}")
     c = config.live("joint", "small")
     c.model.trajectory_verbs = True
-    c.model.num_answers = 41  # all answers that the world's questions have
+    c.model.num_answers = 41  # every possible answer
     c.data.questions, c.data.choices = "synthetic/qa", "synthetic/multiple_choice"
     c.data.crop = "center"
     c.train.keep_vision = True

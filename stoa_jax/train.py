@@ -5,7 +5,7 @@ seed and the step number. A run that was stopped and resumed is therefore bit-id
 was never stopped.
 
 `program` compiles the step, `batches` provides the batches, and `workdir` checks the work
-directory.
+directory. The file is long so that the order of operations of a run can be read in one place.
 """
 
 import dataclasses

@@ -1,4 +1,8 @@
-"""The search index over segments of videos: `stoa_jax.Index`."""
+"""The search index over segments of videos: `stoa_jax.Index`.
+
+The file is long because every public method is documented here with an example; stores, reading and
+encoding have their own modules.
+"""
 
 import contextlib
 import dataclasses

@@ -1,5 +1,8 @@
 """The model that `stoa_jax.load` returns: vectors, matches, captions, answers and explanations.
 
+The file is long because `Model` is the public class: every call is documented here with an example.
+Decoding, batching, compiled programs and drawing have their own modules.
+
 Shapes: n videos, m texts, T frames, L text positions, d shared width.
 """
 
