@@ -5,8 +5,8 @@
     python -m stoa_jax.main --config=configs/pretrain.py:synthetic --workdir=runs/pretrain \
         --config.init.path=runs/clip-hf
 
-Sets: synthetic (built), live (drawn, for configs/joint.py). If you have real clips, start from a
-real CLIP checkpoint instead.
+Sets: synthetic (built), live (rendered in memory, for configs/joint.py). If you have real clips,
+start from a real CLIP checkpoint instead.
 
 On two CPU cores: of 1,000 pictures of one object, the nearest of 90 texts names the right shape for
 79 % (10 shapes) and the right colour for 69 % (9 colours) after 300 steps. All six trainings of the

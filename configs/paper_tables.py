@@ -120,7 +120,7 @@ def joint(seeds):
     """List the runs of `joint`: rows that differ in one stage, from the same start.
 
     The stage `words` is the base's. So trajectories, actions and the positions of fusion, which
-    depend on their number, start from nothing in every row; those of `plus` learn motion first.
+    depend on their number, start from scratch in every row; those of `plus` learn motion first.
     """
     live, conf = f"{HERE}/clip.py:live", f"{HERE}/joint.py"
     steps = {name: {"train.steps": count} for name, count in JOINT_STEPS.items()}

@@ -184,7 +184,7 @@ def write_page(workdir: Path, first: dict[str, Any], second: dict[str, Any] | No
     if second is None:
         training = "<p>Act two is training. Reload this page in a few minutes.</p>"
     else:
-        curves = {"tiny, from nothing": second["curve"]}
+        curves = {"tiny, from scratch": second["curve"]}
         if first["curve"] is not None:
             curves = {"the shipped model": first["curve"], **curves}
         training = page.training(summary(first, second), curves)

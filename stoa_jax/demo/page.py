@@ -267,7 +267,7 @@ def document(results: Sequence[Mapping[str, Any]], clips: str, act_two: str) -> 
         [
             ("Act one: the shipped model", clips),
             ("How good it is", results_table(results)),
-            ("Act two: training from nothing", act_two),
+            ("Act two: training from scratch", act_two),
         ],
     )
 

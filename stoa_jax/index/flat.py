@@ -333,7 +333,7 @@ def _opened(directory: Path, known: Sequence[Segment]) -> Snapshot:
             if newer == state:
                 raise UserError(
                     f"{error.filename}: missing, but the manifest names it; copy the index again "
-                    "or build it anew"
+                    "or rebuild it"
                 ) from error
             state = newer
 

@@ -143,7 +143,7 @@ def open_segment(root: Path, entry: SegmentEntry, dim: int) -> Segment:
         if found != size:
             raise UserError(
                 f"{directory / name}: {found} bytes instead of {size}: the file is cut "
-                "short or changed; copy the index again or build it anew"
+                "short or changed; copy the index again or rebuild it"
             )
     rows = read_parquet(directory / ROWS)
     if len(rows) != entry.rows:

@@ -25,7 +25,7 @@ def read(weights: Path) -> dict[str, Any]:
     kept = sidecars.read(weights, sidecars.RUN) or {}
     if not isinstance(kept, dict):
         where = sidecars.path_of(weights, sidecars.RUN)
-        raise UserError(f"{where}: it must be a JSON object; delete it, or save the model anew")
+        raise UserError(f"{where}: it must be a JSON object; delete it, or save the model again")
     if (weights / CHECKPOINTS).is_dir():
         return kept | _of_run(weights)
     if kept or not weights.is_dir():

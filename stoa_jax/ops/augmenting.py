@@ -163,7 +163,7 @@ def _bids(cost: Array, rows: Array, columns: Array) -> tuple[Array, Array]:
     by_row = jnp.where(columns, cost, jnp.inf)
     by_column = by_row.swapaxes(0, 1)  # [m, n, B]
     row_index = lax.broadcasted_iota(jnp.int32, (n, 1), 0)
-    # XLA would compute these anew for each reduction.
+    # XLA would recompute these for each reduction.
     once = lax.optimization_barrier
 
     def bid(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:

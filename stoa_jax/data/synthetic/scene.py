@@ -155,7 +155,7 @@ def draw_group(
     rng: np.random.Generator, split: str, siblings: int, most: int, twins: bool = False
 ) -> tuple[Scene, ...]:
     """Sample `siblings` scenes of `split` that look alike and differ in their events."""
-    while True:  # a few things may lack enough programs in a small split: then others are drawn
+    while True:  # few objects may have too few programs in a small split: sample others
         things = draw_things(rng, most, twins)
         background = (pick(rng, BACKGROUNDS), pick(rng, TONES))
         found: dict[str, Scene] = {}
