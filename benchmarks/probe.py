@@ -158,7 +158,8 @@ def untrained(model: Stoa, seed: int) -> Stoa:
     """Return the model with encoders as they start from its vision tower, and the same towers."""
     c = model.config
     params = named_parameters(model)
-    fresh = named_parameters(Stoa(c, rngs=nnx.Rngs(seed)))
+    make = jax.jit(lambda key: named_parameters(Stoa(c, rngs=nnx.Rngs(params=key))))
+    fresh = make(jax.random.key(seed))
     host = {name: np.asarray(x) for name, x in params.items() if name.startswith("visual/")}
     copied = dict(host)
     shapes = {name: x.shape for name, x in fresh.items()}

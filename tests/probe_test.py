@@ -1,0 +1,46 @@
+"""The probes of what tokens tell, and the measure of what trajectories follow."""
+
+import numpy as np
+import pytest
+
+import stoa_jax
+from benchmarks import probe, trajectories
+from stoa_jax.data.synthetic import World
+from stoa_jax.models.parameters import named_parameters
+
+
+def test_a_probe_reads_what_is_linear_and_guesses_at_noise():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 900)
+    x = np.eye(4)[labels] @ rng.normal(size=(4, 30)) + 0.3 * rng.normal(size=(900, 30))
+    noise = rng.normal(size=(900, 30))
+    for features, low, high in ((x, 0.95, 1.0), (noise, 0.1, 0.4)):
+        got = probe.scores(features[:600], np.eye(4)[labels[:600]], features[600:])
+        assert low <= (got.argmax(1) == labels[600:]).mean() <= high
+
+
+@pytest.mark.slow
+def test_untrained_encoders_at_the_same_towers():
+    network = stoa_jax.load("synthetic").whole
+    before, after = named_parameters(network), named_parameters(probe.untrained(network, 0))
+    for name in before:
+        same = np.array_equal(before[name], after[name])
+        assert same == (name.split("/")[0] not in probe.ENCODERS), name
+    np.testing.assert_array_equal(
+        after["trajectory/blocks/mlp/up/kernel"], before["visual/blocks/mlp/up/kernel"][-2:]
+    )
+
+
+def test_exact_detections_are_followed_exactly():
+    clip = World("test", size=32, frames=4, max_objects=3, siblings=1).clip(0)
+    owner = trajectories.owners(clip.true_boxes, clip.true_classes, clip.true_boxes)
+    shown = clip.true_classes >= 0
+    np.testing.assert_array_equal(owner[shown], np.nonzero(shown)[1])
+    assert (owner[~shown] == -1).all()
+
+
+@pytest.mark.slow
+def test_the_probe_prints_its_tables(capsys):
+    probe.main(["--train=60", "--test=20", "--steps=2", "--colors"])
+    printed = capsys.readouterr().out
+    assert "| trajectories |" in printed and "| the answer head |" in printed
