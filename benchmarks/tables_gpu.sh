@@ -27,7 +27,8 @@ clip=(--config.train.steps=1500)
 if [ "${2:-}" = --dry-run ]; then
   export JAX_PLATFORMS=cpu
   toy=(model.vision_width=32 model.vision_depth=2 model.vision_heads=2 model.text_width=32
-    model.text_heads=2 model.fusion_heads=2 data.world.train=40 data.world.validation=6
+    model.text_heads=2 model.fusion_heads=2 model.text_depth=1 model.fusion_depth=1
+    model.trajectory_depth=1 model.action_depth=1 data.world.train=40 data.world.validation=6
     data.world.test=6 train.steps=2 train.batch_size=4 eval.batch_size=4 eval.max_pieces=4)
   for one in "${toy[@]}"; do common+=("--config.$one"); done
   rows=(--config.eval.rerank=2) clip=() evaluation=1

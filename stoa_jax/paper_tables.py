@@ -152,6 +152,8 @@ def markdown(found: Mapping[str, Mapping[str, Mapping[str, Value]]]) -> str:
         lines.append("With one seed, the binomial interval of the questions that were asked.")
     lines.append("")
     for part, names in found.items():
+        if part == "joint":  # what matters most is trained first and shown last
+            names = {**{name: names[name] for name in names if name != "plus"}, **names}
         title = TITLES[part] if part in TITLES else f"Figure 3: {CURVES[part]}"
         metrics = list(dict.fromkeys(metric for cells in names.values() for metric in cells))
         lines += [f"## {title}", "", "| model | " + " | ".join(metrics) + " | seeds |"]
@@ -163,8 +165,6 @@ def markdown(found: Mapping[str, Mapping[str, Mapping[str, Value]]]) -> str:
         lines.append("")
         if part == "table4":
             lines += [*verdicts(names), ""]
-        if part == "joint" and "base" in names:  # trained first is what matters most, not the base
-            names = {"base": names["base"], **names}
         if len(names) > 1:
             lines += [*paired(names), ""]
     return "\n".join(lines)

@@ -178,11 +178,13 @@ TOY = (
     *("eval.rerank=2", "eval.calibration_texts=10", "data.world.train=40"),
     *("data.world.validation=6", "data.world.test=6", "model.vision_width=32"),
     *("model.vision_depth=2", "model.vision_heads=2", "model.text_width=32"),
-    *("model.text_heads=2", "model.fusion_heads=2"),
+    *("model.text_heads=2", "model.fusion_heads=2", "model.text_depth=1"),
+    *("model.fusion_depth=1", "model.trajectory_depth=1", "model.action_depth=1"),
 )
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # nine processes that compile; nothing else runs the whole script
+@pytest.mark.timeout(1200)
 def test_the_shipped_checkpoints_training_from_end_to_end(tmp_path):
     """Every stage at toy size; the script ends with a checkpoint that opens and answers."""
     venv, root = tmp_path / "venv", LAUNCH.parent
