@@ -4,8 +4,9 @@
 
 Motion: which of 15 motions comes first in a clip, read off trajectory tokens, action tokens and
 frame tokens. The same probe reads encoders that were never trained, at the same vision tower, and
-encoders that were trained on the motions as labels for as many steps as the shipped checkpoint's
-learned motion. Labels are the most that an objective can ask for; more clips and steps raise both.
+encoders that were trained on the motions as labels. Labels are the most that an objective can ask
+for: with as many clips and steps as a checkpoint had (--train, --steps) they bound it from above.
+The default is a shorter training.
 
 Color: of a thing whose shape no other thing of the clip has. The probe reads the patches in the
 thing's true box, the frame tokens, and the trajectory of its class; beside them the answer head's
@@ -42,7 +43,7 @@ from stoa_jax.weights import clip
 BATCH = 100
 ENCODERS = ("regions", "trajectory", "action")
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of ridge regression, times the number of clips
-RATE, LABEL_STEPS, LABEL_BATCH = 1e-3, 2000, 32  # steps and batch of configs/joint.py:motion
+RATE, LABEL_STEPS, LABEL_BATCH = 1e-3, 400, 64
 Arrays = dict[str, np.ndarray]
 
 
@@ -332,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", default="synthetic", help="what stoa_jax.load opens")
-    parser.add_argument("--train", type=int, default=10000, help="clips that probes are fitted to")
+    parser.add_argument("--train", type=int, default=6000, help="clips that probes are fitted to")
     parser.add_argument("--test", type=int, default=1000, help="held-out clips")
     parser.add_argument("--max-objects", type=int, default=3, help="things in a clip, at most")
     parser.add_argument("--steps", type=int, default=LABEL_STEPS, help="training by labels; 0: off")
