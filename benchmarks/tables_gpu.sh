@@ -10,7 +10,8 @@
 # gets a line for each row as it ends. MINUTES=20 moves the deadline; PYTHON names the interpreter.
 # Needs jax, flax, optax, orbax, OpenCV, ml_collections and the tokenizer's packages; no Grain, TFDS,
 # clu, TensorFlow or spaCy: with --dry-run these cannot be imported, even if they are installed.
-# Tried on the CPU with --dry-run only.
+# Never run to its end: on a GPU not at all, and the dry run trained its CLIP and started all rows on
+# a busy two-core machine, but met its deadline before any row was evaluated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
