@@ -1,16 +1,15 @@
-"""Measure build and read rates per core, compared with the raw decoder in the same run.
+"""Measure how fast the Loader reads beside cv2.imdecode and cv2.resize alone, on one core.
 
-    python -m benchmarks.loader [--videos=DIR] [--clips=64]
+    python -m benchmarks.loader [--videos=DIR] [--clips=32] [--rounds=7] [--smoke]
 
-Without --videos it writes its own: 15 s of 640x360 H.264, moving shapes over texture. Everything
-runs on one thread, so a rate is a rate per core. Compare only within a run.
+Without --videos it writes its own: 15 s of 640x360 H.264, moving shapes over texture. A data set is
+built of them (which is timed once), then all sides read every clip in turn, on one thread and in
+processor time, which other work on the machine disturbs little.
 """
 
 import argparse
-import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -19,6 +18,7 @@ import numpy as np
 from array_record.python import array_record_data_source
 from tensorflow_datasets.proto import tf_example_pb2
 
+from benchmarks import timing
 from stoa_jax.data import builders, pipeline, sources, video
 from stoa_jax.data.build.run import build
 
@@ -43,65 +43,68 @@ def write_video(path: Path, seed: int, seconds: int = 15) -> None:
             container.mux(packet)
 
 
-def rate(name: str, count: int, run: Callable[[], None]) -> float:
-    """Run once; print and return clips per second of processor time, and by the clock."""
-    clock, processor = time.perf_counter(), os.times()
-    run()
-    seconds = time.perf_counter() - clock
-    now = os.times()
-    used = sum(now[:4]) - sum(processor[:4])  # includes children
-    print(f"| {name} | {count / seconds:.1f} | {count / used:.1f} |", flush=True)
-    return count / used
-
-
-def main() -> None:
-    """Measure, and print the table."""
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Measure, print the tables, and return the seconds a clip of every side."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path)
-    parser.add_argument("--clips", type=int, default=64)
-    args = parser.parse_args()
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--smoke", action="store_true", help="few clips, to see that it runs")
+    args = parser.parse_args(argv)
+    clips, rounds, own = (4, 1, 1) if args.smoke else (args.clips, args.rounds, 8)
     cv2.setNumThreads(1)
+    print(timing.environment("opencv-python-headless", "pillow", "av"))
     with tempfile.TemporaryDirectory() as scratch:
         root = args.videos or Path(scratch) / "videos"
         if args.videos is None:
             root.mkdir()
-            for i in range(8):
-                write_video(root / f"{i}.mp4", i)
+            for i in range(own):
+                write_video(root / f"{i}.mp4", i, seconds=2 if args.smoke else 15)
         manual = Path(scratch) / "manual"
         manual.mkdir()
         (manual / "videos").symlink_to(root.resolve())
         found = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES)
         # Link the few videos repeatedly under new names.
         lines = ["video,caption"]
-        for i in range(args.clips):
+        for i in range(clips):
             link = manual / f"clip{i}{found[i % len(found)].suffix}"
             link.symlink_to(found[i % len(found)].resolve())
             lines.append(f"{link.name},a red ball number {i} moves to the left of the screen")
         (manual / "captions.csv").write_text("\n".join(lines) + "\n")
-        print("| one core | clips/s by the clock | clips/s of processor time |\n|---|---|---|")
-        measure_build(manual, Path(scratch) / "out", args.clips)
-        measure_read(Path(scratch) / "out", args.clips)
+        out = Path(scratch) / "out"
+        measure_build(manual, out, clips)
+        seconds = {n: s / clips for n, s in measure_read(out, clips, rounds).items()}
+    raw = seconds["cv2.imdecode and cv2.resize"]
+    timing.table(
+        ["one core, processor time", "clips/s", "of cv2 alone"],
+        [[name, f"{1 / s:.1f}", f"{100 * raw / s:.0f} %"] for name, s in seconds.items()],
+    )
+    return seconds
 
 
 def measure_build(manual: Path, out: Path, clips: int) -> None:
-    """Measure the raw decoder on one clip after the other, then the whole build."""
+    """Time the raw video decoder, one clip after the other, then the whole build."""
     entries = sources.open_source("folder/captions", manual).splits["train"]
 
     def decode() -> None:
         for entry in entries:
             video.read_frames(entry.video_path, FRAMES, None, None, SHORT_SIDE)
 
-    rate("raw decoder: video to 12 frames", clips, decode)
     settings = builders.Settings(frames=FRAMES, short_side=SHORT_SIDE)
-    rate(
-        "build, one process, start included",
-        clips,
-        lambda: build("folder/captions", out, manual, settings=settings),
-    )
+    for name, run in (
+        ("read_frames: video to 12 frames", decode),
+        (
+            "build, one process, its start included",
+            lambda: build("folder/captions", out, manual, settings=settings),
+        ),
+    ):
+        began = time.perf_counter()
+        run()
+        print(f"{name}: {clips / (time.perf_counter() - began):.1f} clips/s by the clock")
 
 
-def measure_read(out: Path, clips: int, passes: int = 4) -> None:
-    """Measure ArrayRecord and protobuf alone, with cv2 decoding and resizing, then the Loader."""
+def measure_read(out: Path, clips: int, rounds: int) -> dict[str, float]:
+    """Return processor seconds of one pass over the clips, for every side."""
     split = pipeline.open_split(out, "folder/captions", "train")
     files = sorted(map(str, split.directory.glob("*.array_record-*")))
     source = array_record_data_source.ArrayRecordDataSource(files)
@@ -109,27 +112,37 @@ def measure_read(out: Path, clips: int, passes: int = 4) -> None:
     def parse(i: int):
         return tf_example_pb2.Example.FromString(source[i]).features.feature
 
-    def parse_all() -> None:
-        for i in list(range(len(source))) * passes:
-            parse(i)
+    jpegs = [list(parse(i)["frames"].bytes_list.value) for i in range(clips)]
 
-    def decode_all() -> None:
-        for i in list(range(len(source))) * passes:
-            for data in parse(i)["frames"].bytes_list.value:
-                image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-                cv2.resize(image, (IMAGE, IMAGE))
+    def decode_all(clip: list[bytes]) -> None:
+        for data in clip:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            cv2.resize(image, (IMAGE, IMAGE))
 
-    rate("raw records: ArrayRecord and protobuf", passes * clips, parse_all)
-    rate("raw records, cv2 decode and resize", passes * clips, decode_all)
-    for crop in ("center", "random"):
+    def read_and_decode() -> None:
+        for i in range(clips):
+            decode_all(parse(i)["frames"].bytes_list.value)
+
+    def loads(crop: str, train: bool):
         spec = pipeline.BatchSpec(frames=FRAMES, image_size=IMAGE, crop=crop)
-        loader = pipeline.Loader(split, spec, clips // 4, threads=1, cache="off")
+        size = min(8, clips)
+        loader = pipeline.Loader(split, spec, size, train=train, threads=1, cache="off")
 
-        def load(loader: pipeline.Loader = loader) -> None:
-            for step in range(4 * passes):
+        def run() -> None:
+            for step in range(clips // size):
                 loader.batch(step)
 
-        rate(f"Loader, {crop} crop", passes * (clips // 4) * 4, load)
+        return run
+
+    sides = {
+        "cv2.imdecode and cv2.resize": lambda: [decode_all(clip) for clip in jpegs],
+        "the same, and reading the records": read_and_decode,
+        "reading the records (ArrayRecord, protobuf)": lambda: [parse(i) for i in range(clips)],
+        "Loader, center crop in training": loads("center", True),
+        "Loader, random crop in training": loads("random", True),
+        "Loader, center crop in evaluation (PIL's filter)": loads("center", False),
+    }
+    return timing.in_turn(sides, rounds, time.process_time)
 
 
 if __name__ == "__main__":

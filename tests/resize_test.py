@@ -59,14 +59,19 @@ def test_resampling_is_pils_within_the_tolerance(size):
     assert np.percentile(difference, 99) <= 5
 
 
-@pytest.mark.parametrize(("shape", "size"), [((256, 455), 224), ((455, 256), 112), ((64, 80), 48)])
-def test_training_crops_the_middle_nearly_as_clip(shape, size):
+@pytest.mark.parametrize(("shape", "size"), [((256, 455), 224), ((455, 256), 112), ((64, 81), 48)])
+def test_training_crops_the_middle_in_whole_pixels(shape, size):
     frame = photograph(*shape)
-    found = resize.resize_and_crop(frame, size, exact=False)
-    assert found.shape == (size, size, 3)
-    difference = np.abs(found.astype(int) - by_clip(frame, size))
-    assert difference.mean() < resize.TOLERANCE
-    assert np.percentile(difference, 99) <= 5
+    left, top, width, height = resize.center_window(*shape, size)
+    assert left >= 0 and top >= 0 and left + width <= shape[1] and top + height <= shape[0]
+    exact = resize.center_crop(*shape, size)
+    assert np.abs(np.subtract((left, top, width, height), exact)).max() <= 1
+    part = frame[top : top + height, left : left + width]
+    out = np.zeros((size, size, 3), np.uint8)
+    assert resize.resample(part, size, size, out) is out
+    np.testing.assert_array_equal(out, resize.resample(part, size, size))
+    by_pil = Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC)
+    assert np.abs(out.astype(int) - np.asarray(by_pil)).mean() < resize.TOLERANCE
 
 
 def test_resampling_reduces_each_side_by_itself():

@@ -34,8 +34,9 @@ def crop_frames(
     """Crop and resize [T, H, W, 3] into `out` [T, S, S, 3]; mirror it if `flip`."""
     left, top, width, height = crop
     for t, frame in enumerate(frames):
-        part = resize.resample(frame[top : top + height, left : left + width], size, size)
-        out[t] = part[:, ::-1] if flip else part
+        resize.resample(frame[top : top + height, left : left + width], size, size, out[t])
+    if flip:
+        out[...] = out[:, :, ::-1].copy()
 
 
 def copy_frames(frames: Sequence[np.ndarray], flip: bool, out: np.ndarray) -> None:

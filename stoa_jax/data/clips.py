@@ -56,20 +56,26 @@ class Decoded:
     answers: list[str]
 
 
-def decode(split: Split, index: int, spec: BatchSpec, middle: bool, exact: bool = True) -> Decoded:
+def decode(
+    split: Split,
+    index: int,
+    spec: BatchSpec,
+    middle: bool,
+    exact: bool = True,
+    out: np.ndarray | None = None,
+) -> Decoded:
     """Read clip `index` of a split as `spec` asks; crop it to the centre if `middle`.
 
-    The crop is exactly CLIP's if `exact`, else that of `resize.resample`, which is faster.
+    The crop is exactly CLIP's if `exact`; else it lies on whole pixels and is resized by
+    `resize.resample`, which is faster, into `out` [T, S, S, 3] if that is given.
     """
     taken = augment.frame_indices(split.frames, spec.frames)
+    where = f"{split.directory}: clip {index} of {split.split!r}"
     try:
         record = split.read(index)
-        frames = [records.decode_jpeg(record["frames"][t]) for t in taken] if spec.pixels else []
     except Exception as error:
-        raise UserError(
-            f"{split.directory}: clip {index} of {split.split!r} is damaged "
-            f"({one_line(error)}); build again with --overwrite"
-        ) from error
+        raise _damaged(where, error) from error
+    frames = _Pictures([record["frames"][t] for t in taken] if spec.pixels else [], where)
     tokens, tags = fit_tokens(record["tokens"], record["tags"], spec.text_length, spec.vocab_size)
     clip = Decoded(
         frames=frames,
@@ -83,14 +89,51 @@ def decode(split: Split, index: int, spec: BatchSpec, middle: bool, exact: bool 
         sided=_sided(record),
         answers=[a.decode() for a in record["answers"]],
     )
-    return _crop_middle(clip, spec, exact) if middle else clip
+    return _crop_middle(clip, spec, exact, out) if middle else clip
 
 
-def _crop_middle(clip: Decoded, spec: BatchSpec, exact: bool) -> Decoded:
-    crop = resize.center_crop(*clip.size, spec.image_size)
+class _Pictures(Sequence[np.ndarray]):
+    """Frames that are decoded when they are looked at, so that one after the other is in the cache.
+
+    Looking twice decodes twice, except for the first frame, which also gives the size.
+    """
+
+    def __init__(self, jpegs: Sequence[bytes], where: str):
+        self._jpegs, self._where = jpegs, where
+        self._first = self._decode(0) if jpegs else None
+
+    def __len__(self) -> int:
+        return len(self._jpegs)
+
+    def __getitem__(self, t: Any) -> Any:
+        if isinstance(t, slice):
+            return [self[i] for i in range(*t.indices(len(self)))]
+        return self._first if t == 0 and self._jpegs else self._decode(t)
+
+    def _decode(self, t: int) -> np.ndarray:
+        try:
+            return records.decode_jpeg(self._jpegs[t])
+        except ValueError as error:
+            raise _damaged(self._where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> UserError:
+    return UserError(f"{where} is damaged ({one_line(error)}); build again with --overwrite")
+
+
+def _crop_middle(clip: Decoded, spec: BatchSpec, exact: bool, out: np.ndarray | None) -> Decoded:
+    size = spec.image_size
+    if exact:
+        crop = resize.center_crop(*clip.size, size)
+        frames = [resize.resize_and_crop(frame, size) for frame in clip.frames]
+    else:
+        crop = resize.center_window(*clip.size, size)
+        if out is None:
+            out = np.empty((len(clip.frames), size, size, 3), np.uint8)
+        augment.crop_frames(clip.frames, crop, size, False, out)
+        frames = out
     boxes, classes = augment.crop_boxes(clip.boxes, clip.classes, *clip.size, crop, False)
     best = augment.best_objects(boxes, classes, clip.scores, spec.objects)
-    frames = [resize.resize_and_crop(x, spec.image_size, exact=exact) for x in clip.frames]
     return dataclasses.replace(
         clip, frames=frames, cropped=True, boxes=best[0], classes=best[1], scores=best[2]
     )
@@ -132,6 +175,7 @@ class Kept:
         split = self._split()
         assert split is not None, "a loader outlived its split"
         clip = decode(split, index, self._spec, self._middle, self._exact)
+        clip.frames = list(clip.frames)
         if all(frame.shape == self.frames.shape[2:] for frame in clip.frames):
             if clip.frames:
                 np.stack(clip.frames, out=self.frames[index])

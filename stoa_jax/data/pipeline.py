@@ -280,14 +280,19 @@ class _Batches:
     def _fill(self, batch: Batch, slots: list[Slot]) -> None:
         """Write all examples of one clip into their rows of the batch."""
         which, index = slots[0].which, slots[0].clip
+        in_place = None
         if self.keep:
             clip = self._kept[which][index]
         else:
-            clip = clips.decode(self._splits[which], index, self._decoded, self.middle, self.exact)
+            if "pixels" in batch and len(slots) == 1 and not (self.exact or self.spec.flip):
+                in_place = batch["pixels"][slots[0].row]
+            split, how = self._splits[which], (self.middle, self.exact, in_place)
+            clip = clips.decode(split, index, self._decoded, *how)
         for slot in slots:
-            self._write(batch, slot, clip)
+            self._write(batch, slot, clip, copy=in_place is None)
 
-    def _write(self, batch: Batch, slot: Slot, clip: clips.Decoded) -> None:
+    def _write(self, batch: Batch, slot: Slot, clip: clips.Decoded, copy: bool) -> None:
+        """Write an example into its row; without `copy`, the row already holds its centre crop."""
         spec, row, item, train = self.spec, slot.row, slot.item, self.order.train
         window, flip = None, False
         if spec.kind == "multiple_choice":
@@ -314,7 +319,7 @@ class _Batches:
             boxes, classes, scores = clip.boxes, clip.classes, clip.scores
             if flip:
                 boxes = augment.mirror_boxes(boxes, classes)
-            if "pixels" in batch:
+            if "pixels" in batch and copy:
                 augment.copy_frames(clip.frames, flip, batch["pixels"][row])
         batch["boxes"][row], batch["classes"][row], batch["scores"][row] = boxes, classes, scores
         if self.on_device:

@@ -8,7 +8,6 @@ T frames, K objects per frame, n texts.
 
 import dataclasses
 import functools
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from stoa_jax.errors import UserError
 
@@ -194,19 +192,10 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 def decode_jpeg(data: bytes) -> np.ndarray:
     """Decode JPEG bytes to an RGB image uint8 [H, W, 3]."""
-    try:
-        # PIL's decoder is faster; OpenCV converts every other kind of image to RGB.
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            if image.mode == "RGB" and "exif" not in image.info:
-                return np.asarray(image)
-    except UnidentifiedImageError:
-        pass
-    except OSError as error:
-        raise ValueError(f"a JPEG image of {len(data)} bytes is damaged ({error})") from None
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ValueError(f"{len(data)} bytes are not a JPEG image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def write_class_names(directory: Path, names: Sequence[str]) -> None:
