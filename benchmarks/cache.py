@@ -15,10 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +114,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parser.parse_args(argv)
     clips, rounds = (BATCH, 2) if args.smoke else (args.clips, args.rounds)
     print(timing.environment("jax", "numpy"))
+    # JAX reads this when it is first used, which has not happened yet.
+    flag = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     with tempfile.TemporaryDirectory() as scratch:
         settings = builders.Settings(frames=4, objects=6, short_side=48, tagger="none")
         options = {"train": clips, "validation": 1, "test": 1}
