@@ -84,9 +84,9 @@ def test_the_loss_over_seen_words_is_that_of_a_vocabulary_of_them(started):
     model = program.model_with(state.params)
     settings = {**task.settings, "verb": 0.0}
     key = jax.random.key(0)
-    some, _ = joint_loss(model, batch, key, settings, words=task.words)
+    some = jax.jit(lambda m: joint_loss(m, batch, key, settings, words=task.words)[0])(model)
     # With the others at -30, a softmax over all words equals one over those that occur.
-    every, _ = joint_loss(model, batch, key, settings)
+    every = jax.jit(lambda m: joint_loss(m, batch, key, settings)[0])(model)
     np.testing.assert_allclose(some, every, rtol=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_kept_vision_gives_the_losses_of_pixels(started):
     key = jax.random.key(1)
     losses = []
     for rows in (batch, kept):
-        _, metrics = task.loss(model, {k: jnp.asarray(v) for k, v in rows.items()}, key)
+        _, metrics = jax.jit(task.loss)(model, {k: jnp.asarray(v) for k, v in rows.items()}, key)
         losses.append({k: float(v) for k, v in metrics.items() if k.startswith("loss")})
     for name, value in losses[0].items():
         assert losses[1][name] == pytest.approx(value, rel=5e-3, abs=5e-3), name
@@ -117,6 +117,7 @@ def test_kept_vision_is_refused_where_it_would_be_wrong(tmp_path):
         train(c, tmp_path)
 
 
+@pytest.mark.slow  # compiles the step and every evaluator of all heads
 def test_a_run_trains_and_evaluates_every_head(tmp_path):
     c = small(mlm=0.3)
     c.train.keep_vision = True
@@ -198,7 +199,8 @@ def test_the_logit_scale_is_clamped_after_the_update_and_has_a_gradient(started)
     with jax.set_mesh(program.mesh):
         batch = sharding.to_devices(rows, program.mesh, task.config.train.batch_size)
         model = with_parameters(program.model, params)
-        gradient = jax.grad(lambda m: joint_loss(m, batch, jax.random.key(0), task.settings)[0])
-        assert float(named_parameters(gradient(model))["logit_scale"]) != 0
+        loss = lambda m: joint_loss(m, batch, jax.random.key(0), task.settings)[0]  # noqa: E731
+        gradient = jax.jit(jax.grad(loss))(model)
+        assert float(named_parameters(gradient)["logit_scale"]) != 0
         after, _ = program.step(program.start(params), batch)
     assert float(after.params["logit_scale"]) <= np.log(100.0) + 1e-6

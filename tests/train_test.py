@@ -1,6 +1,7 @@
 """The loop: what a run writes, that it resumes bit-identically, and what a bad step does."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -170,7 +171,10 @@ def test_weights_that_init_path_names_are_taken(tmp_path, monkeypatch):
 
     brought = {"visual/kernel": np.full((8, 16), 0.25, np.float32)}
     module = types.ModuleType("stoa_jax.weights")
-    module.initial_parameters = lambda path, config, seed: (brought, "an account")
+    module.initial_parameters = lambda path, config, seed, reinit: (
+        {name: x for name, x in brought.items() if not (reinit and re.search(reinit, name))},
+        "an account",
+    )
     monkeypatch.setitem(sys.modules, "stoa_jax.weights", module)
     monkeypatch.setattr("stoa_jax.weights", module, raising=False)
     c = toy_config(train__steps=1, init__path="somewhere")
