@@ -5,11 +5,10 @@
 #
 # Needs no data set. The same on CPU cores and on a GPU. Run it again after a stop: it goes on where
 # it was. It ends with the metrics on the test split and a checkpoint directory, WORKDIR/checkpoint,
-# which takes the place of stoa_jax/checkpoints/synthetic. FLAGS are given to every stage; with a few
-# steps, a small model and few clips they try the whole script in minutes (tests/launch_test.py).
+# which takes the place of stoa_jax/checkpoints/synthetic. FLAGS are given to every stage.
 #
 # The checkpoint that ships came from these stages, run by hand with two differences that its card
-# names. At full size the script was not run from end to end in one go.
+# names. The script was not run from end to end in one go.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt

