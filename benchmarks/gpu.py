@@ -113,14 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Counted in the scanned program, which is traced sooner; before threads trace their own.
     looped = dataclasses.replace(c, scan_layers=True)
-    performed = sides.step_work(looped, config, batch).flops / args.clips
-    nominal = sides.nominal_work(looped, config, batch).flops / args.clips
-    results.add(
-        "work of a clip",
-        f"{performed / 1e9:,.1f} GFLOP performed, {nominal / 1e9:,.1f} nominal",
-        performed=performed,
-        nominal=nominal,
-    )
+    performed, nominal = sides.work_of_a_clip(looped, config, batch, args.clips, results)
     program, _ = setting.our_program(c, config, device)
     params = setting.random_parameters(program, std=0.02)
     pool = ThreadPoolExecutor(args.threads)

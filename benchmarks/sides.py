@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import setting
+from benchmarks.results import Results
 from stoa_jax.cost import Work, jaxpr_work
 from stoa_jax.models import layers
 from stoa_jax.models.config import ModelConfig
@@ -122,6 +123,21 @@ def nominal_work(c: ModelConfig, config: Any, batch: Mapping[str, np.ndarray]) -
     """Return the work of the step if every layer computed all positions, without recomputation."""
     with every_position():
         return step_work(dataclasses.replace(c, remat="none"), config, batch)
+
+
+def work_of_a_clip(
+    c: ModelConfig, config: Any, batch: Mapping[str, np.ndarray], clips: int, results: Results
+) -> tuple[float, float]:
+    """Return the FLOPs of one clip, performed and nominal, and add them to the results."""
+    performed = step_work(c, config, batch).flops / clips
+    nominal = nominal_work(c, config, batch).flops / clips
+    results.add(
+        "work of a clip",
+        f"{performed / 1e9:,.1f} GFLOP performed, {nominal / 1e9:,.1f} nominal",
+        performed=performed,
+        nominal=nominal,
+    )
+    return performed, nominal
 
 
 @contextlib.contextmanager

@@ -63,14 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = jax.devices()[0]
     command = " ".join(["python -m benchmarks.step", *(arguments or sys.argv[1:])])
     results = Results(args.out, command)
-    performed = sides.step_work(c, config, batch).flops / args.clips
-    nominal = sides.nominal_work(c, config, batch).flops / args.clips
-    results.add(
-        "work of a clip",
-        f"{performed / 1e9:,.1f} GFLOP performed, {nominal / 1e9:,.1f} nominal",
-        performed=performed,
-        nominal=nominal,
-    )
+    performed, nominal = sides.work_of_a_clip(c, config, batch, args.clips, results)
 
     program, _ = setting.our_program(c, config, device)
 
