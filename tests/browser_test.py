@@ -239,7 +239,7 @@ def test_a_vanished_video_is_one_message(visitor, library):
 
 def test_nothing_typed_is_one_message(visitor):
     visitor.find("#search").click()
-    visitor.see("#status [role=alert]", "Type something first.")
+    visitor.see("#status [role=alert]", "Type some text first.")
 
 
 def test_names_for_screen_readers(visitor):
