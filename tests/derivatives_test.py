@@ -1,6 +1,7 @@
 """Operations with custom derivatives, against automatic differentiation of plain formulas."""
 
 import dataclasses
+import importlib
 import math
 
 import jax
@@ -12,7 +13,10 @@ from flax import nnx
 from stoa_jax import objectives, ops
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.layers import Block, run_blocks, stack
+from stoa_jax.ops import products
 
+# `stoa_jax.ops.attention` is the function; this is its module.
+attention_module = importlib.import_module("stoa_jax.ops.attention")
 RNG = np.random.default_rng(0)
 
 
@@ -45,6 +49,16 @@ CASES = {
         lambda x, y: ops.einsum_float32("nsad,ntad->nast", x, y),
         lambda x, y: jnp.einsum("nsad,ntad->nast", x, y),
         (normal(2, 3, 4, 5), normal(2, 6, 4, 5)),
+    ),
+    "project": (
+        lambda x, kernel: ops.project(x, kernel),
+        lambda x, kernel: jnp.einsum("nsh,hcad->nscad", x, kernel),
+        (normal(2, 3, 4), normal(4, 3, 2, 5)),
+    ),
+    "project_two_axes": (
+        lambda x, kernel: ops.project(x, kernel, 2),
+        lambda x, kernel: jnp.einsum("nsad,adh->nsh", x, kernel),
+        (normal(2, 3, 4, 5), normal(4, 5, 6)),
     ),
     "attention": (
         lambda q, k, v: ops.attention(q, k, v),
@@ -85,6 +99,35 @@ def test_a_query_without_keys_is_finite():
     assert np.isfinite(gradients).all()
 
 
+@pytest.mark.parametrize("masked", [None, 1, 6])
+@pytest.mark.parametrize("weights", [1, 4 * 3 * 35, 2**20], ids=["1 row", "3 rows", "all rows"])
+def test_a_cpu_takes_some_rows_at_a_time(monkeypatch, weights, masked):
+    """Tests run on a CPU, so the form of other platforms is called by name."""
+    monkeypatch.setattr(attention_module, "_CPU_WEIGHTS", weights)
+    q, k, v, gradient = (
+        normal(6, 5, 4, 3),
+        normal(6, 7, 4, 3),
+        normal(6, 7, 4, 3),
+        normal(6, 5, 4, 3),
+    )
+    mask = None if masked is None else jnp.asarray(RNG.random((masked, 5, 7)) < 0.6)
+    x, kept = attention_module._attend(q, k, v, mask)
+    expected = x, *attention_module._differentiate(q, k, v, kept, gradient)
+    y, backward = jax.vjp(lambda q, k, v: ops.attention(q, k, v, mask), q, k, v)
+    for ours, general in zip((y, *backward(gradient)), expected, strict=True):
+        np.testing.assert_allclose(ours, general, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_flat_products_are_the_general_ones(axes):
+    x, kernel = normal(2, 3, 4, 5), normal(*(4, 5)[2 - axes :], 6, 7)
+    gradient = normal(*x.shape[: 4 - axes], 6, 7)
+    flat = products._project_gradients_flat(axes, x, kernel, gradient)
+    general = products._project_gradients(axes, x, kernel, gradient)
+    for ours, theirs in zip(flat, general, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["layer_norm", "quick_gelu", "gelu", "attention"])
 def test_bfloat16_gradients_have_the_dtype_of_the_input(name):
     ours, _, inputs = CASES[name]
@@ -100,9 +143,9 @@ def test_no_product_of_a_block_mixes_float32_and_bfloat16():
     x = jax.ShapeDtypeStruct((2, 9, 64), jnp.bfloat16)
     mask = jax.ShapeDtypeStruct((2, 9, 9), bool)
     step = jax.grad(lambda b, x, mask: b(x, mask).astype(jnp.float32).sum(), (0, 1))
-    products = [p for p in equations(jax.make_jaxpr(step)(block, x, mask).jaxpr)]
-    assert len(products) > 12
-    for product in products:
+    found = list(equations(jax.make_jaxpr(step)(block, x, mask).jaxpr))
+    assert len(found) > 12
+    for product in found:
         assert {v.aval.dtype for v in product.invars} == {np.dtype(jnp.bfloat16)}
 
 
@@ -111,9 +154,10 @@ def equations(jaxpr):
         if eqn.primitive.name == "dot_general":
             yield eqn
         for value in eqn.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
+            for one in value if isinstance(value, tuple) else (value,):
+                inner = getattr(one, "jaxpr", one)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])

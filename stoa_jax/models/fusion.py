@@ -8,7 +8,6 @@ V vocabulary.
 from collections.abc import Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -62,8 +61,7 @@ class FusionEncoder(nnx.Module):
             x = x + self.position_table()[: x.shape[2]].astype(x.dtype)
         depth = depth_of(self.blocks)
         run = partial(run_blocks, self.blocks, scan=c.scan_layers, remat=c.remat)
-        # vmap, not a reshape: merging a sharded axis with another would gather it.
-        x = jax.vmap(partial(run, stop=depth - 1))(x, mask)
+        x = run(x, mask, stop=depth - 1)
         return [
             run(one, one_mask, start=depth - 1, keep=read)
             for one, one_mask, read in zip(x, mask, reads, strict=True)

@@ -41,7 +41,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map [..., d_in] to [..., d_out]."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = ops.project(x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -108,14 +108,14 @@ class Attention(nnx.Module):
         self.implementation = implementation
 
     def project(self, x: Array, keep: Keep | None = None) -> tuple[Array, Array, Array]:
-        """Return queries, keys and values, each [N, S, H, D]; queries only of positions `keep`."""
+        """Return queries (only of positions `keep`), keys and values, each [..., S, H, D]."""
         kernel = self.qkv.kernel[...].astype(x.dtype)
         bias = self.qkv.bias[...].astype(x.dtype)
         if keep is None:
-            q, k, v = jnp.einsum("nsh,hcad->cnsad", x, kernel) + bias[:, None, None]
+            q, k, v = _parts(ops.project(x, kernel) + bias)
         else:
-            q = jnp.einsum("nsh,had->nsad", take_positions(x, keep), kernel[:, 0]) + bias[0]
-            k, v = jnp.einsum("nsh,hcad->cnsad", x, kernel[:, 1:]) + bias[1:, None, None]
+            q = ops.project(take_positions(x, keep), kernel[:, 0]) + bias[0]
+            k, v = _parts(ops.project(x, kernel[:, 1:]) + bias[1:])
         return (
             checkpoint_name(q, "queries"),
             checkpoint_name(k, "keys"),
@@ -123,21 +123,33 @@ class Attention(nnx.Module):
         )
 
     def attend(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-        """Attend from queries to keys and values where `mask` [N or 1, S, S'] is True."""
+        """Attend from queries to keys and values where `mask` [..., S, S'] is True."""
         # cuDNN turns a boolean mask into a bias of full size, which is slower than XLA.
         implementation = "xla"
-        if mask is None and q.shape[1] == k.shape[1]:
-            _, length, heads, width = q.shape
+        if mask is None and q.shape[-3] == k.shape[-3]:
+            length, heads, width = q.shape[-3:]
             implementation = ops.choose_attention(
                 self.implementation, dtype=q.dtype, heads=heads, head_width=width, length=length
             )
-        if implementation == "cudnn":
-            x = ops.cudnn_attention(q, k, v)
-        else:
-            x = ops.attention(q, k, v, mask)
+
+        def attend(*inputs: Array) -> Array:
+            if implementation == "cudnn":
+                return ops.cudnn_attention(*inputs)
+            return ops.attention(*inputs)
+
+        inputs = (q, k, v) if mask is None else (q, k, v, mask)
+        for _ in range(q.ndim - 4):  # merging two axes of rows would gather a sharded one
+            attend = jax.vmap(attend)
+        x = attend(*inputs)
         x = checkpoint_name(x, "attended")
-        y = jnp.einsum("nsad,adh->nsh", x, self.out.kernel[...].astype(x.dtype))
+        y = ops.project(x, self.out.kernel[...].astype(x.dtype), 2)
         return y + self.out.bias[...].astype(x.dtype)
+
+
+def _parts(x: Array) -> list[Array]:
+    """Split [..., C, H, D] into C arrays [..., H, D]; their gradients are concatenated."""
+    axis = x.ndim - 3
+    return [part.squeeze(axis) for part in jax.lax.split(x, [1] * x.shape[axis], axis=axis)]
 
 
 class Block(nnx.Module):
@@ -170,10 +182,10 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: Array, mask: Array | None = None, keep: Keep | None = None) -> Array:
-        """Apply the block to `x` [N, S, h], attending where `mask` [N or 1, S, S] is True.
+        """Apply the block to `x` [..., S, h], attending where `mask` [..., S, S] is True.
 
-        With `keep`, only the outputs at these positions are computed, [N, Q, h]; every position
-        still serves as key and value.
+        A mask [1, S, S] holds for all N rows of `x` [N, S, h]. With `keep`, only the outputs at
+        these positions are computed, [N, Q, h]; every position still serves as key and value.
         """
         projected = self.attention.project(self.ln_1(x), keep)
         if keep is not None:
@@ -234,7 +246,7 @@ def run_blocks(
     scan: bool | None = None,
     remat: str = "none",
 ) -> Array:
-    """Apply blocks `start` to `stop` of a stack to `x` [N, S, h].
+    """Apply blocks `start` to `stop` of a stack to `x` [..., S, h].
 
     With `keep`, the last of these blocks computes only the outputs at these positions, [N, Q, h].
     `scan` (a loop, or unrolled; None: by platform) and `remat` (recomputation in the backward pass)

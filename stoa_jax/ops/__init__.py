@@ -4,7 +4,7 @@ from stoa_jax.ops.attention import attention
 from stoa_jax.ops.cudnn import choose_attention, cudnn_attention
 from stoa_jax.ops.elementwise import gelu, layer_norm, quick_gelu
 from stoa_jax.ops.matching import assign
-from stoa_jax.ops.products import einsum_float32
+from stoa_jax.ops.products import einsum_float32, project
 from stoa_jax.ops.roi_align import roi_align
 from stoa_jax.ops.trajectories import (
     packed_attention_mask,
@@ -21,6 +21,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "packed_attention_mask",
+    "project",
     "quick_gelu",
     "roi_align",
     "select_trajectories",

@@ -3,15 +3,18 @@
 Shapes: N rows, S queries, S' keys, H heads, D head width.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from stoa_jax.ops.products import einsum_float32
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row without keys must not be NaN
+_CPU_WEIGHTS = 2**21  # attention weights that a CPU computes at once; measured, its cache decides
 
 
 @jax.custom_vjp
@@ -25,15 +28,33 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Any]:
+    x, weights = lax.platform_dependent(q, k, v, mask, cpu=_attend_on_cpu, default=_attend)
+    return x, (q, k, v, weights)
+
+
+def _backward(saved: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
+    to_q, to_k, to_v = lax.platform_dependent(
+        *saved, gradient, cpu=_differentiate_on_cpu, default=_differentiate
+    )
+    return to_q, to_k, to_v, None
+
+
+attention.defvjp(_forward, _backward)
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Return the result and the weights [N, H, S, S']."""
     logits = einsum_float32("nsad,ntad->nast", q, k) * q.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, _MASKED)
     weights = jax.nn.softmax(logits, -1).astype(q.dtype)
-    return jnp.einsum("nast,ntad->nsad", weights, v), (q, k, v, weights)
+    return jnp.einsum("nast,ntad->nsad", weights, v), weights
 
 
-def _backward(saved: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, weights = saved
+def _differentiate(
+    q: Array, k: Array, v: Array, weights: Array, gradient: Array
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of queries, keys and values."""
     to_v = jnp.einsum("nast,nsad->ntad", weights, gradient)
     to_weights = einsum_float32("nsad,ntad->nast", gradient, v)
     wide = weights.astype(jnp.float32)
@@ -42,7 +63,68 @@ def _backward(saved: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
     to_logits = (to_logits * q.shape[-1] ** -0.5).astype(q.dtype)
     to_q = jnp.einsum("nast,ntad->nsad", to_logits, k)
     to_k = jnp.einsum("nast,nsad->ntad", to_logits, q)
-    return to_q, to_k, to_v, None
+    return to_q, to_k, to_v
 
 
-attention.defvjp(_forward, _backward)
+# XLA's products on a CPU are slow where rows, positions and heads are interleaved, and where the
+# weights of all rows do not fit the cache. So a CPU puts the heads first and takes some rows at a
+# time.
+
+
+def _attend_on_cpu(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+    def attend(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
+        q, k, v = (_heads_first(x) for x in (q, k, v))
+        logits = einsum_float32("nasd,natd->nast", q, k) * q.shape[-1] ** -0.5
+        if mask is not None:
+            logits = jnp.where(mask[:, None], logits, _MASKED)
+        weights = jax.nn.softmax(logits, -1).astype(q.dtype)
+        return _heads_first(jnp.einsum("nast,natd->nasd", weights, v)), weights
+
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
+    return _some_rows_at_a_time(attend, _rows_at_a_time(q, k), q, k, v, mask)
+
+
+def _differentiate_on_cpu(
+    q: Array, k: Array, v: Array, weights: Array, gradient: Array
+) -> tuple[Array, Array, Array]:
+    def differentiate(
+        q: Array, k: Array, v: Array, weights: Array, gradient: Array
+    ) -> tuple[Array, ...]:
+        q, k, v, gradient = (_heads_first(x) for x in (q, k, v, gradient))
+        to_v = jnp.einsum("nast,nasd->natd", weights, gradient)
+        to_weights = einsum_float32("nasd,natd->nast", gradient, v)
+        wide = weights.astype(jnp.float32)
+        to_logits = wide * (to_weights - (to_weights * wide).sum(-1, keepdims=True))
+        to_logits = (to_logits * q.shape[-1] ** -0.5).astype(q.dtype)
+        to_q = jnp.einsum("nast,natd->nasd", to_logits, k)
+        to_k = jnp.einsum("nast,nasd->natd", to_logits, q)
+        return tuple(_heads_first(x) for x in (to_q, to_k, to_v))
+
+    rows = _rows_at_a_time(q, k)
+    return _some_rows_at_a_time(differentiate, rows, q, k, v, weights, gradient)
+
+
+def _heads_first(x: Array) -> Array:
+    """Swap positions and heads: [N, S, H, D] to [N, H, S, D], and back."""
+    return x.swapaxes(1, 2)
+
+
+def _rows_at_a_time(q: Array, k: Array) -> int | None:
+    """Return the largest divisor of N whose weights fit, or None where N is symbolic."""
+    n, s, heads, _ = q.shape
+    shape = (n, s, heads, k.shape[1])
+    if not all(isinstance(size, int) for size in shape):
+        return None
+    most = max(1, _CPU_WEIGHTS // math.prod(shape[1:]))
+    return max((rows for rows in range(1, n + 1) if n % rows == 0 and rows <= most), default=1)
+
+
+def _some_rows_at_a_time(work: Callable[..., Any], rows: int | None, *arrays: Array | None) -> Any:
+    """Apply `work` to `rows` rows of the arrays at a time, in a loop."""
+    n = next(x.shape[0] for x in arrays if x is not None)
+    if rows is None or rows == n:
+        return work(*arrays)
+    parts = jax.tree.map(lambda x: x.reshape(n // rows, rows, *x.shape[1:]), arrays)
+    done = lax.map(lambda part: work(*part), parts)
+    return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), done)

@@ -35,7 +35,7 @@ def cudnn_length(length: int) -> int:
 
 
 def cudnn_attention(
-    q: Array, k: Array, v: Array, implementation: Implementation = "cudnn"
+    q: Array, k: Array, v: Array, *, implementation: Implementation = "cudnn"
 ) -> Array:
     """Attend without a mask from all positions to all, by cuDNN, on a GPU and in bfloat16 only.
 
