@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -145,5 +144,6 @@ def run_answers(path: Path, kind: str) -> tuple[str, ...]:
 
 
 def _on_device(params: dict[str, np.ndarray]) -> dict[str, Array]:
-    # One at a time, so that a large model is in memory only once.
-    return {name: jnp.asarray(params.pop(name)) for name in list(params)}
+    # One at a time, so that a large model is in memory only once. `jnp.asarray` would compile a
+    # program for each shape.
+    return {name: jax.device_put(params.pop(name)) for name in list(params)}

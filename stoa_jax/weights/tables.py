@@ -4,11 +4,12 @@ A row is (our name, their names, layout). A name of theirs with `{}` stands for 
 block; our parameters stack the blocks on a leading depth axis.
 """
 
+import concurrent.futures
 import dataclasses
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from stoa_jax.errors import UserError
@@ -155,11 +156,14 @@ def read_table(
 
 def _read_entry(e: Entry, names, tensors: TensorFile, shape: Shape, resize, report: Report):
     one = shape[1:] if e.stacked else shape
-    whole = jax.eval_shape(e.layout.to_theirs, jax.ShapeDtypeStruct(one, np.float32)).shape
+    whole = e.layout.to_theirs(np.empty(one, np.float32)).shape
     count = len(e.theirs)
     part = whole if count == 1 else (whole[0] // count, *whole[1:])
     out = np.empty(shape, np.float32)
-    for i, parts in enumerate(names):
+    reading = threading.Lock()  # a torch file has one position
+
+    def fill(i: int) -> None:
+        parts = names[i]
         for name in parts:
             found = tensors[name].shape
             if found != part and e.ours not in resize:
@@ -167,7 +171,8 @@ def _read_entry(e: Entry, names, tensors: TensorFile, shape: Shape, resize, repo
                     f"{tensors[name].file}: tensor {name} is {list(found)}, the model's {e.ours} "
                     f"needs {list(part)}; the file holds a model of another size than config.model"
                 )
-        x = [tensors.take(name) for name in parts]
+        with reading:
+            x = [tensors.take(name) for name in parts]
         x = x[0] if count == 1 else np.concatenate(x)
         if x.shape != whole:
             report.resized[e.ours] = f"{list(x.shape)} to {list(whole)}"
@@ -184,6 +189,10 @@ def _read_entry(e: Entry, names, tensors: TensorFile, shape: Shape, resize, repo
             out[i] = e.layout.to_ours(x, one)
         else:
             out[...] = e.layout.to_ours(x, one)
+
+    # Threads, because transposing takes longer than reading, and NumPy releases the interpreter.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(fill, range(len(names))))  # raises the first error
     return out
 
 
