@@ -6,8 +6,9 @@ if TYPE_CHECKING:
     from stoa_jax.errors import UserError
     from stoa_jax.index import Added, Hit, Index
     from stoa_jax.inference.detections import load_detector
-    from stoa_jax.inference.explain import Action, Explanation, Trajectory
+    from stoa_jax.inference.explain import Explanation
     from stoa_jax.inference.loading import load
+    from stoa_jax.inference.matched import Action, Trajectory
     from stoa_jax.inference.model import Answer, Choice, Model
     from stoa_jax.inference.videos import Clip, Detections, Failure
 

@@ -99,7 +99,7 @@ class Index:
             None if model is None else model.fingerprint,
             getattr(model, "source", None) or None,
         )
-        return cls(backends.backend(backend).create(backends.place(directory), settings), model)
+        return cls(backends.create_store(directory, backend, settings), model)
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], model: Encoder | None = None) -> Self:
@@ -136,7 +136,7 @@ class Index:
             raise UserError("Index.merge: the list of indexes is empty")
         target, *real = (
             place if isinstance(place, str) else os.path.realpath(place)
-            for place in map(backends.place, (directory, *parts))
+            for place in map(backends.location, (directory, *parts))
         )
         for position, part in enumerate(real):
             if part == target:
@@ -144,14 +144,12 @@ class Index:
             if part in real[:position]:
                 raise UserError(f"Index.merge: {parts[position]} is listed twice")
         stores = [backends.open_store(part) for part in parts]
-        place = backends.place(directory)
-        kind = backends.kind(place)
-        if kind.exists(place):
-            store = kind(place)
+        if backends.exists(directory):
+            store = backends.open_store(directory)
         else:
-            kind = backends.backend(backend) if backend else type(stores[0])
             settings = dataclasses.replace(stores[0].settings, threshold=None, threshold_note="")
-            store = kind.create(place, settings)
+            backend = backend or backends.backend_of(parts[0])
+            store = backends.create_store(directory, backend, settings)
         store.merge(stores)
         return Index(store)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from stoa_jax import film
 from stoa_jax.errors import InputError, UserError
 from stoa_jax.files import atomic
+from stoa_jax.inference.matched import Action, Trajectory
 
 HEIGHT = 200  # pixels of a frame in the strip
 LINE = 22  # pixels of a line of text
@@ -32,12 +33,12 @@ class Explanation(Protocol):
         ...
 
     @property
-    def trajectories(self) -> Sequence[Any]:
+    def trajectories(self) -> Sequence[Trajectory]:
         """Trajectories with their boxes and words."""
         ...
 
     @property
-    def actions(self) -> Sequence[Any]:
+    def actions(self) -> Sequence[Action]:
         """Actions with their attention and words."""
         ...
 
@@ -92,7 +93,7 @@ def _boxes(explanation: Explanation) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([x.boxes for x in found]), np.stack([x.shown for x in found])
 
 
-def _over_frame(explanation: Explanation, action: Any) -> np.ndarray:
+def _over_frame(explanation: Explanation, action: Action) -> np.ndarray:
     """Return attention over whole frames [T, h, w]; it is 0 outside the model's crop."""
     height, width = explanation.frames[0].shape[:2]
     x1, y1, x2, y2 = np.round(explanation.crop * [width, height, width, height]).astype(int)
@@ -108,7 +109,7 @@ def _words(word: str | None, score: float) -> str:
     return f"{'no word' if word is None else word} {score:.2f}"
 
 
-def _action_words(i: int, action: Any) -> str:
+def _action_words(i: int, action: Action) -> str:
     return f"action {i + 1}: {_words(action.word, action.word_score)}"
 
 

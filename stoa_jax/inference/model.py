@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import jax
 import numpy as np
 
-from stoa_jax.errors import InputError, MissingHead, NotCalibrated, UserError
-from stoa_jax.inference import batching, fingerprints, programs
+from stoa_jax.errors import MissingHead, NotCalibrated, UserError
+from stoa_jax.inference import batching, checks, embedding, fingerprints, fusing, programs
+from stoa_jax.inference.fusing import Request
 from stoa_jax.inference.sidecars import Calibration
 from stoa_jax.inference.videos import Clip, Failure, Prepared, Preprocessing, Video, prepare
 from stoa_jax.models.config import ModelConfig
@@ -29,24 +30,7 @@ if TYPE_CHECKING:
     from stoa_jax.text import Tokenizer
     from stoa_jax.weights import Report
 
-TEXTS_AT_ONCE = 256
-PAIRS_PER_VIDEO = 8  # pairs fused at once, per video of a batch; texts are short
 OnError = Literal["raise", "skip"]
-
-_TRAIN = {
-    "match": "fine-tune it with --config=configs/retrieval.py, or load a STOA-VLP checkpoint",
-    "caption": "fine-tune it with --config=configs/captioning.py, or load a STOA-VLP checkpoint",
-    "answer": "fine-tune it with --config=configs/qa.py, or load a checkpoint that was",
-    "trajectories": "train one with --config.model.objects=true",
-    "actions": "train one with --config.model.actions=true",
-}
-_HEADS = {
-    "match": "match head",
-    "caption": "language-model head",
-    "answer": "answer head",
-    "trajectories": "trajectory encoder",
-    "actions": "action encoder",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +197,7 @@ class Model:
         (1, 1)
         """
         call = "encode_video"
-        videos = _listed(videos, call, "videos")
+        videos = checks.listed(videos, call, "videos")
         how, failed, out = self.preprocessing(), [], []
         for batch in batching.prepared(
             videos,
@@ -224,7 +208,9 @@ class Model:
             failed=failed,
             progress=progress,
         ):
-            out.append(self._frame_vectors(batch, batch_size))
+            start = embedding.start_clip_vectors
+            joint = bool(self.config.joint_blocks)
+            out.append(start(self._encode_frames, batch, unit=self.frames, joint=joint))
             if len(out) > 1:
                 out[-2] = out[-2]()
         if out:
@@ -236,7 +222,7 @@ class Model:
         self,
         texts: Sequence[str],
         *,
-        batch_size: int = TEXTS_AT_ONCE,
+        batch_size: int = fusing.TEXTS_AT_ONCE,
         truncate: bool | None = None,
     ) -> np.ndarray:
         """Return unit vectors of texts, float32 [n, d].
@@ -283,11 +269,10 @@ class Model:
                 "match: this model was not calibrated; its probabilities are the raw output of the "
                 "match head",
             )
-        logits, failed = self._match_logits(
-            network, "match", videos, texts, pairs, batch_size, progress, truncate, on_error
-        )
-        probability = self.probability(logits)
-        return (probability, failed) if on_error == "skip" else probability
+        request = Request("match", batch_size, progress, on_error)
+        tokens = self.tokens(texts, "match", truncate)
+        logits = fusing.match_logits(self, network, videos, tokens, request, pairs=pairs)
+        return request.result(self.probability(logits))
 
     def caption(
         self,
@@ -308,24 +293,18 @@ class Model:
         True
         """
         network = self.needs("caption", "caption")
-        for name, value in (("beam", beam), ("max_pieces", max_pieces)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(
-                    f"caption: {name} is {value!r}; it must be an integer of 1 or more"
-                )
+        checks.positive("caption", beam=beam, max_pieces=max_pieces)
         pieces = min(max_pieces, self.config.text_length - 2)
-        failed: list[Failure] = []
+        request = Request("caption", batch_size, progress, on_error)
         out: list[str] = []
-        for _, features in self._features(
-            network, "caption", videos, batch_size, progress, on_error, failed
-        ):
+        for _, features in fusing.video_features(self, network, videos, request):
             tokens = batching.in_batches(
                 lambda x: programs.caption_tokens(network, x, beams=beam, max_pieces=pieces),
                 batch_size,
                 features,
             )
             out += [self.tokenizer.decode(row).strip() for row in tokens]
-        return (out, failed) if on_error == "skip" else out
+        return request.result(out)
 
     def answer(
         self,
@@ -345,20 +324,13 @@ class Model:
         (['str', 'str', 'str'], True)
         """
         network = self.needs("answer", "answer")
-        if not isinstance(top, int) or top < 1:
-            raise InputError(f"answer: top is {top!r}; it must be an integer of 1 or more")
-        videos = _listed(videos, "answer", "videos")
+        checks.positive("answer", top=top)
+        videos = checks.listed(videos, "answer", "videos")
         tokens = self.tokens(questions, "answer", truncate, what="question")
-        if len(videos) != len(tokens):
-            raise InputError(
-                f"answer: {len(videos)} videos and {len(tokens)} questions; give one question for "
-                "each video"
-            )
-        failed: list[Failure] = []
+        checks.one_for_each("answer", videos, tokens, "question")
+        request = Request("answer", batch_size, progress, on_error)
         out: list[list[Answer]] = []
-        for which, features in self._features(
-            network, "answer", videos, batch_size, progress, on_error, failed
-        ):
+        for which, features in fusing.video_features(self, network, videos, request):
             logits = batching.in_batches(
                 lambda x, t: programs.answer_logits(network, x, programs.text_features(network, t)),
                 batch_size,
@@ -366,7 +338,7 @@ class Model:
                 tokens[which],
             )
             out += [self._best_answers(row, top) for row in logits]
-        return (out, failed) if on_error == "skip" else out
+        return request.result(out)
 
     def choose(
         self, video: Video | Clip, candidates: Sequence[str], *, truncate: bool | None = None
@@ -378,8 +350,9 @@ class Model:
         (True, (2,))
         """
         network = self.needs("match", "choose")
-        logits, _ = self._match_logits(
-            network, "choose", [video], candidates, False, 1, False, truncate, "raise"
+        tokens = self.tokens(candidates, "choose", truncate, what="candidate")
+        logits = fusing.match_logits(
+            self, network, [video], tokens, Request("choose", batch_size=1)
         )
         margin = np.asarray(logits[0, :, 1] - logits[0, :, 0], np.float64) / self._temperature
         weights = np.exp(margin - margin.max())
@@ -428,13 +401,8 @@ class Model:
         network = self.whole
         if head in self.has and network is not None:
             return network
-        where = self.source or self.kind
-        if head == "answer" and network is not None and self.config.num_answers:
-            raise MissingHead(
-                f"{call}: {where} has an answer head but no list of answers; put answers.json, a "
-                "JSON list in the order of the classes, beside the weights"
-            )
-        raise MissingHead(f"{call}: {where} has no {_HEADS[head]}; {_TRAIN[head]}")
+        unlisted = head == "answer" and network is not None and self.config.num_answers > 0
+        raise MissingHead(checks.missing_head(call, self.source or self.kind, head, unlisted))
 
     def note_missing_detections(self, call: str, clips: Sequence[Prepared]) -> None:
         """Warn once if clips without detections meet a model that was trained with objects."""
@@ -457,153 +425,19 @@ class Model:
     ) -> np.ndarray:
         """Return ids int32 [n, L] of checked texts."""
         truncate = self.truncate if truncate is None else truncate
-        rows = [
-            self._encoded(text, f"{call}: {what} {i}", truncate)
-            for i, text in enumerate(_listed(texts, call, f"{what}s"))
-        ]
-        return np.stack(rows)
-
-    def _encoded(self, text: str, where: str, truncate: bool) -> np.ndarray:
-        if not isinstance(text, str):
-            raise InputError(f"{where} is a {type(text).__name__}, not a str")
-        pieces = self.tokenizer.pieces(text)
-        count, room = sum(len(piece.ids) for piece in pieces), self.config.text_length - 2
-        if not count:
-            raise InputError(f"{where} is {text!r}, which has no words")
-        if count > room and not truncate:
-            shown = text if len(text) <= 60 else text[:57] + "..."
-            raise InputError(
-                f"{where} has {count} pieces and the model reads {room} ({shown!r}); shorten it, "
-                "or pass truncate=True (--truncate) to cut it"
-            )
-        return self.tokenizer.pack(pieces, self.config.text_length)
-
-    def _frame_vectors(
-        self, clips: Sequence[np.ndarray], batch_size: int
-    ) -> Callable[[], np.ndarray]:
-        """Start the video tower on a batch; calling the result waits for the vectors [b, d]."""
-        b, lengths = len(clips), [len(clip) for clip in clips]
-        if self.config.joint_blocks:
-            tokens = batching.run_padded(self._encode_frames, np.stack(clips))
-            return lambda: _mean_vectors(np.asarray(tokens, np.float32)[:b])
-        # Frames do not attend to each other, so clips of any length share a batch.
-        flat = np.concatenate(clips)[:, None]
-        count, unit = len(flat), self.frames
-        if count < unit:
-            rows = min(unit, batching.power_of_two(count))
-        else:
-            rows = unit * batching.power_of_two(-(-count // unit))
-        tokens = self._encode_frames(batching.padded(flat, rows))
-
-        def wait() -> np.ndarray:
-            frames = np.asarray(tokens, np.float32)[:count, 0]
-            parts = np.split(frames, np.cumsum(lengths)[:-1])
-            return np.concatenate([_mean_vectors(part[None]) for part in parts])
-
-        return wait
+        length = self.config.text_length
+        return np.stack(
+            [
+                checks.token_row(self.tokenizer, text, length, f"{call}: {what} {i}", truncate)
+                for i, text in enumerate(checks.listed(texts, call, f"{what}s"))
+            ]
+        )
 
     def _network_frames(self, pixels: np.ndarray) -> jax.Array:
         return programs.run_frame_tokens(self.network, pixels)
 
     def _network_tokens(self, tokens: np.ndarray) -> jax.Array:
         return programs.run_text_embedding(self.network, tokens)
-
-    def _features(
-        self,
-        network: "Stoa",
-        call: str,
-        videos: Sequence[Video | Clip],
-        batch_size: int,
-        progress: bool,
-        on_error: str,
-        failed: list[Failure],
-    ):
-        """Yield (indices, features) of batches of videos, on the host, in order."""
-        videos = _listed(videos, call, "videos")
-        how = self.preprocessing(fused=True)
-
-        def ready(i: int, video: Video | Clip) -> tuple[int, Prepared]:
-            return i, prepare(video, how)
-
-        waiting = None
-        for batch in batching.prepared(
-            videos,
-            ready,
-            batch_size=batch_size,
-            call=call,
-            on_error=on_error,
-            failed=failed,
-            progress=progress,
-        ):
-            which = np.array([i for i, _ in batch])
-            clips = [clip for _, clip in batch]
-            self.note_missing_detections(call, clips)
-            started = batching.run_padded(
-                lambda *x: programs.video_features(network, *x), *features_input(clips)
-            )
-            if waiting is not None:
-                yield waiting[0], batching.on_host(waiting[1], len(waiting[0]))
-            waiting = which, started
-        if waiting is not None:
-            yield waiting[0], batching.on_host(waiting[1], len(waiting[0]))
-
-    def _match_logits(
-        self,
-        network: "Stoa",
-        call: str,
-        videos: Sequence[Video | Clip],
-        texts: Sequence[str],
-        pairs: bool,
-        batch_size: int,
-        progress: bool,
-        truncate: bool | None,
-        on_error: str,
-    ) -> tuple[np.ndarray, list[Failure]]:
-        """Return logits [n, m, 2], or [n, 2] of pairs, and the videos that failed."""
-        videos = _listed(videos, call, "videos")
-        tokens = self.tokens(
-            texts, call, truncate, what="candidate" if call == "choose" else "text"
-        )
-        if pairs and len(videos) != len(tokens):
-            raise InputError(
-                f"{call}: pairs=True with {len(videos)} videos and {len(tokens)} texts; give one "
-                "text for each video"
-            )
-        batching.check_batch_size(batch_size, call)
-        size = batch_size * PAIRS_PER_VIDEO
-        text = batching.in_batches(
-            lambda x: programs.text_features(network, x), TEXTS_AT_ONCE, tokens
-        )
-        failed: list[Failure] = []
-        # The head of `released` normalises over all pairs of the call, so it runs last.
-        apart = self.config.match_head != "bilinear"
-        found, fused = [], []
-        for which, features in self._features(
-            network, call, videos, batch_size, progress, on_error, failed
-        ):
-            if pairs:
-                rows, columns = np.arange(len(which)), which
-            else:
-                rows = np.repeat(np.arange(len(which)), len(tokens))
-                columns = np.tile(np.arange(len(tokens)), len(which))
-            for start in range(0, len(rows), size):
-                row, column = rows[start : start + size], columns[start : start + size]
-                pair = jax.tree.map(lambda x, at=row: x[at], features)
-                words = jax.tree.map(lambda x, at=column: x[at], text)
-                out = batching.run_padded(lambda *x: programs.fuse_pairs(network, *x), pair, words)
-                if apart:
-                    found.append(np.asarray(programs.match_logits(network, *out))[: len(row)])
-                else:
-                    fused.append(batching.on_host(out, len(row)))
-        if fused:
-            cls, sep = (np.concatenate(x) for x in zip(*fused, strict=True))
-            rows = batching.power_of_two(len(cls))
-            # The norms over all rows must not change, so the padding is zero.
-            cls, sep = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in (cls, sep))
-            count = sum(len(x[0]) for x in fused)
-            found = [np.asarray(programs.match_logits(network, cls, sep))[:count]]
-        logits = np.concatenate([np.zeros((0, 2), np.float32), *found])
-        return (logits if pairs else logits.reshape(-1, len(tokens), 2)), failed
 
     @property
     def _temperature(self) -> float:
@@ -615,47 +449,18 @@ class Model:
         return (0.5 * (1 + np.tanh(margin / 2))).astype(np.float32)
 
     def _best_answers(self, logits: np.ndarray, top: int) -> list[Answer]:
-        if self.config.answer_head == "first_piece":
-            names: Callable[[int], str] = lambda i: self.tokenizer.decode([i]).strip()  # noqa: E731
-        else:
-            names = self.answers.__getitem__
         x = logits.astype(np.float64)
         p = np.exp(x - x.max())
         p /= p.sum()
         if self.config.answer_head == "classifier":
             p = p[: len(self.answers)]  # the head may have more classes than there are answers
         order = np.argsort(-p, kind="stable")[:top]
-        return [Answer(names(int(i)), float(p[i])) for i in order]
+        return [Answer(self._answer_name(int(i)), float(p[i])) for i in order]
 
-
-def features_input(clips: Sequence[Prepared]) -> tuple[np.ndarray, ...]:
-    """Return pixels, boxes, classes and scores of clips as one batch."""
-    return tuple(np.stack([getattr(clip, name) for clip in clips]) for name in Prepared._fields[:4])
-
-
-def _listed(items: Any, call: str, what: str) -> Sequence[Any]:
-    """Return a list of videos or texts, or raise InputError if it is empty or not a list."""
-    one = what.removesuffix("s")
-    if isinstance(items, str | bytes | PathLike | Clip):
-        raise InputError(f"{call} takes a list of {what}; put the single {one} in a list")
-    if isinstance(items, np.ndarray) and what == "videos" and items.ndim == 4:
-        raise InputError(f"{call} takes a list of videos; put the single array in a list")
-    try:
-        items = list(items)
-    except TypeError:
-        raise InputError(f"{call} takes a list of {what}, not a {type(items).__name__}") from None
-    if not items:
-        raise InputError(f"{call}: the list of {what} is empty; pass at least one {one}")
-    return items
-
-
-def _mean_vectors(frames: np.ndarray) -> np.ndarray:
-    """Average unit frame vectors [b, T, d] to unit vectors [b, d]."""
-    return _unit(_unit(frames).mean(1))
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+    def _answer_name(self, i: int) -> str:
+        if self.config.answer_head == "first_piece":
+            return self.tokenizer.decode([i]).strip()
+        return self.answers[i]
 
 
 __all__ = ["Answer", "Choice", "Model", "UserError"]

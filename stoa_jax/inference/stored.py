@@ -24,7 +24,7 @@ PAIRS_AT_ONCE = 64
 
 def encode(model: "Model", clips: Sequence[Prepared]) -> np.ndarray:
     """Return the fusion features of clips prepared with `preprocessing(fused=True)`, float16."""
-    from stoa_jax.inference.model import features_input
+    from stoa_jax.inference.fusing import features_input
 
     network = model.needs("match", "Index.add")
     features = batching.in_batches(

@@ -11,7 +11,8 @@ from stoa_jax.report.clips import Clips
 from stoa_jax.report.run_files import Run
 
 if TYPE_CHECKING:
-    from stoa_jax.inference.explain import Action, Explanation, Trajectory
+    from stoa_jax.inference.explain import Explanation
+    from stoa_jax.inference.matched import Action, Trajectory
 
 NO_MATCH = "no word (Ø)"
 
