@@ -36,11 +36,11 @@ class Embedder:
     """A Ray actor that holds the model; one row of its results is one whole video."""
 
     def __init__(self, task: Task):
-        import stoa_jax
         from stoa_jax.index.fusion import Fusion
+        from stoa_jax.inference.loading import load
 
         self._task = task
-        self._model = stoa_jax.load(task.model)
+        self._model = load(task.model)
         if self._model.fingerprint != task.fingerprint:
             raise UserError(
                 f"{task.model}: this worker loads a different model from that of the index"

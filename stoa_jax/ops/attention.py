@@ -42,27 +42,38 @@ def _backward(saved: Any, gradient: Array) -> tuple[Array, Array, Array, None]:
 attention.defvjp(_forward, _backward)
 
 
-def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Return the result and the weights [N, H, S, S']."""
-    logits = einsum_float32("nsad,ntad->nast", q, k) * q.shape[-1] ** -0.5
+# In these equations n is N, s is S, t is S', a is H and d is D.
+
+
+def _attend(
+    q: Array, k: Array, v: Array, mask: Array | None, queries: str = "nsad", keys: str = "ntad"
+) -> tuple[Array, Array]:
+    """Return the result and the weights [N, H, S, S']; queries and keys have the given axes."""
+    logits = einsum_float32(f"{queries},{keys}->nast", q, k) * q.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None], logits, _MASKED)
     weights = jax.nn.softmax(logits, -1).astype(q.dtype)
-    return jnp.einsum("nast,ntad->nsad", weights, v), weights
+    return jnp.einsum(f"nast,{keys}->{queries}", weights, v), weights
 
 
 def _differentiate(
-    q: Array, k: Array, v: Array, weights: Array, gradient: Array
+    q: Array,
+    k: Array,
+    v: Array,
+    weights: Array,
+    gradient: Array,
+    queries: str = "nsad",
+    keys: str = "ntad",
 ) -> tuple[Array, Array, Array]:
     """Return the gradients of queries, keys and values."""
-    to_v = jnp.einsum("nast,nsad->ntad", weights, gradient)
-    to_weights = einsum_float32("nsad,ntad->nast", gradient, v)
+    to_v = jnp.einsum(f"nast,{queries}->{keys}", weights, gradient)
+    to_weights = einsum_float32(f"{queries},{keys}->nast", gradient, v)
     wide = weights.astype(jnp.float32)
     # Masked weights are zero, so no gradient reaches their logits.
     to_logits = wide * (to_weights - (to_weights * wide).sum(-1, keepdims=True))
     to_logits = (to_logits * q.shape[-1] ** -0.5).astype(q.dtype)
-    to_q = jnp.einsum("nast,ntad->nsad", to_logits, k)
-    to_k = jnp.einsum("nast,nsad->ntad", to_logits, q)
+    to_q = jnp.einsum(f"nast,{keys}->{queries}", to_logits, k)
+    to_k = jnp.einsum(f"nast,{queries}->{keys}", to_logits, q)
     return to_q, to_k, to_v
 
 
@@ -73,12 +84,9 @@ def _differentiate(
 
 def _attend_on_cpu(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
     def attend(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
-        q, k, v = (_heads_first(x) for x in (q, k, v))
-        logits = einsum_float32("nasd,natd->nast", q, k) * q.shape[-1] ** -0.5
-        if mask is not None:
-            logits = jnp.where(mask[:, None], logits, _MASKED)
-        weights = jax.nn.softmax(logits, -1).astype(q.dtype)
-        return _heads_first(jnp.einsum("nast,natd->nasd", weights, v)), weights
+        q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+        x, weights = _attend(q, k, v, mask, "nasd", "natd")
+        return _heads_first(x), weights
 
     if mask is not None:
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
@@ -92,14 +100,8 @@ def _differentiate_on_cpu(
         q: Array, k: Array, v: Array, weights: Array, gradient: Array
     ) -> tuple[Array, ...]:
         q, k, v, gradient = (_heads_first(x) for x in (q, k, v, gradient))
-        to_v = jnp.einsum("nast,nasd->natd", weights, gradient)
-        to_weights = einsum_float32("nasd,natd->nast", gradient, v)
-        wide = weights.astype(jnp.float32)
-        to_logits = wide * (to_weights - (to_weights * wide).sum(-1, keepdims=True))
-        to_logits = (to_logits * q.shape[-1] ** -0.5).astype(q.dtype)
-        to_q = jnp.einsum("nast,natd->nasd", to_logits, k)
-        to_k = jnp.einsum("nast,nasd->natd", to_logits, q)
-        return tuple(_heads_first(x) for x in (to_q, to_k, to_v))
+        gradients = _differentiate(q, k, v, weights, gradient, "nasd", "natd")
+        return tuple(map(_heads_first, gradients))
 
     rows = _rows_at_a_time(q, k)
     return _some_rows_at_a_time(differentiate, rows, q, k, v, weights, gradient)
