@@ -1,20 +1,20 @@
-"""What the tokens of a checkpoint tell: ridge probes of motion, and of the color of a named thing.
+"""Probe what a checkpoint's tokens encode: a clip's first motion, and the color of a named object.
 
     python -m benchmarks.probe --checkpoint=synthetic
 
-Motion: which of 15 motions comes first in a clip, read off trajectory tokens, action tokens and
-frame tokens. The same probe reads encoders that were never trained, at the same vision tower, and
-encoders that were trained on the motions as labels. Labels are the most that an objective can ask
-for: with as many clips and steps as a checkpoint had (--train, --steps) they bound it from above.
-The default is a shorter training.
+Motion: ridge regression predicts which of 15 motions comes first in a clip, from trajectory tokens,
+action tokens or frame tokens. The same probe is fitted to encoders that were never trained, on the
+same vision tower, and to encoders trained with the motions as labels. No objective can teach more
+about the motions than labels do. So with as many clips and steps as the checkpoint had (--train,
+--steps), the labels give an upper bound; the default training is shorter.
 
-Color: of a thing whose shape no other thing of the clip has. The probe reads the patches in the
-thing's true box, the frame tokens, and the trajectory of its class; beside them the answer head's
-accuracy for "what color is the SHAPE?". So it tells whether a color is lost in the vision tower
-or behind it.
+Color: with --colors, ridge regression predicts the color of an object whose shape is unique in its
+clip, from the patches in the object's true box, the frame tokens, or the trajectory of its class.
+The table also shows the answer head's accuracy for "what color is the SHAPE?". A comparison of the
+rows shows whether colors are lost in the vision tower or after it.
 
-Clips are drawn live; those of the test split are held out. n clips, T frames, K objects per frame,
-N trajectories, A actions, h vision width, d shared width.
+Clips are rendered live; those of the test split are held out. n clips, T frames, K objects per
+frame, N trajectories, A actions, h vision width, d shared width.
 """
 
 import argparse
@@ -49,11 +49,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Clips as the encoders behind the vision tower read them, and what is in them."""
+    """Clips as the encoders after the vision tower read them, with their scenes."""
 
     seen: Arrays  # outputs of the vision tower by name, float16
     objects: tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, classes, scores
-    true_boxes: list[np.ndarray]  # [T, things, 4]
+    true_boxes: list[np.ndarray]  # [T, objects of the scene, 4]
     scenes: list[Scene]
 
     @property
@@ -68,7 +68,7 @@ class Clips:
 
 
 def draw(model: Stoa, split: str, count: int, max_objects: int) -> Clips:
-    """Draw the first clips of a split and run the vision tower over them."""
+    """Render the first clips of a split and run the vision tower on them."""
     c = model.config
     world = World(split, 0, c.image_size, c.frames, max_objects, c.objects_per_frame, siblings=1)
     see = jax.jit(model.encode_frames)
@@ -89,7 +89,7 @@ def draw(model: Stoa, split: str, count: int, max_objects: int) -> Clips:
 
 @jax.jit
 def encode(model: Stoa, vision: VisionFeatures, objects: tuple) -> VideoFeatures:
-    """Run the encoders behind the vision tower."""
+    """Run the encoders after the vision tower."""
     return model.encode_objects(vision, *objects)
 
 
@@ -100,13 +100,13 @@ def video_features(model: Stoa, clips: Clips) -> Iterator[VideoFeatures]:
 
 
 def mean_trajectory(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return the mean [B, d] of the valid ones of tokens [B, N, d]."""
+    """Return the mean [B, d] of the valid tokens among [B, N, d]."""
     count = jnp.maximum(mask.sum(1, keepdims=True), 1)
     return jnp.where(mask[..., None], tokens, 0).sum(1) / count
 
 
 def motion_features(video: VideoFeatures) -> dict[str, jax.Array]:
-    """Return what the probe of motion reads, each [B, features]."""
+    """Return the inputs of the motion probe by name, each [B, features]."""
     found = {
         "frames": video.frames.reshape(len(video.frames), -1),
         "trajectories": mean_trajectory(video.objects, video.object_mask),
@@ -156,7 +156,7 @@ def percent(right: np.ndarray) -> str:
 
 
 def untrained(model: Stoa, seed: int) -> Stoa:
-    """Return the model with encoders as they start from its vision tower, and the same towers."""
+    """Return the model with the encoders as training initialises them, and with the same towers."""
     c = model.config
     params = named_parameters(model)
     make = jax.jit(lambda key: named_parameters(Stoa(c, rngs=nnx.Rngs(params=key))))
@@ -172,7 +172,7 @@ def untrained(model: Stoa, seed: int) -> Stoa:
 
 
 def labels_trained(model: Stoa, clips: Clips, steps: int, seed: int) -> Stoa:
-    """Return the model with encoders trained to tell the first motion by a linear layer."""
+    """Return the model with encoders trained to predict the first motion by a linear layer."""
     labels = clips.motions
     params = named_parameters(model)
     learned = {n: x for n, x in params.items() if n.split("/")[0] in ENCODERS}
@@ -210,7 +210,7 @@ def _shapes(model: Stoa, clips: Clips) -> Mapping[str, jax.ShapeDtypeStruct]:
 
 
 def probe_motion(models: Mapping[str, Stoa], train: Clips, test: Clips) -> Iterator[str]:
-    """Yield a Markdown table: what is read, by model."""
+    """Yield the lines of a Markdown table: the accuracy for each kind of token and each model."""
     yield "| first motion read off | " + " | ".join(models) + " |"
     yield "|---" * (len(models) + 1) + "|"
     columns: dict[str, dict[str, str]] = {}
@@ -226,11 +226,11 @@ def probe_motion(models: Mapping[str, Stoa], train: Clips, test: Clips) -> Itera
     yield f"\nThe most frequent motion: {percent(test.motions == common)} %."
 
 
-# The color of a named thing
+# The color of a named object
 
 
 def named_things(clips: Clips) -> list[tuple[int, int]]:
-    """Return (clip, thing) for every thing whose shape is the only one of its kind in the clip."""
+    """Return (clip, object) for every object whose shape no other object of its clip has."""
     found = []
     for i, scene in enumerate(clips.scenes):
         shapes = [thing.shape for thing in scene.things]
@@ -253,7 +253,7 @@ def box_patches(c: ModelConfig, patches: jax.Array, boxes: jax.Array) -> jax.Arr
 
 
 def colour_features(model: Stoa, clips: Clips, things: Sequence[tuple[int, int]]) -> Arrays:
-    """Return what the probe of colors reads of each thing, [things, features]."""
+    """Return the inputs of the color probe by name, each [objects, features]."""
     c = model.config
     patches = clips.seen[f"block {c.object_block}"][:, :, 1:]
     frames = clips.seen["frames"].astype(np.float32).mean(1)
@@ -269,7 +269,7 @@ def colour_features(model: Stoa, clips: Clips, things: Sequence[tuple[int, int]]
         shape = SHAPES.index(clips.scenes[i].things[k].shape)
         one = box_patches(c, patches[i].astype(np.float32), clips.true_boxes[i][:, k])
         found["patches"].append(np.asarray(one))
-        # The frames do not say which thing is meant: one set of weights for each shape.
+        # Frame tokens do not say which object is meant, so each shape has its own weights.
         of_shape = np.zeros((len(SHAPES), frames.shape[1] + 1), np.float32)
         of_shape[shape] = [*frames[i], 1]
         found["frames"].append(of_shape.reshape(-1))
@@ -279,7 +279,7 @@ def colour_features(model: Stoa, clips: Clips, things: Sequence[tuple[int, int]]
 
 
 def answered(model: Model, clips: Clips, things: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return whether the answer head names the color of each thing."""
+    """Return for each object whether the answer head names its color."""
     network = model.whole
     assert network is not None
     questions = [f"what color is the {clips.scenes[i].things[k].shape}?" for i, k in things]
@@ -306,7 +306,7 @@ def answered(model: Model, clips: Clips, things: Sequence[tuple[int, int]]) -> n
 
 
 def probe_colours(model: Model, train: Clips, test: Clips) -> Iterator[str]:
-    """Yield a Markdown table: the color of a named thing."""
+    """Yield the lines of a Markdown table: the accuracy of the color of a named object."""
     network = model.whole
     assert network is not None
     asked = {"train": (train, named_things(train)), "test": (test, named_things(test))}
@@ -332,13 +332,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", default="synthetic", help="what stoa_jax.load opens")
-    parser.add_argument("--train", type=int, default=6000, help="clips that probes are fitted to")
+    parser.add_argument("--checkpoint", default="synthetic", help="model, as for stoa_jax.load")
+    parser.add_argument("--train", type=int, default=6000, help="clips to fit the probes to")
     parser.add_argument("--test", type=int, default=1000, help="held-out clips")
-    parser.add_argument("--max-objects", type=int, default=3, help="things in a clip, at most")
-    parser.add_argument("--steps", type=int, default=LABEL_STEPS, help="training by labels; 0: off")
+    parser.add_argument("--max-objects", type=int, default=3, help="most objects in a clip")
+    parser.add_argument("--steps", type=int, default=LABEL_STEPS, help="steps on labels; 0: off")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--colors", action="store_true", help="also the color of a named thing")
+    parser.add_argument("--colors", action="store_true", help="also probe colors of named objects")
     args = parser.parse_args(argv)
     began = time.monotonic()
     model = stoa_jax.load(args.checkpoint)

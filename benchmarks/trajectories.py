@@ -1,14 +1,16 @@
-"""What a trajectory of a class costs where a clip shows several things of that class.
+"""Measure how well trajectories follow objects when a clip shows several objects of a class.
 
     python -m benchmarks.trajectories
 
-For worlds with more and more things, from the detections alone and no model: how many trajectories
-are valid at each N, by class (the paper) and tracked (`trajectory_choice="tracked"`), and how well
-the five largest follow things. A trajectory's path is its surest object in each frame, and its
-thing is the one that most of its objects belong to.
+The worlds have more and more objects. From the detections alone, without a model, the benchmark
+counts the trajectories that are valid at each N, by class (the paper) and tracked
+(`trajectory_choice="tracked"`). It also measures how well the five largest follow the objects. The
+path of a trajectory is its most confident detection in each frame, and its target is the object
+that most of its detections show.
 
-own: objects of a trajectory that belong to its thing. off: distance of the path from the centre of
-that thing, as a share of the thing's side. covered: things of which some trajectory is the path.
+own: share of a trajectory's detections that show its target. off: distance between the path and the
+target's centre, as a share of the target's side. covered: share of the objects that the path of
+some trajectory follows.
 """
 
 import argparse
@@ -30,12 +32,12 @@ WORLDS = (
 COUNTS = (1, 2, 4, 5, 8, 10)  # N
 FOLLOWED = 5
 CHOICES = {"class": "largest", "tracked": "tracked"}
-SAME = 0.3  # overlap from which a detection is of a thing
+SAME = 0.3  # least overlap of a detection with the object it shows
 
 
 @dataclasses.dataclass
 class Followed:
-    """Sums over clips."""
+    """Values of all trajectories (`own`, `off`) and of all clips (`covered`)."""
 
     own: list[float] = dataclasses.field(default_factory=list)
     off: list[float] = dataclasses.field(default_factory=list)
@@ -43,7 +45,10 @@ class Followed:
 
 
 def owners(boxes: np.ndarray, classes: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Return the thing of each detection [T, K] by overlap with true boxes [T, n, 4]; -1: none."""
+    """Return the object that each detection [T, K] shows, by overlap with true boxes; -1: none.
+
+    `boxes` is [T, K, 4] and `true` [T, n, 4].
+    """
     one, two = boxes[:, :, None], true[:, None]
     low, high = np.maximum(one[..., :2], two[..., :2]), np.minimum(one[..., 2:], two[..., 2:])
     common = np.prod(np.maximum(high - low, 0), -1)
@@ -54,32 +59,35 @@ def owners(boxes: np.ndarray, classes: np.ndarray, true: np.ndarray) -> np.ndarr
 
 
 def follow(found: Followed, clip: SyntheticClip, members: np.ndarray) -> None:
-    """Add a clip's trajectories [N, T, K] to the sums."""
+    """Add the values of a clip's trajectories [N, T, K] to `found`."""
     boxes, true = clip.boxes, clip.true_boxes
     owner = owners(boxes, clip.classes, true)
     rows, followed = np.arange(len(boxes)), set()
     for mine in members[members.any((1, 2))]:
         of = owner[mine]
         if not (of >= 0).any():
-            continue  # of nothing but false detections
-        thing = np.bincount(of[of >= 0]).argmax()
-        found.own.append((of == thing).mean())
+            continue  # only false detections
+        target = np.bincount(of[of >= 0]).argmax()
+        found.own.append((of == target).mean())
         best = np.where(mine, clip.scores, -np.inf).argmax(1)
-        shown = mine.any(1) & (clip.true_classes[:, thing] >= 0)
+        shown = mine.any(1) & (clip.true_classes[:, target] >= 0)
         if not shown.any():
             continue
-        path, course = boxes[rows, best][shown], true[shown, thing]
+        path, course = boxes[rows, best][shown], true[shown, target]
         centres = [(x[:, 2:] + x[:, :2]) / 2 for x in (path, course)]
         side = np.sqrt(np.prod(course[:, 2:] - course[:, :2], -1))
         off = np.linalg.norm(centres[0] - centres[1], axis=-1) / side
         found.off.append(off.mean())
-        if (owner[rows, best][shown] == thing).mean() > 0.8:
-            followed.add(int(thing))
+        if (owner[rows, best][shown] == target).mean() > 0.8:
+            followed.add(int(target))
     found.covered.append(len(followed) / true.shape[1])
 
 
 def measure(world: World, clips: int) -> tuple[dict[str, list[float]], dict[str, Followed], float]:
-    """Return valid trajectories by choice at each of COUNTS, what is followed, things a clip."""
+    """Return mean valid trajectories at each of COUNTS, what they follow, and objects per clip.
+
+    The first two are by the choice of trajectories.
+    """
     most = max(COUNTS)
     choose = {
         name: jax.jit(lambda k, s, b, c=choice: ops.select_trajectories(k, s, most, c, b))
