@@ -1,12 +1,12 @@
-"""The training step at an older commit beside today's, in turn, in one run, from one start.
+"""Compare the training step at an older commit with today's, in turn, in one run.
 
     python -m benchmarks.before_after --commit=7ef1078 --without=mlm
 
-The older commit is checked out into a temporary worktree, and each side runs in a process of its
-own, of which one works at a time. Both start from the older commit's parameters and take the same
-batch and random choices. All losses of the first step must be equal to 1e-5. A loss whose
-definition has changed since (MLM's, since 7ef1078) is switched off in both with `--without=mlm`, or
-may differ with `--differ=mlm`.
+The older commit is checked out into a temporary worktree. Each side runs in its own process, and
+only one of them works at a time. Both start from the older commit's parameters and use the same
+batch and random choices. In the first step, each loss must agree to within a relative 1e-5. If the
+definition of a loss has changed since (MLM's has, since 7ef1078), switch it off on both sides with
+`--without=mlm`, or allow it to differ with `--differ=mlm`.
 """
 
 import argparse
@@ -31,10 +31,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", default="tiny", help="toy, or a variant of ModelConfig")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=5, help="of each side in a round")
-    parser.add_argument("--without", default="", help="losses that are switched off, with commas")
-    parser.add_argument("--differ", default="", help="losses that need not be equal, with commas")
-    parser.add_argument("--all-learn", action="store_true", help="the vision tower learns too")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each side per round")
+    parser.add_argument("--without", default="", help="losses to switch off, comma-separated")
+    parser.add_argument("--differ", default="", help="losses that may differ, comma-separated")
+    parser.add_argument("--all-learn", action="store_true", help="train the vision tower too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -59,7 +59,7 @@ class Worker:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("a side ended with an error; see above")
+            raise SystemExit("one side failed; its error is above")
         return json.loads(line)
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class Worker:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Answer requests: to begin from parameters, and to take steps."""
+    """Answer requests on standard input to save or load parameters and to take steps."""
     import jax
 
     from benchmarks import setting
@@ -108,7 +108,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Compare both sides and print a line a round, then the medians."""
+    """Compare both sides, and print a line per round and then the medians."""
     args = parse(arguments)
     if args.worker:
         return work(args)
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare(args: argparse.Namespace, before: Worker, after: Worker, params: str) -> None:
-    """Time both sides in turn."""
+    """Check that the losses of both sides agree, then time the sides in turn."""
     before(save=params)
     before(load=params)
     after(load=params)
@@ -132,7 +132,7 @@ def compare(args: argparse.Namespace, before: Worker, after: Worker, params: str
             f"{name}: {value:.6f} before, {new[name]:.6f} now, {difference:.1e} apart", flush=True
         )
         if difference > 1e-5 and name not in allowed:
-            raise SystemExit(f"{name} is not equal to 1e-5; see --without and --differ")
+            raise SystemExit(f"{name} differs by more than 1e-5; see --without and --differ")
     times: tuple[list[float], list[float]] = [], []
     for _ in range(args.rounds):
         for worker, seconds in zip((before, after), times, strict=True):

@@ -1,11 +1,12 @@
-"""Measure batches from kept clips: `data.cache` in memory, and on the accelerators.
+"""Measure batches from cached clips: `data.cache` in memory and on the accelerators.
 
     python -m benchmarks.cache [--clips=600] [--rounds=15] [--smoke]
 
-Builds a part of the synthetic world (4 frames of 64x64, read at 48). In memory: clips per second of
-processor time on one core, and that the batches have the bytes of the ordinary path. On the
-devices: eight virtual CPU devices, the frames sharded over them against a copy on each. Both gather
-the same rows; the sharded one exchanges the found frames in a reduce-scatter.
+Builds a part of the synthetic world (4 frames of 64x64, read at 48). In memory, it measures clips
+per second of processor time on one core, and checks that cached batches are byte-identical to
+uncached ones. On eight virtual CPU devices, it compares frames that are sharded over the devices
+with a full copy on each. Both gather the same rows; with sharding, the devices exchange the frames
+in a reduce-scatter.
 """
 
 import argparse
@@ -31,14 +32,14 @@ BATCH = 128
 
 
 def same_bytes(one: dict, two: dict) -> None:
-    """Fail unless two batches are equal to the byte."""
+    """Assert that two batches are byte-identical."""
     assert one.keys() == two.keys()
     for name in one:
         assert np.asarray(one[name]).tobytes() == np.asarray(two[name]).tobytes(), name
 
 
 def from_memory(split: pipeline.Split, rounds: int) -> dict[str, float]:
-    """Return clips a second of processor time for each way of keeping and cropping."""
+    """Return clips per second of processor time for each kind of cache and crop."""
     passes = max(1, len(split) // BATCH)
     sides: dict[str, Callable[[], object]] = {}
     for cache in ("off", "memory", "device"):
@@ -66,7 +67,7 @@ def from_memory(split: pipeline.Split, rounds: int) -> dict[str, float]:
 
 
 def on_devices(rounds: int, clips: int) -> list[list[object]]:
-    """Return rows of a table: sharded frames against copies, and what they exchange."""
+    """Return table rows for sharded and copied frames: time, memory and bytes exchanged."""
     mesh = jax.make_mesh((8, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     rng = np.random.default_rng(0)
     shape = (clips, 4, 48, 48, 3)
@@ -106,7 +107,7 @@ def on_devices(rounds: int, clips: int) -> list[list[object]]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Print both tables; return clips a second of each way of keeping them."""
+    """Print both tables, and return clips per second for each kind of cache and crop."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=15)

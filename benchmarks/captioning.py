@@ -1,11 +1,11 @@
-"""Time captioning with beams of five: with cached keys and values, without, and by transformers.
+"""Time captioning with five beams: with cached keys and values, without, and in transformers.
 
     python -m benchmarks.captioning [--clips=4] [--pieces=20] [--rounds=3] [--smoke]
 
 The decoder is that of `base` (a text encoder of 12 layers and a fusion encoder of 6, width 512,
 49,408 pieces) over random clip features, in float32. transformers runs `generate` of a GPT-2 with
 18 layers of the same width and vocabulary, with its own cache, on a prefix as long as our visual
-positions. Random weights end no caption early, so every side decodes as many pieces.
+positions. With random weights no caption ends early, so all sides decode the same number of pieces.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BEAMS = 5
 
 
 def random_features(c: ModelConfig, clips: int) -> VideoFeatures:
-    """Return features of clips as fusion reads them."""
+    """Return random features of clips, in the form that fusion reads."""
     shapes = jax.eval_shape(
         lambda model, x, boxes, classes: model.encode_video(x, boxes, classes, classes * 1.0),
         jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(0))),
@@ -50,7 +50,7 @@ def random_features(c: ModelConfig, clips: int) -> VideoFeatures:
 
 @functools.partial(jax.jit, static_argnames=("pieces",))
 def without_cache(model: Stoa, video: VideoFeatures, pieces: int) -> jax.Array:
-    """Return captions [B, M + 2] of the same search, which encodes every text anew for a piece."""
+    """Return captions [B, M + 2] of the same search, encoding the whole text for every piece."""
     c, clips = model.config, video.cls.shape[0]
     repeated = jax.tree.map(lambda x: jnp.repeat(x, BEAMS, 0), video)
     length = pieces + 1
@@ -71,7 +71,7 @@ def without_cache(model: Stoa, video: VideoFeatures, pieces: int) -> jax.Array:
 
 
 def by_transformers(c: ModelConfig, clips: int, pieces: int):
-    """Return a call of `generate` of an equally large decoder; None without torch."""
+    """Return a function that runs `generate` on a decoder of equal size; None without torch."""
     try:
         import torch
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -108,7 +108,7 @@ def by_transformers(c: ModelConfig, clips: int, pieces: int):
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Check that cached and uncached captions are the same, print the table, return seconds."""
+    """Check that cached and uncached captions agree, print the table, and return the seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--pieces", type=int, default=20)
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "without cache": lambda: np.asarray(without_cache(model, video, pieces)),
     }
     cached, plain = (run() for run in sides.values())
-    assert cached.shape == plain.shape and (cached == plain).mean() > 0.9, "other captions"
+    assert cached.shape == plain.shape and (cached == plain).mean() > 0.9, "captions differ"
     generate = by_transformers(c, clips, pieces)
     if generate is not None:
         sides["generate of transformers"] = generate

@@ -1,9 +1,10 @@
-"""What can be counted of the step without an accelerator, now and at an older commit.
+"""Count the memory, FLOPs and transposes of the training step, now and at an older commit.
 
     python -m benchmarks.counts --commit=7ef1078
 
-Counts of `base` in bfloat16 with six losses: bytes that a block of the vision transformer keeps for
-the backward pass, FLOPs, and transposes in the program that is lowered for CUDA.
+Needs no accelerator. All counts are of `base` in bfloat16 with six losses: the bytes that a block
+of the vision transformer keeps for the backward pass, the FLOPs, and the transposes in the program
+lowered for CUDA.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from stoa_jax.models.config import ModelConfig
 
 
 def saved_bytes(c: ModelConfig) -> int:
-    """Return the bytes that one block of the vision tower keeps of one clip."""
+    """Return the bytes per clip that one block of the vision tower keeps for the backward pass."""
     width, length = c.vision_width, c.grid**2 + 1
     blocks = jax.eval_shape(
         lambda: layers.stack(1, width, c.vision_heads, activation=c.activation, rngs=nnx.Rngs(0))
@@ -41,13 +42,13 @@ def saved_bytes(c: ModelConfig) -> int:
     return c.frames * sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)
 
 
-CLIPS = 17  # divides no other axis, so that an axis of the batch can be told from others
+CLIPS = 17  # divides no other axis, so the axes that grow with the batch can be recognised
 
 
 def transposes(lowered: str) -> tuple[int, int]:
     """Return how many transposes a lowered program has, and how many of them move activations.
 
-    The others move parameters, of which there are as many in a batch of any size.
+    The others move parameters, and their number does not depend on the batch size.
     """
     moved = re.findall(r"stablehlo\.transpose .*-> tensor<([\dx]*)", lowered)
     shapes = [[int(n) for n in shape.split("x") if n] for shape in moved]
@@ -57,7 +58,7 @@ def transposes(lowered: str) -> tuple[int, int]:
 def main() -> None:
     """Print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--commit", default="", help="count at this commit too")
+    parser.add_argument("--commit", default="", help="also count at this commit")
     args = parser.parse_args()
     if args.commit:
         with checkout(args.commit) as tree:

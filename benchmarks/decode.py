@@ -1,9 +1,9 @@
-"""Time reading 12 frames of a clip, compared with the raw decoder, on one core.
+"""Time reading 12 frames of a clip on one core, compared with the raw decoder.
 
     python -m benchmarks.decode
 
-Creates 15 s clips of moving noise, 640x360, H.264, with keyframes near and far, and times
-`read_frames` and PyAV's plain loop over all frames.
+Creates 15 s clips of moving noise (640x360, H.264) with short and long distances between keyframes,
+and times `read_frames` and PyAV's plain loop over all frames.
 """
 
 import tempfile
@@ -43,7 +43,7 @@ def raw(path: Path) -> None:
 
 
 def milliseconds(work, *arguments, repeats: int = 9) -> float:
-    """Return the median processor time of a call, little affected by other work."""
+    """Return the median processor time of a call; other work on the machine hardly affects it."""
     times = []
     for _ in range(repeats):
         start = time.process_time()

@@ -1,9 +1,9 @@
-"""Time `encode_video`'s vision tower in float32 on a CPU beside ONNX Runtime and PyTorch.
+"""Compare `encode_video`'s vision tower on a CPU with ONNX Runtime and PyTorch, in float32.
 
     python -m benchmarks.encode [--frames=8] [--rounds=7] [--smoke]
 
-One CLIP ViT-B/16 with the same random weights on all sides; the vectors are compared. The ONNX
-model is written node by node here and optimised by ONNX Runtime itself (fused attention,
+All sides run one CLIP ViT-B/16 with the same random weights, and must return the same vectors. The
+ONNX model is written here, node by node, and optimised by ONNX Runtime itself (fused attention,
 LayerNorm and GELU).
 """
 
@@ -40,7 +40,7 @@ def by_torch(folder: Path):
 
 
 def onnx_bytes(params: dict[str, np.ndarray], c: ModelConfig) -> bytes:
-    """Write the vision tower as an ONNX model of planar pixels [N, 3, S, S] to vectors [N, d]."""
+    """Return an ONNX model of the vision tower: planar pixels [N, 3, S, S] to vectors [N, d]."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, constants = [], []
@@ -126,7 +126,7 @@ def onnx_bytes(params: dict[str, np.ndarray], c: ModelConfig) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Check that all agree, print the table, return seconds of each side."""
+    """Check that all sides agree, print the table, and return the seconds of each side."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)

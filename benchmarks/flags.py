@@ -2,9 +2,9 @@
 
     python -m benchmarks.flags [--dry-run] [--only=REGEX]
 
-Every set of options compiles in a thread of its own and is then timed in turn with the default, so
-that a drift of the clock does not look like a gain. An option that this XLA does not know is one
-line. `--dry-run` does the same on a CPU at toy sizes for one set, which changes nothing there.
+Every set of options compiles in its own thread and is then timed in turn with the default, so that
+a drift of the GPU's clock does not look like a gain. An option that this XLA does not know is
+reported in one line. `--dry-run` runs a single set on a CPU at toy sizes, where it has no effect.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# Options by what they try. `compiler_options` takes them for each compilation by itself.
+# Sets of options by name. `compiler_options` applies them to a single compilation.
 SETS: dict[str, dict[str, Any]] = {
     "no Triton products": dict(xla_gpu_enable_triton_gemm=False),
     "all products by Triton where possible": dict(xla_gpu_triton_gemm_any=True),
@@ -37,12 +37,12 @@ SETS: dict[str, dict[str, Any]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Compile all sets, time each in turn with the default, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dry-run", action="store_true", help="on a CPU, at toy sizes")
-    parser.add_argument("--only", default="", help="regex over the names of the sets")
+    parser.add_argument("--dry-run", action="store_true", help="run on a CPU, at toy sizes")
+    parser.add_argument("--only", default="", help="regex that selects sets by name")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=525, help="the whole run ends by then")
+    parser.add_argument("--seconds", type=float, default=525, help="time limit of the whole run")
     parser.add_argument("--out", default="runs/benchmarks/flags.jsonl")
     args = parser.parse_args(arguments)
     if args.dry_run:
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     others = {name: compiling(options) for name, options in chosen.items()}
     began = time.monotonic()
     for future in (default, *others.values()):
-        future.exception(timeout=max(run.left - 60, 1))  # timings need a machine that is idle
+        future.exception(timeout=max(run.left - 60, 1))  # timings need an idle machine
     results.add("compiled", sets=len(others), seconds=round(time.monotonic() - began, 1))
     base = sides.Side("default", default.result())
     base.step()

@@ -1,13 +1,15 @@
-"""A folder of synthetic clips, and videos of your own, indexed in two shards and searched.
+"""Index a folder of synthetic clips and videos of your own in two shards, and search it.
 
     python -m benchmarks.folder OUT --clips=300 --videos=DIR
 
 Writes OUT/videos, OUT/detections.jsonl and OUT/index with the `stoa` command line and the shipped
-model, and times every step; OUT must not exist. A file that is no video is among the videos, to
-see how it is named. Then it measures retrieval, and the index-wide threshold: one half of the
-sentences that no indexed clip answers sets it, the other half tests it. A sentence is answered by a
-clip in which all its events happen. A hard one is about things that indexed clips show, but they do
-something else there. The page is `stoa serve --index=OUT/index --detections=OUT/detections.jsonl`.
+model, and times every step; OUT must not exist. One of the files is not a video, to show how it is
+reported. Then it measures retrieval and the index-wide threshold: half of the sentences that no
+indexed clip answers set the threshold, and the other half test it. A clip answers a sentence if all
+events of the sentence happen in it. A hard sentence is about objects that indexed clips show, but
+that do something else there.
+
+To see the page, run `stoa serve --index=OUT/index --detections=OUT/detections.jsonl`.
 """
 
 import argparse
@@ -29,7 +31,7 @@ MODEL, RATE = "synthetic", 0.05
 
 
 def stoa(*arguments: object, code: int = 0) -> str:
-    """Run the command line, print its time and what it said, and return that."""
+    """Run `stoa`, print its time and the end of its output, and return its standard output."""
     command = [str(argument) for argument in arguments]
     started = time.perf_counter()
     done = subprocess.run(
@@ -39,17 +41,17 @@ def stoa(*arguments: object, code: int = 0) -> str:
     said = " | ".join((done.stdout + done.stderr).strip().splitlines()[-4:])
     print(f"stoa {' '.join(command)}  [{seconds:.1f} s]\n    {said[:400]}", flush=True)
     if done.returncode != code:
-        sys.exit(f"it ended with {done.returncode} instead of {code}:\n{done.stderr[-2000:]}")
+        sys.exit(f"exit code {done.returncode} instead of {code}:\n{done.stderr[-2000:]}")
     return done.stdout
 
 
 def things(scene: Scene) -> list[str]:
-    """Return the things of a scene, each by colour and shape."""
+    """Return the objects of a scene, each as its colour and shape."""
     return [f"{thing.colour} {thing.shape}" for thing in scene.things]
 
 
 def events(scene: Scene) -> set[tuple[str, str, str]]:
-    """Return what happens in a scene, in terms of its things."""
+    """Return the events of a scene as (motion, subject, other object or "")."""
     names = things(scene)
     return {
         (e.motion, names[e.subject], "" if e.other is None else names[e.other])
@@ -75,7 +77,7 @@ def unanswered(world: World, indexed: list[Scene], count: int) -> dict[str, list
 
 
 def caption(world: World, i: int) -> str:
-    """Return the shortest caption of a clip; each tells all its events."""
+    """Return the shortest caption of a clip; every caption describes all events."""
     return min(world.clip(i).captions, key=len)
 
 
@@ -99,7 +101,7 @@ def build(out: Path, clips: int, videos: Path | None) -> None:
         where = ("index", "add", part, out / "videos", f"--detections={out / 'detections.jsonl'}")
         broken = sorted(os.listdir(out / "videos")).index("broken.mp4") % 2 == shard
         stoa(*where, f"--shard={shard}/2", code=int(broken))
-        stoa(*where, f"--shard={shard}/2", code=int(broken))  # what is there is skipped
+        stoa(*where, f"--shard={shard}/2", code=int(broken))  # skips what is already indexed
         failures = part / "failures.jsonl"
         print(f"    failures: {failures.read_text().strip() if failures.exists() else 'none'}")
     stoa("index", "merge", out / "index", *parts)
@@ -158,11 +160,11 @@ def measure(out: Path, clips: int, queries: int) -> None:
 
 
 def main() -> None:
-    """Build and measure."""
+    """Build the index and measure it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--clips", type=int, default=300)
-    parser.add_argument("--videos", type=Path, help="a folder of other videos to add")
+    parser.add_argument("--videos", type=Path, help="folder of other videos to add")
     parser.add_argument("--queries", type=int, default=100)
     args = parser.parse_args()
     if args.out.exists():

@@ -1,11 +1,11 @@
-"""All that one GPU is asked about the training step, in the order of its importance.
+"""Run all benchmarks of the training step on one GPU, the most important first.
 
     bash benchmarks/gpu.sh [--dry-run]
 
-First parity with PyTorch at the highest precision, then our step as it is shipped, then the twin
-under torch.compile, then both in turn, then variants of our step, the kernels that take the most
-time, and where the time goes. While the first of these run, the variants of our step compile in
-threads. A stage that fails is reported as one line, and one that would not end in time is left out.
+The stages are: parity with PyTorch at the highest precision, our step as shipped, the twin under
+torch.compile, both in turn, the slowest kernels, variants of our step, and the time of each part.
+The variants compile in threads while the first stages run. A stage that fails is reported in one
+line, and a stage that would not end in time is left out.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-# What is compared with the step as it is shipped: changed fields of ModelConfig.
+# Variants of the shipped step, as changed fields of ModelConfig.
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention=xla": dict(attention="xla"),
     "attention=cudnn": dict(attention="cudnn"),
@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scanned layers": dict(scan_layers=True),
     "remat=dots": dict(remat="dots"),
 }
-# The twin: options of `TwinStep`. Each compiles for about a minute.
+# Variants of the twin, as options of `TwinStep`. Each takes about a minute to compile.
 TWINS: dict[str, dict[str, str]] = {
     "twin, compiled": dict(compile="default", stream="bfloat16"),
     "twin, compiled, float32 between layers": dict(compile="default", stream="float32"),
@@ -40,11 +40,11 @@ AUTOTUNED = {"twin, max-autotune": dict(compile="max-autotune-no-cudagraphs", st
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dry-run", action="store_true", help="on a CPU, at toy sizes")
+    parser.add_argument("--dry-run", action="store_true", help="run on a CPU, at toy sizes")
     parser.add_argument("--clips", type=int, default=32, help="the batch")
-    parser.add_argument("--steps", type=int, default=10, help="that are timed of each side")
-    parser.add_argument("--seconds", type=float, default=525, help="the whole run ends by then")
-    parser.add_argument("--threads", type=int, default=6, help="that compile")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each side")
+    parser.add_argument("--seconds", type=float, default=525, help="time limit of the whole run")
+    parser.add_argument("--threads", type=int, default=6, help="threads that compile")
     parser.add_argument("--out", default="runs/benchmarks/gpu.jsonl")
     args = parser.parse_args(arguments)
     if args.dry_run:
@@ -53,12 +53,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 class Run:
-    """A run that must end in time."""
+    """A run with a time limit."""
 
     def __init__(self, args: argparse.Namespace, results: Any):
         self.args, self.results = args, results
         self.deadline = time.monotonic() + args.seconds
-        # A compilation cannot be interrupted; what is written by then is the result.
+        # A compilation cannot be interrupted, so the process exits. Finished results are on disk.
         timer = threading.Timer(args.seconds, self._end)
         timer.daemon = True
         timer.start()
@@ -73,7 +73,7 @@ class Run:
         return self.deadline - time.monotonic()
 
     def stage(self, name: str, work: Callable[[], Any], needs: float = 0.0) -> Any:
-        """Run a stage and return its result; None if it fails or time does not suffice."""
+        """Run a stage and return its result, or None if it fails or too little time is left."""
         if not self.args.dry_run and self.left < needs:
             self.results.add(name, f"left out: {self.left:.0f} s left, {needs:.0f} s needed")
             return None
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         del twin_options["twin, compiled, float32 between layers"]
         autotuned = {"twin, max-autotune": dict(compile="aot_eager", stream="bfloat16")}
 
-    # Counted in the scanned program, which is traced sooner; before threads trace their own.
+    # Count in the scanned program, which is traced faster, before other threads start tracing.
     looped = dataclasses.replace(c, scan_layers=True)
     performed, nominal = sides.work_of_a_clip(looped, config, batch, args.clips, results)
     program, _ = setting.our_program(c, config, device)
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         return pool.submit(step.compile, setting.QUICK if args.dry_run else None)
 
     shipped = compiling({})
-    # Same fields, same program.
+    # Skip variants that equal the shipped configuration.
     others = {
         name: compiling(changes)
         for name, changes in variants.items()
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def compare() -> None:
         for future in others.values():
-            future.exception(timeout=max(run.left - 60, 1))  # waits; nothing else compiles now
+            future.exception(timeout=max(run.left - 60, 1))  # wait until nothing compiles
         best = min(twins, key=lambda side: side.median)
         pair = [ours, best]
         for side in pair:
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check_parity(device: Any, results: Any) -> None:
-    """Compare our losses and gradients on this device with the twin's on it, and on the CPU."""
+    """Compare our losses and gradients here with the twin's, and with our own on the CPU."""
     import jax
 
     from benchmarks import parity, setting

@@ -2,11 +2,11 @@
 
     python -m benchmarks.growth [--smoke]
 
-Nothing runs and nothing is compiled: the real step with its six losses is traced, and the FLOPs of
-its matrix products are counted. With devices, the global batch is 4 clips for each; a step is
-traced for meshes of 1 to 512 virtual devices, and the state of one device is counted from the
-shardings. With sizes, one of T, N, K and L grows and the exponent of the last doubling is shown;
-attention grows as the square of the positions, everything else in proportion.
+Nothing is run or compiled: the real step with its six losses is traced, and the FLOPs of its matrix
+products are counted. The first table has meshes of 1 to 512 virtual devices with 4 clips for each
+device; the size of one device's state follows from the shardings. In the second table, one of T, N,
+K and L grows, and the exponent of the last doubling is shown. Attention grows with the square of
+the positions, and everything else linearly.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks import timing
 from stoa_jax import config, plan, program, tasks
 from stoa_jax.cost import jaxpr_work
 
-DEVICES = 512  # virtual ones
+DEVICES = 512  # virtual
 
 # What grows: the fields of config.model and their values.
 SIZES = {
@@ -49,7 +49,7 @@ def flops(*args, **kwargs) -> float:
 
 
 def by_devices(variant: str, counts: tuple[int, ...], per_device: int = 4) -> list[list[object]]:
-    """Return rows: devices, GFLOP and MiB of the state on each."""
+    """Return rows of devices, clips, and GFLOP and MiB of state per device."""
     rows = []
     for count in counts:
         step, made = traced(variant, count, per_device * count, fsdp=min(count, 8))
@@ -65,7 +65,7 @@ def by_devices(variant: str, counts: tuple[int, ...], per_device: int = 4) -> li
 
 
 def by_size(variant: str, name: str, values: tuple[int, ...]) -> list[object]:
-    """Return a row: GFLOP of a clip at each value, and the exponent of the last doubling."""
+    """Return a row with the GFLOP per clip at each value and the exponent of the last doubling."""
     field, _ = SIZES[name]
     found = [flops(variant, 1, 2, **{field: value}) / 2 for value in values]
     exponent = math.log(found[-1] / found[-2]) / math.log(values[-1] / values[-2])

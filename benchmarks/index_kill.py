@@ -34,7 +34,7 @@ def vector(seed: int) -> np.ndarray:
 
 
 def after(state: State, turn: int) -> tuple[str, State, list[str]]:
-    """Return the kind of change of a turn, the state after it, and the ids that it touches."""
+    """Return the kind of change made in a turn, the state after it, and the ids it touches."""
     kind = random.Random(turn).choice(["add", "add", "merge", "delete", "compact"])
     if kind in ("add", "merge"):
         new = {f"{turn}-{i}": turn * ROWS + i for i in range(ROWS)}
@@ -78,7 +78,7 @@ def note(root: Path, turn: int, what: str, kind: str) -> None:
 
 
 def contents(index: stoa_jax.Index) -> State:
-    """Return the ids with the seeds of their vectors, each vector checked."""
+    """Return the seed of each id's vector, after checking all vectors."""
     state = {i: int(i.split("-")[0]) * ROWS + int(i.split("-")[1]) for i in index.ids()}
     if state:
         ids, scores = index.search_vectors(np.ones((1, DIM)), k=len(index))
@@ -112,7 +112,7 @@ def main() -> None:
                 [sys.executable, "-m", __spec__.name, f"--child={turn}", f"--root={root}"]
             )
             while not (root / "log").read_text():
-                assert process.poll() is None, "the child does not start"
+                assert process.poll() is None, "the child did not start"
                 time.sleep(0.005)
             time.sleep(chance.uniform(0, 0.5))
             process.kill()

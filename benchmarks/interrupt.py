@@ -2,8 +2,9 @@
 
     python benchmarks/interrupt.py [--steps=300] [--interruptions=10] [--folder=/tmp/interrupt]
 
-Both are the shipped pre-training, reduced, on the synthetic set: all six losses, evaluation,
-checkpoints. Half of the interruptions are SIGTERM (the run saves and exits), half `kill -9`.
+Both runs are the shipped pre-training on the synthetic set at reduced size, with all six losses,
+evaluation and checkpoints. Half of the interruptions are SIGTERM (the run saves and exits), and
+half are `kill -9`.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def command(workdir: Path, folder: Path, steps: int) -> list[str]:
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    """Start a command in the repository, with a cache of compiled programs to start faster."""
+    """Start a command in the repository; a compilation cache makes later starts faster."""
     kept = str(log.parent / "compiled")
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": kept}
     return subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=open(log, "a"), stderr=-2)

@@ -1,4 +1,4 @@
-"""Compare search by LanceDB with the flat index: time, and recall of ANN.
+"""Compare search in LanceDB with the flat index: its time, and the recall of its ANN index.
 
     pip install 'lancedb>=0.30,<0.41'
     python -m benchmarks.lance --rows=200000

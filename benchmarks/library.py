@@ -3,8 +3,8 @@
     python benchmarks/library.py MODEL VIDEO... [--copies=8]
 
 The times include decoding but not compilation: each call runs once before it is timed. `explain`
-also tags the text and keeps the frames. Where other programs run too, the processor time is the
-better measure.
+also tags the text and keeps the frames. If other programs run on the machine, rely on the processor
+time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import stoa_jax
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("model")
 parser.add_argument("videos", nargs="+")
-parser.add_argument("--copies", type=int, default=8, help="times each video is given")
+parser.add_argument("--copies", type=int, default=8, help="number of times each video is passed")
 arguments = parser.parse_args()
 warnings.simplefilter("ignore")
 

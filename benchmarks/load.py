@@ -1,4 +1,6 @@
-"""Measure time and memory to load full-size weights: `python -m benchmarks.load [--kind=…]`.
+"""Measure the time and memory of loading full-size weights.
+
+    python -m benchmarks.load [--kind=…]
 
 Files of random weights are written to a temporary folder first. Each is loaded in a separate
 process by `weights.initial_parameters`, as a run with `--config.init.path` does, or by
@@ -31,7 +33,7 @@ else:
     c, _ = weights.config_of(path)
     weights.initial_parameters(path, c)
 wall, busy = time.perf_counter() - start, time.process_time() - busy
-# Not ru_maxrss, which begins with the parent's.
+# Not ru_maxrss, which starts at the parent's peak.
 peak = int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1]) / 2**20
 print(f"{how:18} {wall:6.1f} s  {busy:6.1f} s of processor  {peak:5.2f} GiB")
 """

@@ -1,10 +1,10 @@
-"""Measure how fast the Loader reads beside cv2.imdecode and cv2.resize alone, on one core.
+"""Measure the Loader's speed on one core, compared with cv2.imdecode and cv2.resize alone.
 
     python -m benchmarks.loader [--videos=DIR] [--clips=32] [--rounds=7] [--smoke]
 
-Without --videos it writes its own: 15 s of 640x360 H.264, moving shapes over texture. A data set is
-built of them (which is timed once), then all sides read every clip in turn, on one thread and in
-processor time, which other work on the machine disturbs little.
+Without --videos it writes its own: 15 s of 640x360 H.264, with shapes that move over a texture. It
+builds a data set from the videos and times that once. Then all sides read every clip in turn, on
+one thread. They are compared by processor time, which other work on the machine hardly affects.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def write_video(path: Path, seed: int, seconds: int = 15) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Measure, print the tables, and return the seconds a clip of every side."""
+    """Measure, print the tables, and return the seconds per clip of every side."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=Path)
     parser.add_argument("--clips", type=int, default=32)

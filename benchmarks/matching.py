@@ -1,4 +1,4 @@
-"""Time the matching solvers under jit beside scipy in a loop, and their share of a training step.
+"""Time the jitted matching solvers and scipy in a loop, and their share of a training step.
 
 python -m benchmarks.matching [--smoke]
 """
@@ -17,7 +17,7 @@ SHAPES = ((64, 20, 16), (1024, 20, 16), (64, 4, 8), (1024, 4, 8))
 
 
 def compare(shape: tuple[int, ...], kind: str, rounds: int) -> dict[str, float]:
-    """Return median seconds of each solver on the same problems, whose results are compared."""
+    """Return the median seconds of each solver on the same problems; all results must be equal."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=shape).astype(np.float32)
     if kind == "softmax":
@@ -43,7 +43,7 @@ def compare(shape: tuple[int, ...], kind: str, rounds: int) -> dict[str, float]:
 
 
 def step_share(variant: str, clips: int, rounds: int) -> tuple[float, float]:
-    """Return seconds of a training step with all losses on this device, and of its matchings."""
+    """Return the seconds of a training step with all losses here, and of its matchings."""
     c = config.default("pretrain", variant)
     c.train.batch_size = clips
     c.model.scan_layers = False
@@ -79,7 +79,7 @@ def step_share(variant: str, clips: int, rounds: int) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Print the tables; return seconds of each solver by shape."""
+    """Print the tables, and return the seconds of each solver by shape."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="toy sizes, to see that it runs")
     args = parser.parse_args(argv)

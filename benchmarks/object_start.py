@@ -1,12 +1,12 @@
-"""How loud objects start beside the patches that they join, by the parts of an object.
+"""Compare the spread of untrained object tokens with that of the patches they join.
 
     python -m benchmarks.object_start
 
-An object is MLP(max(RoIAlign(z))) + MLP(box) + frame embedding, and z are the patch outputs of
-block `object_block`. The table shows, before any training, the standard deviation over tokens of
-each part (root mean square over features), and the ratio of the whole to the patches of block
-`action_block`, between which the action queries choose. The frames are of the synthetic world.
-With `--checkpoint` one row has a trained vision tower.
+An object is MLP(max(RoIAlign(z))) + MLP(box) + frame embedding, where z are the patch outputs of
+block `object_block`. The object encoder is untrained. The table shows the standard deviation over
+tokens of each part (root mean square over features), and the ratio of the whole object to the
+patches of block `action_block`; the action queries choose among both. The frames come from the
+synthetic world. With `--checkpoint`, one row has a trained vision tower.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def measure(c: ModelConfig, tower: VisionTower, clips: int) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", default="synthetic", help="a trained tower; empty: none")
+    parser.add_argument("--checkpoint", default="synthetic", help="trained model; empty: none")
     parser.add_argument("--clips", type=int, default=CLIPS)
     args = parser.parse_args(argv)
     print("| vision tower | patches | looks | box | frame | object | object / patches |")

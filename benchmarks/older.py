@@ -1,4 +1,4 @@
-"""An older commit of this repository, checked out for the time of a comparison."""
+"""Check out an older commit of this repository for a comparison."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextlib.contextmanager
 def checkout(commit: str) -> Iterator[Path]:
-    """Check a commit out into a temporary worktree, and remove it in the end."""
+    """Check out a commit into a temporary worktree, and remove the worktree afterwards."""
     git = ["git", "-C", str(ROOT), "worktree"]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / commit

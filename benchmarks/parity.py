@@ -1,4 +1,4 @@
-"""Our losses and gradients beside the twin's, on the same weights, batch and random choices."""
+"""Compare our losses and gradients with the twin's on equal weights, batch and random choices."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from stoa_jax.models.stoa import embed_text, embed_video
 
 
 class Ours(NamedTuple):
-    """One evaluation of our losses, and all that the twin needs to repeat it."""
+    """One evaluation of our losses, and everything the twin needs to repeat it."""
 
     model: ModelConfig
     config: Any

@@ -2,10 +2,10 @@
 
     STOA_VLP_REFERENCE=/path/to/STOA-VLP python -m benchmarks.parity_released [--small]
 
-The directory is a checkout of the authors' repository; none of it is part of ours. It runs as it
-is, except for what does not run on a CPU: half precision, process groups, and packages that only
-its data loading and downloads need. `--small` is a narrow model, `--golden FILE` stores a sample
-of the authors' numbers for `tests/released_test.py`. See docs/weights.md.
+The directory is a checkout of the authors' repository; none of it is part of ours. Their code runs
+unmodified, except that half precision, process groups, and packages for data loading and downloads
+are replaced, so that it runs on a CPU. `--small` uses a narrow model, and `--golden FILE` stores a
+sample of the authors' numbers for `tests/released_test.py`. See docs/weights.md.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from stoa_jax.weights.tables import write_table  # noqa: E402
 
 
 def roi_align(features, boxes, size, scale, sampling, aligned):
-    """torchvision's operator, from its definition: one bilinear sample in the middle of a bin."""
+    """Compute torchvision's RoIAlign from its definition, with one sample in each bin's middle."""
     assert sampling == -1 and aligned
     _, _, height, width = features.shape
     out = []
     for image, of_image in zip(features, boxes, strict=True):
         for box in of_image:
             x1, y1, x2, y2 = (box * scale - 0.5).tolist()
-            # Adaptive sampling: as many samples as patches in a bin, here one, or none.
+            # Adaptive sampling: as many samples as patches in a bin, here one or none.
             samples = np.ceil((y2 - y1) / size[0]), np.ceil((x2 - x1) / size[1])
             if 0 in samples:
                 out.append(torch.zeros(image.shape[0], *size))
@@ -199,13 +199,13 @@ def _fits(pattern: str, name: str) -> bool:
 def main() -> None:
     """Run both and print the largest differences; exit with 1 if one is above 1e-4."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a narrow model, a minute")
+    parser.add_argument("--small", action="store_true", help="use a narrow model; takes a minute")
     parser.add_argument("--clips", type=int, default=3)
     parser.add_argument("--golden", type=Path, help="store a sample of the authors' numbers")
     args = parser.parse_args()
     folder = os.environ.get("STOA_VLP_REFERENCE")
     if not folder:
-        sys.exit("error: STOA_VLP_REFERENCE names no checkout of the authors' code")
+        sys.exit("error: set STOA_VLP_REFERENCE to a checkout of the authors' code")
     c = example.SMALL if args.small else example.FULL
     params, data = example.parameters(c), example.batch(c, args.clips)
     start = time.time()

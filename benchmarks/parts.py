@@ -1,4 +1,4 @@
-"""Where the time of our step goes: each part by itself, beside the least time that it can take."""
+"""Time each part of our step separately, and compare it with the least time it can take."""
 
 import glob
 import os
@@ -28,7 +28,7 @@ from stoa_jax.models.stoa import embed_text, embed_video
 
 
 class Peaks(NamedTuple):
-    """What a device reaches."""
+    """The peak rates of a device."""
 
     flops: float  # per second
     bandwidth: float  # bytes per second
@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 
 def peaks(device: jax.Device, dtype: str) -> Peaks:
-    """Return the published peaks of a GPU or TPU; of another device, those of two measurements."""
+    """Return the published peaks of a GPU or TPU, or measured peaks of any other device."""
     chip = chip_of(device.device_kind)
     if chip is not None:
         return Peaks(chip.flops, chip.bandwidth, "published")
@@ -58,7 +58,7 @@ def peaks(device: jax.Device, dtype: str) -> Peaks:
 
 
 def seconds_of(f: Callable, *args: Any, budget: float = 1.0) -> float:
-    """Return the median seconds of calls over about `budget` seconds, three calls at least."""
+    """Return the median seconds of a call, from at least three calls in about `budget` seconds."""
     jax.block_until_ready(f(*args))
     times: list[float] = []
     while sum(times) < budget or len(times) < 3:
@@ -69,7 +69,7 @@ def seconds_of(f: Callable, *args: Any, budget: float = 1.0) -> float:
 
 
 def parts_of(c: ModelConfig, model: Any, batch: Mapping[str, Any], config: Any) -> dict[str, Part]:
-    """Return the parts of the step, each with inputs of the shapes that it gets there."""
+    """Return the parts of the step, each with random inputs of the shapes it gets in the step."""
     b = len(batch["tokens"])
     settings = config.loss.to_dict()
     objects = tuple(batch[k] for k in ("boxes", "classes", "scores"))
@@ -166,7 +166,7 @@ def parts_of(c: ModelConfig, model: Any, batch: Mapping[str, Any], config: Any) 
 
 
 def with_gradient(part: Part, model: Any) -> Callable:
-    """Return a function that runs a part forward and backward, and returns all that comes out."""
+    """Return a function that runs a part forward and backward; it returns outputs and gradients."""
 
     def run(params: dict[str, jax.Array], inputs: Any, data: Any) -> Any:
         chosen = {k: v for k, v in params.items() if k.startswith(part.prefixes)}
@@ -200,7 +200,7 @@ def report(
     results: Results,
     whole: float | None = None,
 ) -> None:
-    """Time every part, forward and backward, and print it beside its floor and the whole step."""
+    """Time every part, forward and backward, and print its floor and its share of the step."""
     program, _ = setting.our_program(c, config, device)
     peak = peaks(device, c.dtype)
     results.add(
@@ -264,7 +264,7 @@ def report_kernels(step: Callable[[], Any], results: Results, most: int = 20) ->
 
 
 def kernel_times(profile: Any) -> Counter[str]:
-    """Return nanoseconds by kernel of a GPU, or by operation of a CPU, in a profile."""
+    """Return the nanoseconds of each GPU kernel, or of each CPU operation, in a profile."""
     planes = list(profile.planes)
     devices = [p for p in planes if p.name.startswith("/device:GPU")]
     spent: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Results that are printed and written one by one, so that a time limit loses none."""
+"""Print and store results one by one, so that none is lost at a time limit."""
 
 import datetime
 import importlib.metadata

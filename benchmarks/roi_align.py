@@ -1,4 +1,4 @@
-"""RoIAlign beside ONNX Runtime, torchvision (where installed) and a version that gathers.
+"""Compare RoIAlign with ONNX Runtime, torchvision (if installed) and a version with gathers.
 
     python -m benchmarks.roi_align [--smoke]
 
@@ -73,7 +73,7 @@ def onnx_session(bins: int):
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Check that all agree, time them, print the table; return seconds of each."""
+    """Check that all agree, time them, print the table, and return the seconds of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="toy sizes, to see that it runs")
     args = parser.parse_args(argv)

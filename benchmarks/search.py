@@ -1,14 +1,14 @@
-"""Search among a million vectors: time of one query, and proof that the result is exact.
+"""Time search among a million vectors, and check that its results are exact.
 
     pip install -r requirements-bench.txt
     python -m benchmarks.search --dim=512
     python -m benchmarks.search --dim=768 --queries=200
 
-A tenth of the rows are near-ties on purpose: clusters of 500 rows that lie closer together than
-float16 resolves, some of them equal, and every other query is the centre of a cluster, so that the
-100th result is one of many that differ in the seventh digit. Exactness is checked against a float64
-product of all rows with all queries: no row that is missing from a result may score above the last
-of it. FAISS and usearch search the same rows for the same queries, where they are installed.
+A tenth of the rows are near-ties on purpose: clusters of 500 rows, some of them equal, that lie
+closer together than float16 resolves. Every other query is the centre of a cluster, so its 100th
+result is one of many that differ in the seventh digit. Exactness is checked against a float64
+product of all rows with all queries: no row outside a result may score higher than the last row in
+it. FAISS and usearch, if installed, search the same rows with the same queries.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def violations(vectors: Iterator[np.ndarray], queries: np.ndarray, found, scores
 def others(
     vectors: Callable[[], Iterator[np.ndarray]], rows: int, dim: int, k: int
 ) -> Iterator[tuple[str, Callable]]:
-    """Yield (name, search) of the libraries that are installed."""
+    """Yield (name, search) for each library that is installed."""
     try:
         import faiss
     except ImportError:
@@ -115,13 +115,13 @@ def others(
 
 
 def main() -> None:
-    """Build, time, check and compare."""
+    """Build the index, time it, check its results, and compare it with other libraries."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--k", type=int, default=100)
-    parser.add_argument("--queries", type=int, default=1000, help="for exactness")
-    parser.add_argument("--repeats", type=int, default=60, help="timed queries")
+    parser.add_argument("--queries", type=int, default=1000, help="queries that check exactness")
+    parser.add_argument("--repeats", type=int, default=60, help="number of timed queries")
     parser.add_argument("--directory", help="keep the index here")
     args = parser.parse_args()
     rng = np.random.default_rng(1)

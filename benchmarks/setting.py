@@ -1,6 +1,6 @@
 """Our training step, and a batch of random clips, for benchmarks that need no data set.
 
-Imports JAX, Flax, Optax and NumPy only, so that it runs on a machine that has nothing else.
+Imports only JAX, Flax, Optax and NumPy, so that it runs on a machine with nothing else installed.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from stoa_jax.models.config import ModelConfig
 from stoa_jax.program import Program, State, make_program
 
 LOSSES = ("vtc", "vtm", "mlm", "plm", "ota", "asp")
-# Options for code of which only the results matter.
+# Compiler options for programs whose speed does not matter.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 EVERYTHING = ((r".*", 1e-5),)  # (regex, learning rate): all parameters learn
 FROZEN_VISION = ((r"^visual/", 0.0), (r".*", 1e-3))
@@ -85,7 +85,7 @@ def random_batch(c: ModelConfig, clips: int, seed: int = 0) -> dict[str, np.ndar
 
 
 def random_parameters(program: Program, std: float = 0.1) -> dict[str, np.ndarray]:
-    """Return parameters none of which is zero or one, so that none can be swapped unnoticed."""
+    """Return random parameters, also for scales and biases, so that swapped ones are noticed."""
     rng = np.random.default_rng(0)
     return {
         name: np.asarray(name.endswith("scale") + std * rng.standard_normal(p.shape, np.float32))
@@ -104,7 +104,7 @@ class Weights(SimpleNamespace):
 def step_config(
     clips: int, *, groups: tuple[tuple[str, float], ...] = EVERYTHING, **losses: float
 ) -> Any:
-    """Return what `make_program` reads of a configuration; `losses` changes weights."""
+    """Return the part of a configuration that `make_program` reads; `losses` overrides weights."""
     return SimpleNamespace(
         seed=0,
         loss=Weights(

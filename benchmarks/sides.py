@@ -1,4 +1,4 @@
-"""Our step and the twin's as things that can be timed in turn."""
+"""Wrap our step and the twin's, so that they can be timed in turn."""
 
 import contextlib
 import dataclasses
@@ -113,7 +113,7 @@ def twin_side(
 
 
 def step_work(c: ModelConfig, config: Any, batch: Mapping[str, np.ndarray]) -> Work:
-    """Return the work of our step as it is computed."""
+    """Return the work that our step performs."""
     program, _ = setting.our_program(c, config, jax.devices()[0])
     traced = program.step.trace(program.state, setting.abstract(batch))
     return jaxpr_work(traced.jaxpr.jaxpr)
@@ -142,7 +142,7 @@ def work_of_a_clip(
 
 @contextlib.contextmanager
 def every_position() -> Iterator[None]:
-    """Let every block compute all positions, also those that nothing reads."""
+    """Make every block compute all positions, even those that nothing reads."""
     call = layers.Block.__call__
 
     def whole(self, x, mask=None, keep=None):

@@ -1,12 +1,12 @@
-"""Test whether one frame is enough in the synthetic world: a small probe on one frame and on all.
+"""Test whether one frame is enough in the synthetic world, by a probe on one and on all frames.
 
     python -m benchmarks.single_frame
 
-The question is which of 15 motions a clip with a single event shows. The same convolutional
-network reads either the middle frame or all of them (their differences as channels); chance is
-the most frequent motion of the training clips. Also measured: how often a clip's caption can be
-picked among N test clips by appearance alone, that is, knowing objects and background exactly and
-motion not at all.
+The probe predicts which of 15 motions a clip with a single event shows. The same convolutional
+network reads either the middle frame or all frames (their differences as channels). Chance is the
+most frequent motion of the training clips. A second test measures how often appearance alone finds
+the clip of a caption among N test clips: objects and background are known exactly, motion not at
+all.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def looks_alone(count: int) -> float:
     looks = collections.Counter(
         (scene.things, scene.background) for scene in map(world.scene, range(count))
     )
-    return len(looks) / count  # a guess among m of the same looks is right once in m
+    return len(looks) / count  # a guess among m clips that look the same is right once in m
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Time the start: the import, a new process to its first vector, a second start with a cache.
+"""Time the start: the import, the first vector of a new process, a second start with a cache.
 
     python -m benchmarks.start [--rounds=5] [--smoke]
 
@@ -68,7 +68,7 @@ with jax.set_mesh(made.mesh):
 
 
 def seconds_of(code: str, *arguments: str, **environment: str) -> float:
-    """Return the seconds that a new process with this code takes from its start to its end."""
+    """Return the seconds that a new process takes to start, run this code and exit."""
     began = time.perf_counter()
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -90,10 +90,10 @@ def write_clip(folder: Path, c: ModelConfig) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Measure all, print the table, return the medians in seconds."""
+    """Measure everything, print the table, and return the medians in seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--variant", default="base", help="whose training step is compiled")
+    parser.add_argument("--variant", default="base", help="variant whose training step is compiled")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, to see that it runs")
     args = parser.parse_args(argv)
     rounds = 1 if args.smoke else args.rounds

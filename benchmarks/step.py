@@ -1,13 +1,13 @@
-"""The training step beside the same network and losses in PyTorch, in turn, in one run.
+"""Time the training step in turn with the same network and losses in PyTorch, in one run.
 
     python -m benchmarks.step --device=cpu --size=base --clips=2 --sides=ours,twin,authors
     python -m benchmarks.step --device=gpu --dtype=bfloat16 --clips=32 --sides=ours,compiled
 
 Sides: `ours`, the step as training runs it; `twin`, the twin in PyTorch's eager mode; `compiled`,
 the twin under torch.compile; `max-autotune`, the same with kernels chosen by measurement;
-`authors`, the twin with every trajectory in a sequence of its own, one fusion pass for each word
-that PLM predicts, and all layers at all positions. `--parts` adds where our time goes, `--kernels`
-the operations that take the most time. Every result is printed and written as it comes.
+`authors`, the twin with every trajectory in its own sequence, one fusion pass for each word that
+PLM predicts, and all layers at all positions. `--parts` adds the time of each part of our step, and
+`--kernels` the slowest operations. Every result is printed and stored at once.
 """
 
 import argparse
@@ -26,13 +26,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--size", default="base", help="toy, or a variant of ModelConfig")
-    parser.add_argument("--set", default="", help="other fields: vision_depth=4,frames=2")
+    parser.add_argument("--set", default="", help="other fields, such as vision_depth=4,frames=2")
     parser.add_argument("--clips", type=int, default=2, help="the batch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="of each side in a round")
+    parser.add_argument("--steps", type=int, default=1, help="steps of each side per round")
     parser.add_argument("--sides", default="ours,twin", help=", ".join(SIDES))
     parser.add_argument("--stream", default="", help="dtype of the twin's activations")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no round after it")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no round after that")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--out", default="runs/benchmarks/step.jsonl")
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     program, _ = setting.our_program(c, config, device)
 
-    def params():  # made anew for each side, since keeping them would take memory from the steps
+    def params():  # created for each side; keeping them would take memory from the steps
         return setting.random_parameters(program, std=0.02)
 
     timed = []

@@ -1,24 +1,25 @@
 #!/usr/bin/env bash
-# Table 4's rows, and `plus`, in at most nine minutes on one GPU: one seed, all rows at once in
-# processes that share the card, from the live synthetic world.
+# Trains Table 4's rows and `plus` in at most nine minutes on one GPU, with one seed, on the live
+# synthetic world. All rows train at once, in processes that share the card.
 #
 #   bash benchmarks/tables_gpu.sh [OUT]             # default: runs/tables_gpu
 #   bash benchmarks/tables_gpu.sh OUT --dry-run     # on the CPU, at toy size
 #
-# A small CLIP is trained first; every row starts from it and trains answers and the row's losses
-# together until the deadline, then is evaluated on the test split as far as it got. OUT/results.md
-# gets a line for each row as it ends. MINUTES=20 moves the deadline; PYTHON names the interpreter.
+# A small CLIP is trained first. Every row starts from it, trains answers and the row's losses
+# together until the deadline, and is then evaluated on the test split, even if its training is not
+# complete. Each row adds a line to OUT/results.md when it ends. MINUTES=20 moves the deadline;
+# PYTHON names the interpreter.
 # Needs jax, flax, optax, orbax, OpenCV, ml_collections and the tokenizer's packages; no Grain, TFDS,
 # clu, TensorFlow or spaCy: with --dry-run these cannot be imported, even if they are installed.
-# Never run to its end: on a GPU not at all, and the dry run trained its CLIP and started all rows on
-# a busy two-core machine, but met its deadline before any row was evaluated.
+# This script has not yet run to its end. It has never run on a GPU. The dry run, on a busy two-core
+# machine, trained its CLIP and started all rows, but met its deadline before any row was evaluated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out="${1:-runs/tables_gpu}"
 PYTHON="${PYTHON:-python}"
 deadline=$((SECONDS + ${MINUTES:-9} * 60 - 10))
-evaluation=100 # seconds that are kept for it
+evaluation=100 # seconds reserved for it
 mkdir -p "$out"
 : >"$out/results.md"
 
@@ -38,7 +39,7 @@ if [ "${2:-}" = --dry-run ]; then
 import sys
 
 for name in ("grain", "tensorflow_datasets", "clu", "tensorflow", "spacy"):
-    sys.modules[name] = None  # an import of it fails
+    sys.modules[name] = None  # importing it fails
 PY
   export PYTHONPATH="$out/without${PYTHONPATH:+:$PYTHONPATH}"
 elif [ $# -gt 1 ]; then
@@ -47,14 +48,14 @@ elif [ $# -gt 1 ]; then
 fi
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.15 # six processes share the card
 
-main() { # main SECONDS WORKDIR FLAGS…: a run that is told to save and stop after so long
+main() { # main SECONDS WORKDIR FLAGS…: a run that saves and stops after SECONDS
   local limit="$1" workdir="$2"
   shift 2
   timeout --signal=TERM --kill-after=30 "$limit" \
     "$PYTHON" -m stoa_jax.main --workdir="$workdir" "$@" "${common[@]}" >>"$workdir.log" 2>&1
 }
 
-left() { # seconds until the deadline, less what is kept
+left() { # left RESERVED: seconds until the deadline, minus RESERVED
   local seconds=$((deadline - SECONDS - $1))
   echo $((seconds > 1 ? seconds : 1))
 }

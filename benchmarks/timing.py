@@ -1,4 +1,4 @@
-"""Time the sides of a comparison in turn, so that other work on the machine hits all of them."""
+"""Time the sides of a comparison in turn, so that other work on the machine affects all alike."""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""STOA-VLP in PyTorch, written to be compared with: the same network, losses and step.
+"""STOA-VLP in PyTorch, as a reference for comparisons: the same network, losses and step.
 
 `model` is the network, `losses` are the six losses, `weights` maps our parameters, `step` trains.
 Only the preset `paper` is covered.

@@ -20,7 +20,7 @@ Batch = Mapping[str, Tensor]
 
 
 class Choices(NamedTuple):
-    """What a step chooses at random before it sees the towers' outputs."""
+    """Random choices of a step that do not depend on the towers' outputs."""
 
     tokens: Tensor  # [B, L], some words replaced by others
     masked: Tensor  # [B, L], True where [MASK] is read
@@ -211,7 +211,7 @@ def mean(x: Tensor, counted: Tensor) -> Tensor:
 
 
 def match(encoded: Encoded, batch: Batch, model: Twin) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Begin to copy the scores to the host; the returned function solves the matchings there.
+    """Start to copy the scores to the host, and return a function that solves the matchings there.
 
     Between the two calls the device can run the rest of the forward pass.
     """

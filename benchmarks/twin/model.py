@@ -1,7 +1,7 @@
 """The network in PyTorch.
 
 Shapes: B clips, T frames, K objects per frame, N trajectories, A actions, P patches, L text
-positions, S positions of a sequence, Q of them that are read, h vision width, d shared width.
+positions, S positions of a sequence, Q positions that are read, h vision width, d shared width.
 """
 
 from typing import NamedTuple
@@ -107,7 +107,7 @@ class VisionTower(nn.Module):
         x = self.ln_pre((x + self.positions).to(dtype))
         taps = {}
         for i, block in enumerate(self.blocks, 1):
-            # Of the last block only [CLS] is read.
+            # Only [CLS] of the last block is read.
             last = skip and i == len(self.blocks) and i not in (c.object_block, c.action_block)
             x = block(x, keep=first(x) if last else None)
             if i in (c.object_block, c.action_block):
@@ -189,7 +189,7 @@ def interpolation(start: Tensor, end: Tensor, size: int, bins: int, samples: int
 
 
 class Trajectories(nn.Module):
-    """Trajectory tokens, packed into one sequence a clip or each in a sequence of its own."""
+    """Trajectory tokens, packed into one sequence per clip or each in its own sequence."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -200,7 +200,7 @@ class Trajectories(nn.Module):
         self.proj = nn.Parameter(torch.zeros(h, c.text_width))
 
     def forward(self, objects: Tensor, members: Tensor, separate: bool, skip: bool) -> Tensor:
-        """Return [B, N, d] of objects [B, T·K, h] and who belongs to whom [B, N, T·K]."""
+        """Return [B, N, d] from objects [B, T·K, h] and their membership [B, N, T·K]."""
         b, n, count = members.shape
         h, dtype = objects.shape[-1], objects.dtype
         if separate:
@@ -235,7 +235,7 @@ class Actions(nn.Module):
         self.proj = nn.Parameter(torch.zeros(h, c.text_width))
 
     def forward(self, patches: Tensor, objects: Tensor, valid: Tensor, skip: bool) -> Tensor:
-        """Return [B, A, d] of patches [B, T, P, h] and objects [B, T, K, h]."""
+        """Return [B, A, d] from patches [B, T, P, h] and objects [B, T, K, h]."""
         dtype = patches.dtype
         features = torch.cat([patches, objects], 2)
         logits = torch.einsum("ah,btfh->btaf", self.queries.to(dtype), features).float()
@@ -264,7 +264,7 @@ class Fusion(nn.Module):
         self.match = nn.Linear(2 * d, 2)
 
     def forward(self, x: Tensor, mask: Tensor, reads: list[Tensor], skip: bool) -> list[Tensor]:
-        """Encode [B', S, d], and return what `reads` (positions [rows, Q]) name, in order."""
+        """Encode [B', S, d], and return the outputs at each of `reads` (positions [rows, Q])."""
         table = torch.cat([self.positions, self.more_positions])
         x = (x + table[: x.shape[1]]).to(x.dtype)
         for block in self.blocks[:-1]:
@@ -288,8 +288,8 @@ class Video(NamedTuple):
 class Twin(nn.Module):
     """The whole network.
 
-    With `separate`, every trajectory is a sequence of its own. Without `skip`, every layer computes
-    all positions, also those that nothing reads.
+    With `separate`, every trajectory is its own sequence. Without `skip`, every layer computes all
+    positions, even those that nothing reads.
     """
 
     def __init__(self, c: ModelConfig, *, separate: bool = False, skip: bool = True):
@@ -347,7 +347,7 @@ class Twin(nn.Module):
 
 
 def choose_trajectories(classes: Tensor, scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Return the objects [B, N, T·K] of the N classes with most confidence, and which N exist.
+    """Return the objects [B, N, T·K] of the N classes with the most confidence, and which N exist.
 
     Takes classes and scores [B, T·K]; a negative class is padding.
     """

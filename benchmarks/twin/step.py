@@ -23,7 +23,7 @@ class TwinStep:
     `compile` is a mode of torch.compile ("default", "max-autotune-no-cudagraphs"), or "" for none;
     "aot_eager" traces without generating code.
     `stream` is the dtype of activations between layers; products run in bfloat16 if the model's
-    dtype is. `authors` runs the network as the authors do: every trajectory by itself, one fusion
+    dtype is. `authors` runs the network as the authors do: every trajectory separately, one fusion
     pass for each word that PLM predicts, and every layer at all positions.
     """
 
@@ -84,7 +84,7 @@ class TwinStep:
         choices: Choices | None = None,
         negatives: Negatives | None = None,
     ) -> dict[str, Tensor]:
-        """Return the six losses; what is not given is chosen at random."""
+        """Return the six losses; choices and negatives that are not given are sampled."""
         if choices is None:
             choices = losses.choose(self.model, batch["tokens"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):

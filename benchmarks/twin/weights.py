@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.twin.model import Twin
 
-# (ending of our name, ending of the twin's); the first that fits.
+# (ending of our name, ending of the twin's); the first match applies.
 NAMES = (
     ("attention/qkv/kernel", "qkv.weight"),
     ("attention/qkv/bias", "qkv.bias"),
@@ -56,7 +56,7 @@ def our_array(name: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def load(model: Twin, params: Mapping[str, np.ndarray]) -> None:
-    """Copy our parameters into the twin; all of both must be used."""
+    """Copy our parameters into the twin; none of either may be left over."""
     state = {}
     for name, value in params.items():
         theirs, value = twin_name(name), np.asarray(value)
