@@ -1,4 +1,4 @@
-"""Train a small CLIP, the two towers alone, where no pre-trained one is at hand.
+"""Train a small CLIP (the two towers alone), if you have no pre-trained one.
 
     python -m stoa_jax.main --config=configs/clip.py:synthetic --workdir=runs/clip
     python -m stoa_jax.convert runs/clip runs/clip-hf --to=hugging_face
@@ -38,7 +38,7 @@ def get_config(dataset: str = "synthetic"):
 
 
 def live():
-    """The CLIP of the shipped checkpoint: the variant `small`, on pictures that are not built."""
+    """Return the shipped checkpoint's CLIP: the variant `small`, on pictures rendered in memory."""
     c = get_config("synthetic")
     small = config.model_section("small")
     c.model.update({name: small[name] for name in ("text_width", "text_heads", "fusion_heads")})

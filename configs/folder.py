@@ -41,7 +41,7 @@ def get_config(argument: str = "retrieval,from=synthetic"):
     if kind in CLIP_KINDS:
         c.model.text_length = min(c.model.text_length, 32)  # CLIP's 77 cost time and help little
     config.set_losses(c, **LOSSES[task])
-    towers = 1e-7 if task == "retrieval" else 1e-6  # CLIP moves least where it did the same task
+    towers = 1e-7 if task == "retrieval" else 1e-6  # CLIP was trained for retrieval
     c.optim.groups = (
         (config.NEW, 1e-4),
         (config.TOWERS, towers),

@@ -1,4 +1,4 @@
-"""Train all heads together: pre-training's losses, captions, questions and choices of one world.
+"""Train all heads together: pre-training, captions, questions and choices of one world.
 
     bash launch/train_synthetic.sh [WORKDIR]
 
@@ -46,7 +46,7 @@ def get_config(stage: str = "heads"):
     c.data.questions_per_clip = 3
     c.optim.groups = rates(1.5e-3, 5e-4)
     if stage == "words":
-        c.init.reinit = r"^fusion/blocks"  # a text tower's layers are no start for fusion here
+        c.init.reinit = r"^fusion/blocks"  # a text tower's layers are a poor start for fusion here
         c.optim.schedule = "constant"
         c.train.steps = 1000
     elif stage == "motion":
@@ -68,5 +68,5 @@ def get_config(stage: str = "heads"):
 
 
 def rates(new: float, text: float):
-    """Learning rates by group; the vision tower stays frozen."""
+    """Return the learning rates by group; the vision tower stays frozen."""
     return ((r"^visual/", 0.0), (config.NEW, new), (config.TOWERS, text), (r".*", new))

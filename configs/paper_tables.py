@@ -46,7 +46,7 @@ PAPER = {
     "loss.match_names": False,
 }
 BASE = {**PAPER, "model.objects": False, "model.actions": False, "loss.ota": 0.0, "loss.asp": 0.0}
-# Parameters that a stage initialises: the encoders that `words` has not, and the positions of
+# Parameters that a stage initialises: the encoders that `words` lacks, and the positions of
 # fusion, whose number depends on theirs.
 MOVED = r"^fusion/(positions|more_positions)"
 FRESH = rf"{MOVED}|^(regions|trajectory|action)/"
@@ -117,10 +117,11 @@ def paper(dataset, parts, seeds):
 
 
 def joint(seeds):
-    """List the runs of `joint`: rows that differ in one stage, from the same start.
+    """List the runs of `joint`, whose rows differ only after a common start.
 
-    The stage `words` is the base's. So trajectories, actions and the positions of fusion, which
-    depend on their number, start from scratch in every row; those of `plus` learn motion first.
+    All rows share the stage `words`, which trains the base. So trajectories, actions and the
+    positions of fusion, which depend on their number, start from scratch in every row; those of
+    `plus` learn motion first.
     """
     live, conf = f"{HERE}/clip.py:live", f"{HERE}/joint.py"
     steps = {name: {"train.steps": count} for name, count in JOINT_STEPS.items()}

@@ -32,7 +32,7 @@ def get_config(dataset: str = "synthetic"):
 def synthetic():
     """Start from the small CLIP of `configs/clip.py`, as the paper starts from the large one."""
     c = config.small("pretrain")
-    # The text layers of a CLIP that was trained for a minute are no good start for fusion.
+    # The text layers of a CLIP that was trained for a minute are a poor start for fusion.
     c.init.reinit = r"^fusion/blocks"
     config.set_losses(c, vtc=1.0, vtm=1.0, mlm=0.3, plm=1.0, ota=0.5, asp=0.5)
     c.train.batch_size = 32

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The shipped model on fresh clips, then a small one trained from scratch; a page and a table.
-# On two CPU cores. Arguments go to `python -m stoa_jax.demo`; --help lists them.
+# Runs the shipped model on fresh clips, then trains a small one from scratch, and writes a page and
+# a table. Two CPU cores are enough. Arguments go to `python -m stoa_jax.demo`; --help lists them.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt

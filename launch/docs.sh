@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the documentation site into docs/_build/html, setting everything up first. Warnings are
-# errors; no network is needed after the set-up. Arguments go to sphinx-build.
+# Sets everything up, and builds the documentation site into docs/_build/html. Warnings are errors.
+# The build itself needs no network. Arguments go to sphinx-build.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements-docs.txt

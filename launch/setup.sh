@@ -15,7 +15,7 @@ stop() {
 setup() { # setup REQUIREMENTS_FILE…
   local stamp wanted found=""
   stamp="$VENV/.installed"
-  # A change in any of these files installs again.
+  # After a change in any of these files, install again.
   wanted="$(cat requirements*.txt pyproject.toml | cksum) $*"
   if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return

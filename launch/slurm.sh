@@ -10,7 +10,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=stoa-%j.log
 #
-# One process per node with all its GPUs; JAX finds the nodes through Slurm's environment.
+# Runs one process per node with all its GPUs; JAX finds the nodes through Slurm's environment.
 #
 #   sbatch --nodes=4 launch/slurm.sh --config=configs/pretrain.py:webvid --workdir=/shared/runs/a
 #

@@ -11,9 +11,9 @@
 # DATA   directory of the built data sets on the hosts (default: ~/data), a mounted bucket or a copy
 #
 # --workdir must be one directory that all hosts see (Filestore, or a bucket mounted with gcsfuse).
-# The same command continues from the last checkpoint: after a preemption, create the slice again
-# and run it.
-# Before paying: python -m stoa_jax.main --mode=plan --topology=v5e:16x16 --config=…
+# After a preemption, create the slice again and run the same command: it continues from the last
+# checkpoint.
+# Before you pay for a slice: python -m stoa_jax.main --mode=plan --topology=v5e:16x16 --config=…
 set -euo pipefail
 
 if [[ -z "${TPU:-}" || -z "${ZONE:-}" || $# -eq 0 ]]; then

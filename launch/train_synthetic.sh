@@ -3,19 +3,19 @@
 #
 #   bash launch/train_synthetic.sh [WORKDIR [FLAGS…]]      # default: runs/synthetic
 #
-# Needs no data set. The same on CPU cores and on a GPU. Run it again after a stop: it goes on where
-# it was. It ends with the metrics on the test split and a checkpoint directory, WORKDIR/checkpoint,
-# which takes the place of stoa_jax/checkpoints/synthetic. FLAGS are given to every stage.
+# Needs no data set, and works on CPU cores and on a GPU. Run it again after a stop to continue. It
+# ends with the metrics on the test split and a checkpoint directory, WORKDIR/checkpoint, which can
+# replace stoa_jax/checkpoints/synthetic. FLAGS are passed to every stage.
 #
-# The checkpoint that ships came from these stages, run by hand with two differences that its card
-# names. The script was not run from end to end in one go.
+# The shipped checkpoint was made with these stages, run by hand, with two differences that its card
+# names. The script as a whole has not been run from end to end.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt
 work="${1:-runs/synthetic}"
 flags=("${@:2}")
 
-# On CPU cores, memory that is given back and asked for in every step costs a seventh of the time.
+# On CPU cores, returning memory to the system in every step costs a seventh of the time.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 run() { # run NAME CONFIG [FLAGS…]: a stage, unless it is done
@@ -24,8 +24,8 @@ run() { # run NAME CONFIG [FLAGS…]: a stage, unless it is done
   [ -f "$work/$name/result.json" ] ||
     "$PYTHON" -m stoa_jax.main --config="configs/$config" --workdir="$work/$name" "$@" \
       "${flags[@]}"
-  # A stage that was asked to stop ends well, and without a result.
-  [ -f "$work/$name/result.json" ] || stop "stopped in $name; run this again to go on"
+  # A stage that was asked to stop exits with 0, but writes no result.
+  [ -f "$work/$name/result.json" ] || stop "stopped in $name; run this again to continue"
 }
 
 run clip clip.py:live
