@@ -134,7 +134,7 @@ def environment() -> dict[str, str]:
         "PATH": path,
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": flags.strip(),
-        # Many blocks start a program anew, and would compile the same again.
+        # Many blocks start a new process; the cache saves compiling the same programs again.
         "JAX_COMPILATION_CACHE_DIR": _compilation_cache(),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
@@ -188,7 +188,7 @@ def _check_flags(module: str, arguments: list[str]) -> None:
 
 
 def _check_stoa(arguments: list[str]) -> None:
-    """Let the program's own parser read a command."""
+    """Check a command with the parser of `stoa` itself."""
     from stoa_jax import cli
 
     operators = {"&", "|", ">", "&&", ";"}
@@ -215,7 +215,7 @@ def _load(config: str) -> None:
     from stoa_jax.sweep import load_module
 
     path, _, argument = config.partition(":")
-    argument = re.sub(r"from=.*", "from=synthetic", argument)  # weights that are not here
+    argument = re.sub(r"from=.*", "from=synthetic", argument)  # the named weights do not exist here
     if not path.startswith("configs/") or "…" in config:
         return
     module = load_module(ROOT / path)

@@ -1,4 +1,4 @@
-"""Kill a process in a change of an index, before and after every system call.
+"""Kill a process while it changes an index, before and after every system call.
 
 `python -m tests.support.index_deaths CHANGE` forks a child for each death and checks the result.
 It prints the number of deaths, and exits with 1 and a line for the first wrong state.

@@ -27,7 +27,7 @@ def write_parameters(folder, config, params, answers=()):
 
 
 def write_random(folder, config, seed=0, answers=()):
-    """Write random weights; drawn here, for initialising a network compiles for seconds."""
+    """Write random weights, sampled by NumPy because initialising a network takes seconds."""
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in sorted(weights.parameter_shapes(config).items()):

@@ -1,4 +1,4 @@
-"""A served page for tests: a small random model, an index of real files, a real port."""
+"""Serve the page for tests: a small random model, an index of real files, a real port."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ def write_model(folder, answers=ANSWERS, **changes):
 
 
 def write_library(folder, model):
-    """Write the example library, small, with an .avi in it and a video that disappears."""
+    """Write a small example library with an .avi file and a video that is deleted once indexed."""
     library = example_library.open_library(model, folder, CLIPS)
     first = sorted((library / "videos").iterdir())[0]
     old = videos.write(library / "videos" / "old.avi", codec="mpeg4", size=(160, 120))

@@ -279,8 +279,8 @@ def main():
         if args.real:
             from stoa_jax import train
 
-            # The shipped rate of the small variant. At the toy's, which is thirty times as high,
-            # ten steps amplify the last bit of a sum more than the model does.
+            # The shipped rate of the small variant. The toy's rate is thirty times as high: in ten
+            # steps it would amplify rounding errors more than the model itself does.
             c.optim.groups = ((r".*", 1e-3),)
             train.train(c, args.workdir, task=RealTask(c), open_loader=lambda s: RealLoader(c, s))
             return
@@ -290,7 +290,7 @@ def main():
 
 
 def send(kind, when, workdir):
-    """Signal this process after some seconds, at a step (`step:7`), or within a save."""
+    """Send a signal to this process after some seconds, at a step (`step:7`), or during a save."""
     folder = os.path.join(workdir, "checkpoints")
     if when == "save":
         while not any(
