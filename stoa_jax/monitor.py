@@ -264,6 +264,6 @@ def memory() -> dict[str, float]:
 
 
 def say(line: str) -> None:
-    """Print a line to standard error, whatever the logging level."""
+    """Print a line to standard error, independent of the logging level."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

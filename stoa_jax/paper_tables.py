@@ -25,7 +25,7 @@ SHOWN = {
         "retrieval/reranked/t2v/R@10",
     ),
 }
-# Of the task `joint`: metric and its short name.
+# Metrics of the task `joint`, with short names.
 JOINT = {
     "qa/accuracy": "questions",
     "qa/kind/way/accuracy": "which way",

@@ -167,7 +167,7 @@ class _Run:
             stopped = True
             self.save(state, step)
         except Exception:
-            # Let a save in progress finish. With several processes this could wait for ever, since
+            # Let a save in progress finish. With several processes this could wait forever, since
             # the others may already be gone.
             if self.checkpoints and jax.process_count() == 1:
                 self.checkpoints.wait()

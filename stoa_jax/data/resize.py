@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-# Of `resample`: mean absolute difference from PIL on photographs, in levels of 255.
+# Mean absolute difference of `resample` from PIL on photographs, in levels of 255.
 TOLERANCE = 1.0
 
 NO_BLUR = 1.2  # reductions up to this need no blur
@@ -23,7 +23,7 @@ def resize_and_crop(frame: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 [H, W, 3] to a short side of `size` and crop the centre: uint8 [size, size, 3].
 
     Equal to CLIP's preprocessing, except for single levels where rounding differs. A frame that has
-    the size already is returned as it is.
+    the size already is returned unchanged.
     """
     height, width = frame.shape[:2]
     if (height, width) == (size, size):
@@ -51,7 +51,7 @@ def resample(
     """Resize uint8 [H, W, 3] to [height, width, 3], close to PIL's antialiased bicubic filter.
 
     With `out`, the result is written there and `out` returned. Without it, a frame that has the
-    size already is returned as it is.
+    size already is returned unchanged.
     """
     if out is None:
         return _resample(frame, height, width)

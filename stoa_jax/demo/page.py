@@ -257,7 +257,7 @@ def full_document(
 def document(results: Sequence[Mapping[str, Any]], clips: str, act_two: str) -> str:
     """Return the whole page."""
     lead = (
-        "Coloured shapes that do things only time shows. Every clip below is new to the model, "
+        "Coloured shapes whose motions only show over time. Every clip below is new to the model, "
         "which ships with the package. Boxes are the detector's, coloured by trajectory. Each "
         "trajectory is listed with the noun of the reference that it was matched to, each action "
         "with its verb. In quotes is the model's own caption."

@@ -23,7 +23,7 @@ TIMEOUT = 600.0  # seconds for one window; readers normally give up long before
 
 
 class Decoders(Protocol):
-    """Executor of functions on videos, beside the caller."""
+    """Executor that runs functions on videos while the caller goes on."""
 
     def submit(self, function: Callable[..., Any], *args: Any) -> concurrent.futures.Future:
         """Run a function; any failure becomes a UserError of the result."""

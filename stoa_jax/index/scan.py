@@ -107,9 +107,9 @@ def half_scores(scan: np.ndarray, query: np.ndarray, out: np.ndarray) -> None:
 
 
 def best_half(scan: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of float16 [n, d] with the `count` largest dot products, and those.
+    """Return the rows of float16 [n, d] with the `count` largest dot products, and these products.
 
-    The products carry an error of `LIST_ERROR` beside that of `gamma`.
+    The products have an error of `LIST_ERROR` in addition to that of `gamma`.
     """
     lists = half_lists(scan.shape[1])
     assert lists is not None

@@ -152,7 +152,7 @@ def _limits(model: Opened) -> Iterator[str]:
     if missing:
         yield f"- It lacks what these calls need: {', '.join(sorted(missing))}."
     yield f"- Texts have at most {c.text_length - 2} pieces; longer ones raise or are cut."
-    yield f"- A video is {model.frames} frames, whatever its length; nothing between them is seen."
+    yield f"- A video of any length is {model.frames} frames; the model sees nothing between them."
     if "trajectories" in model.has:
         yield "- Objects come from detections that you pass; without them they are padding."
     if "answer" in model.has and model.answers:

@@ -65,7 +65,7 @@ class BilinearMatch(nnx.Module):
 
     `config.match_head == "bilinear"`. The video's side is scaled to unit length. The text's side is
     divided, feature by feature, by that feature's norm over all rows of the call. The authors' code
-    does so in training and in testing, so a score depends on the rows beside it.
+    does so in training and in testing, so a score depends on the other rows.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):

@@ -1,6 +1,6 @@
 """Maximum-weight assignment of rows to columns, by one of three solvers.
 
-A softmax puts scores of 1 and of 1e-9 beside each other, and the small ones decide once the large
+A softmax gives scores of 1 and of 1e-9 in one problem, and the small ones decide once the large
 ones are taken. `device` and `auction` therefore keep prices as pairs of float32 (a value and its
 rounding error, about 48 bits) and need no float64.
 

@@ -47,7 +47,7 @@ def roi_align(
     # FLOPs and takes longer, because all columns of a row of bins are written and read again.
     weights = jnp.einsum("koh,kpw->kophw", rows, columns).astype(features.dtype)
     weights = weights.reshape(-1, height * width)
-    # This is little work beside a tower, so float32 stays exact on accelerators too.
+    # This is little work compared with a tower, so float32 stays exact on accelerators too.
     bins = jnp.dot(weights, features.reshape(-1, channels), precision=lax.Precision.HIGHEST)
     return bins.reshape(-1, *output_size, channels)
 

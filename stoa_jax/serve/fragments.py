@@ -141,7 +141,7 @@ def span(moment: Moment) -> str:
     """Format the time span of a moment."""
     if moment.start is None or moment.end is None:
         return ""
-    if round(moment.start) == round(moment.end):  # shorter than the clock tells
+    if round(moment.start) == round(moment.end):  # too short for the clock's resolution
         return f"{moment.start:.1f} s to {moment.end:.1f} s"
     return f"{clock(moment.start)} to {clock(moment.end)}"
 

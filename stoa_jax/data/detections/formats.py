@@ -197,9 +197,9 @@ def _frame(video: str, number: int, row: object, line: int) -> Frame:
     if not isinstance(objects, list):
         raise LineError(f"field 'objects': {shown(objects)} is not a list")
     boxes, classes, scores, wrong = [], [], [], collections.Counter()
-    for thing in objects:
+    for entry in objects:
         try:
-            box, name, score = _object(thing)
+            box, name, score = _object(entry)
         except (TypeError, ValueError, KeyError, OverflowError):
             wrong["without a box of four numbers, a class and a score"] += 1
             continue
@@ -217,9 +217,9 @@ def _frame(video: str, number: int, row: object, line: int) -> Frame:
     return _checked(video, number, time, size, boxes, classes, np.array(scores), line, wrong)
 
 
-def _object(thing: dict) -> tuple[list[float], str, float]:
-    box = thing["box"] if "box" in thing else thing["rect"]
-    name, score = thing["class"], thing["score"] if "score" in thing else thing["conf"]
+def _object(entry: dict) -> tuple[list[float], str, float]:
+    box = entry["box"] if "box" in entry else entry["rect"]
+    name, score = entry["class"], entry["score"] if "score" in entry else entry["conf"]
     if not isinstance(box, list) or len(box) != 4 or isinstance(name, bool):
         raise ValueError
     name = clean(str(name)) if isinstance(name, str | int) else ""

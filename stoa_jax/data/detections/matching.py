@@ -186,7 +186,7 @@ def _unit(frame: Frame, info: ReadInfo) -> np.ndarray:
 def distinct(boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
     """Return the indices of the `count` most confident objects, without near duplicates.
 
-    Of nearly equal boxes of a class only the best remains. Boxes [n, 4] without area are left out.
+    Only the best of nearly equal boxes of a class is kept. Boxes [n, 4] without area are left out.
     """
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     keep: list[int] = []

@@ -1,7 +1,7 @@
 """The synthetic world: clips that stand in for real data on any machine.
 
-Coloured and textured shapes do things that only time reveals. Everything about clip i is a
-function of (seed, split, i), independent of order and process. Clips come in groups of
+Coloured and textured shapes move in ways that a single frame does not show. Everything about clip
+i is a function of (seed, split, i), independent of order and process. Clips come in groups of
 `siblings` that look alike and differ in what happens.
 
 T frames, S side in pixels, n objects of the scene, K detected objects per frame.
@@ -70,7 +70,7 @@ class World:
                 raise UserError(f"synthetic {name}={value}: choose from {low} to {high}")
         self.split, self.seed, self.size, self.frames = split, seed, size, frames
         self.max_objects, self.objects, self.siblings = max_objects, objects, siblings
-        self.twins = bool(twins)  # two things of one class in every clip
+        self.twins = bool(twins)  # two objects of one class in every clip
 
     def scene(self, index: int) -> Scene:
         """Return the program of clip `index` without rendering it."""

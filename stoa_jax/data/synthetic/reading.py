@@ -1,7 +1,7 @@
 """Parse the synthetic world's texts back into events and objects.
 
 A built set stores texts and answers, not the scenes behind them. The form of a text shows what a
-caption claims, and of which kind a question or a choice is.
+caption claims, and the kind of a question or a choice.
 """
 
 import functools

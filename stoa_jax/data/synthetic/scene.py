@@ -35,7 +35,7 @@ MOTIONS = ALONE + TOGETHER
 SYMMETRIC = ("meet", "part")
 
 MOST_THINGS = 8
-_COUNTS = (0.10, 0.35, 0.35, 0.20, 0.20, 0.20, 0.20, 0.20)  # odds of one thing, two, …
+_COUNTS = (0.10, 0.35, 0.35, 0.20, 0.20, 0.20, 0.20, 0.20)  # odds of one object, two, …
 
 SPLITS = ("train", "validation", "test")
 _BUCKETS = ("train",) * 8 + ("validation", "test")
