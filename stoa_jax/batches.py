@@ -91,7 +91,7 @@ class Prefetch(Iterator[dict[str, jax.Array]]):
         try:
             while not self._closed.is_set():
                 self._put(self._to_devices(next(self._iterator)))
-        except BaseException as error:
+        except BaseException as error:  # also StopIteration; `__next__` raises it again
             self._put(error)
 
     def _put(self, item: Any) -> None:

@@ -131,7 +131,7 @@ class Checkpoints:
             except Exception as error:
                 # Orbax, TensorStore and zstd raise many types of error for damaged files.
                 restored = None
-                problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                problem = _one_line(error)
             problem = _first_problem(problem)
             if not problem:
                 return restored
@@ -194,7 +194,7 @@ class Checkpoints:
     def _guard(self, call: Callable[[], Any]) -> None:
         try:
             call()
-        except Exception as error:
+        except Exception as error:  # Orbax wraps the OSError of a full disk in several types
             if not _disk_full(error):
                 raise
             intact = [step for step in self.steps() if step != self._writing]
@@ -235,9 +235,10 @@ def load_params(
         for name, value in params.items():
             if _checksum_numpy(value) != sums[name]:
                 raise ValueError(f"the checksum of {name} differs")
-    except Exception as error:
-        line = str(error).strip().splitlines()[:1]
-        raise UserError(f"checkpoint {folder} is damaged: {line}; name an older step") from error
+    except Exception as error:  # damaged files raise many types of error, as in `restore`
+        raise UserError(
+            f"checkpoint {folder} is damaged ({_one_line(error)}); name an older step"
+        ) from error
     params = {migrations.migrate_parameter_name(name): x for name, x in params.items()}
     return params, migrations.migrate_model_fields(meta.pop("model")), meta
 
@@ -336,6 +337,11 @@ def _first_problem(problem: str) -> str:
         if text := row.tobytes().decode(errors="replace").strip():
             return text
     return ""
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _disk_full(error: BaseException | None) -> bool:

@@ -104,7 +104,7 @@ def guarded(work: Callable[[], Any], distributed: bool = True) -> None:
         fail(error, 1)
     except KeyboardInterrupt:
         leave(130)
-    except Exception:
+    except Exception:  # the outermost boundary: print it, then leave as after other errors
         traceback.print_exc()
         leave(1)
 

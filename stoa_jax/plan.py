@@ -123,8 +123,8 @@ def devices_of(topology: Topology) -> Sequence[Any]:
         os.environ.setdefault(name, value)
     try:
         found = topologies.get_topology_desc(topology.text, platform="tpu")
-    except Exception as error:
-        line = str(error).strip().splitlines()[0][:200]
+    except Exception as error:  # jax, XLA and libtpu have no common base class
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"--topology={topology.text}: libtpu cannot describe it ({line}); install it with "
             "pip install 'stoa-jax[tpu]', and check that the shape exists"

@@ -129,6 +129,21 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(saved, how, caplog
     assert checkpoint.load_params(saved)[2]["step"] == 3
 
 
+def test_an_error_without_a_message_is_damage_too(saved, monkeypatch, caplog):
+    checkpoints = checkpoint.Checkpoints(saved, toy_config())
+    restore = checkpoints._restore
+
+    def failing(step, *arrays):
+        if step == 3:
+            raise AssertionError
+        return restore(step, *arrays)
+
+    monkeypatch.setattr(checkpoints, "_restore", failing)
+    assert checkpoints.restore(like(PARAMS, 2), like(OPTIMIZER, 2))[0] == 2
+    assert "checkpoint 3 is damaged (AssertionError)" in caplog.text
+    checkpoints.close()
+
+
 def test_checksums_see_what_the_file_format_does_not():
     before = checkpoint.checksums(PARAMS)
     swapped = {**PARAMS, "visual/cls": PARAMS["visual/cls"].at[jnp.array([1, 2])].set([2.0, 1.0])}

@@ -137,7 +137,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             row = {"split": split, "video": entry.video_id}
             try:
                 encoded = load_example(source, entry, self._config.settings, parse)
-            except Exception as error:
+            except Exception as error:  # one bad clip must not end the build
                 failed += 1
                 first = first or f"{entry.video_id}: {reason(error)}"
                 self._name({**row, "error": reason(error), "clip": True})

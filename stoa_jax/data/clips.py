@@ -73,7 +73,7 @@ def decode(
     where = f"{split.directory}: clip {index} of {split.split!r}"
     try:
         record = split.read(index)
-    except Exception as error:
+    except Exception as error:  # ArrayRecord and protobuf have different exceptions
         raise _damaged(where, error) from error
     frames = _Pictures([record["frames"][t] for t in taken] if spec.pixels else [], where)
     tokens, tags = fit_tokens(record["tokens"], record["tags"], spec.text_length, spec.vocab_size)

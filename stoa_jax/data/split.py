@@ -141,7 +141,7 @@ def open_split(data_dir: str | os.PathLike[str], dataset: str, split: str) -> Sp
 
     try:
         splits = tfds.builder_from_directory(directory).info.splits
-    except Exception as error:
+    except Exception as error:  # TFDS, protobuf and JSON have different exceptions
         raise UserError(
             f"{directory}: unreadable data set ({one_line(error)}); build again"
         ) from None

@@ -96,7 +96,7 @@ def _guarded(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # a failure of one video, also in a detector of the user
         raise UserError(f"{type(error).__name__}: {error}") from error
 
 

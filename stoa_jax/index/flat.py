@@ -154,7 +154,8 @@ class FlatStore:
                     _sweep(self.directory, self.snapshot.manifest)
                     yield
                 except BaseException:
-                    # The manifest on disk decides which files stay, even after a failed commit.
+                    # The manifest on disk decides which files stay, even after a failed commit or
+                    # Ctrl-C. An error of this clean-up must not replace the first one.
                     with contextlib.suppress(Exception):
                         _sweep(self.directory, manifest.read(self.directory))
                     raise

@@ -47,7 +47,7 @@ def push(model: Opened, name: str, **options: Any) -> str:
         return str(Upload().push_to_hub(name, **options))
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # the same libraries as in `download`
         raise UserError(
             f"push_to_hub: {name} was not uploaded ({_reason(error)}); check the network and log "
             "in with `hf auth login`"

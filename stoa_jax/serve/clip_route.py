@@ -57,7 +57,7 @@ def _ready(library: Library, cache: Cache, row: int) -> tuple[OpenFile, str]:
         opened.file.close()
         # Visitors need not know the path of the library.
         raise VideoError(str(error).replace(str(opened.path), opened.path.name)) from None
-    except BaseException:
+    except BaseException:  # close the file after any failure, or a cancelled request
         opened.file.close()
         raise
     opened.file.close()

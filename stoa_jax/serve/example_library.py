@@ -67,7 +67,7 @@ def _index(model: Any, directory: Path) -> None:
             )
         if added.failed:
             raise UserError(f"{directory}: {added.failed} generated videos could not be indexed")
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, must leave no library without a whole index
         shutil.rmtree(directory, ignore_errors=True)
         raise
 

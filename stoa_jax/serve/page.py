@@ -171,7 +171,7 @@ def _guarded(work: Callable[..., Any], outputs: Sequence[Any], place: Any) -> Ca
                 yield dict(zip(outputs, values, strict=True)) if len(outputs) > 1 else values[0]
         except UserError as error:
             said = failed(str(error))
-        except Exception:
+        except Exception:  # the boundary of a request: the log has the traceback
             logging.getLogger(__name__).exception("the page failed")
             said = failed("something went wrong; the server's log says what")
         else:

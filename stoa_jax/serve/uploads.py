@@ -53,7 +53,7 @@ class Uploads:
         try:
             await self._store(body, path)
             await anyio.to_thread.run_sync(self._check, path)
-        except BaseException:
+        except BaseException:  # a cancelled request, too, must leave no file
             self._drop(token)
             raise
         return token

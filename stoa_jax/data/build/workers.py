@@ -181,7 +181,7 @@ def _run(pipe: connection.Connection, packed: bytes) -> None:
         job: Job = pickle.loads(packed)
         parse = builders.make_parse(job.settings.tagger)
         spec = records.features(job.settings.frames, job.settings.objects)
-    except Exception as error:
+    except Exception as error:  # the boundary of a process: the parent raises the reason
         pipe.send(builders.reason(error))
         return
     pipe.send("")
@@ -206,7 +206,7 @@ def _encode(job: Job, spec: Any, parse: records.Parse, entry: Any) -> Result:
         objects = int((example["classes"] >= 0).sum())
         record = records.serialize(spec, example)
         return Result(record, metadata, tuple(encoded.dropped), objects)
-    except Exception as error:
+    except Exception as error:  # one bad clip must not end the build; `failures.jsonl` names it
         return Result(error=builders.reason(error))
 
 

@@ -68,7 +68,7 @@ class opened:
             raise VideoError(f"{path}: not a video ({_reason(error)})") from None
         try:
             stream = _video_stream(self.container, path)
-        except BaseException:
+        except BaseException:  # `__exit__` is not called if this raises
             self.container.close()
             raise
         return self.container, stream
