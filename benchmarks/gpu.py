@@ -3,9 +3,9 @@
     bash benchmarks/gpu.sh [--dry-run]
 
 The stages are: parity with PyTorch at the highest precision, our step as shipped, the twin under
-torch.compile, both in turn, the slowest kernels, variants of our step, and the time of each part.
-The variants compile in threads while the first stages run. A stage that fails is reported in one
-line, and a stage that would not end in time is left out.
+torch.compile, both in turn, the slowest kernels, variants of our step, the time of each part, and
+the twin with autotuned kernels. The variants compile in threads while the first stages run. A stage
+that fails is reported in one line, and a stage that would not end in time is left out.
 """
 
 import argparse

@@ -119,7 +119,7 @@ def main() -> None:
     lines = rows(whole), rows(pieces)
     print(f"{same} of {len(a)} parameters, {equal} of {len(sums)} arrays with the optimizer's, and")
     print(f"{sum(x == y for x, y in zip(*lines, strict=False))} of {len(lines[0])} rows of metrics")
-    print(f"({len(lines[1])} written by the interrupted run) are the same bits")
+    print(f"({len(lines[1])} written by the interrupted run) are bit-identical")
     assert same == len(a) and equal == len(sums) and lines[0] == lines[1]
     assert meta_a["step"] == meta_b["step"] == args.steps
 

@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     unknown = set(args.sides.split(",")) - set(SIDES)
     if unknown:
-        parser.error(f"--sides: {', '.join(sorted(unknown))} unknown; there are {', '.join(SIDES)}")
+        parser.error(f"--sides: no {', '.join(sorted(unknown))}; choose from {', '.join(SIDES)}")
     return args
 
 
