@@ -130,6 +130,8 @@ class Checkpoints:
                 raise
             except Exception as error:
                 # Orbax, TensorStore and zstd raise many types of error for damaged files.
+                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                    raise  # the machine is too small; the files are intact
                 restored = None
                 problem = _one_line(error)
             problem = _first_problem(problem)

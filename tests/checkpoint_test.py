@@ -144,6 +144,22 @@ def test_an_error_without_a_message_is_damage_too(saved, monkeypatch, caplog):
     checkpoints.close()
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: out of memory")]
+)
+def test_too_little_memory_is_not_damage(saved, monkeypatch, error):
+    checkpoints = checkpoint.Checkpoints(saved, toy_config())
+
+    def failing(step, *arrays):
+        raise error
+
+    monkeypatch.setattr(checkpoints, "_restore", failing)
+    with pytest.raises(type(error)):
+        checkpoints.restore(like(PARAMS, 2), like(OPTIMIZER, 2))
+    checkpoints.close()
+    assert checkpoint.load_params(saved)[2]["step"] == 3  # not moved aside
+
+
 def test_checksums_see_what_the_file_format_does_not():
     before = checkpoint.checksums(PARAMS)
     swapped = {**PARAMS, "visual/cls": PARAMS["visual/cls"].at[jnp.array([1, 2])].set([2.0, 1.0])}
