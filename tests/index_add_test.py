@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import videos as video_files
 from clip_tiny import FOLDER
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import stoa_jax
@@ -230,6 +230,7 @@ def test_scenes(model, tmp_path):
     ]
 
 
+@settings(deadline=None)
 @given(
     start=st.floats(0, 100),
     duration=st.floats(0.05, 500),

@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stoa_jax.cli.shared import find_videos
 from stoa_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from stoa_jax.index.index import Index
 
 
 def register(subparsers: Any) -> None:
@@ -125,6 +128,7 @@ def _add(arguments: argparse.Namespace) -> int:
 
             first, count = arguments.shard
             source = arguments.model or index.settings.model
+            assert source is not None  # `_opened` needs it too
             added = ray_job.add(
                 index, source, videos[first::count], workers=arguments.ray, progress=progress
             )
@@ -225,7 +229,7 @@ def _info(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(arguments: argparse.Namespace, *, model: bool = True) -> Any:
+def _opened(arguments: argparse.Namespace, *, model: bool = True) -> "Index":
     from stoa_jax import Index, load
 
     if not model:

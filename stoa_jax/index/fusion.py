@@ -1,11 +1,12 @@
 """Re-ranking by the fusion encoder, from features stored with each segment."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from stoa_jax.errors import UserError
+from stoa_jax.index.encoder import Encoder
 
 if TYPE_CHECKING:
     from stoa_jax.inference.model import Model
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 class Fusion:
     """The match head of a model, applied to stored features."""
 
-    def __init__(self, model: "Model"):
+    def __init__(self, model: Encoder):
         if "match" not in getattr(model, "has", ()):
             raise UserError(
                 "an index with fusion features needs a model with a match head, and this one has "
                 f"{', '.join(sorted(getattr(model, 'has', ()))) or 'none'}"
             )
-        self._model = model
+        self._model = cast("Model", model)  # only a Model has a match head
 
     @property
     def preprocessing(self) -> "Preprocessing":

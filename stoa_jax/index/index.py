@@ -447,7 +447,7 @@ class Index:
         return out
 
 
-def _fusion(model: Any) -> "Fusion":
+def _fusion(model: Encoder) -> "Fusion":
     from stoa_jax.index.fusion import Fusion
 
     return Fusion(model)

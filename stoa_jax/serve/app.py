@@ -5,12 +5,15 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stoa_jax.errors import UserError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from stoa_jax.index.index import Index
+    from stoa_jax.inference.model import Model
 
 INSTALL = "pip install 'stoa-jax[serve]'"
 
@@ -32,8 +35,8 @@ def require() -> None:
 
 
 def create_app(
-    index: Any,
-    model: Any,
+    index: "Index",
+    model: "Model",
     *,
     cache: str | Path,
     roots: Sequence[str | Path] = (),

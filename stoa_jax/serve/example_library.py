@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stoa_jax.data.synthetic.examples import CLIPS, DETECTIONS, VIDEOS, write_examples
 from stoa_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from stoa_jax.inference.model import Model
 
 VERSION = 2  # another when the clips or the index change
 
@@ -20,7 +23,7 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "stoa_jax"
 
 
-def open_library(model: Any, cache: Path, clips: int = CLIPS) -> Path:
+def open_library(model: "Model", cache: Path, clips: int = CLIPS) -> Path:
     """Return the directory of the library; generate and index it with `model` if necessary.
 
     It holds `videos/`, `detections.jsonl`, `examples.json` and `index/`.
@@ -53,7 +56,7 @@ def generate(directory: Path, clips: int) -> None:
     (directory / "examples.json").write_text(json.dumps(shortest, indent=1), encoding="utf-8")
 
 
-def _index(model: Any, directory: Path) -> None:
+def _index(model: "Model", directory: Path) -> None:
     """Index the videos, with fusion features if the model has a match head."""
     import stoa_jax
 

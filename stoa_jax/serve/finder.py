@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -11,6 +12,13 @@ from stoa_jax.errors import UserError
 from stoa_jax.serve.library import GoneError, Library, printable
 from stoa_jax.serve.uploads import Uploads
 
+if TYPE_CHECKING:
+    from stoa_jax.index.index import Hit, Index
+    from stoa_jax.inference.explain import Explanation
+    from stoa_jax.inference.model import Answer, Model
+    from stoa_jax.inference.videos import Clip
+
+Reply = TypeVar("Reply")
 RESULTS = 8  # per search
 ANSWERS = 3  # per question
 MAX_TEXT = 500  # characters in a query
@@ -38,8 +46,8 @@ class Finder:
 
     def __init__(
         self,
-        index: Any,
-        model: Any,
+        index: "Index",
+        model: "Model",
         library: Library,
         uploads: Uploads,
         detections: str | Path | None = None,
@@ -66,7 +74,7 @@ class Finder:
                 raise UserError(str(error).replace(str(path), "the uploaded clip")) from None
         return [self._moment(hit) for hit in hits]
 
-    def _moment(self, hit: Any) -> Moment:
+    def _moment(self, hit: "Hit") -> Moment:
         row, gone = self.library.row(hit.id), ""
         name = printable(os.path.basename(hit.video or "") or hit.id)
         if row is None:
@@ -88,7 +96,7 @@ class Finder:
         (text,) = self._ask("caption", moment, lambda clip: self.model.caption([clip]))
         return text
 
-    def answer(self, moment: Moment, question: str) -> list[Any]:
+    def answer(self, moment: Moment, question: str) -> "list[Answer]":
         """Return the likeliest answers to a question, with their probabilities."""
         question = checked(question)
         (found,) = self._ask(
@@ -96,7 +104,7 @@ class Finder:
         )
         return found
 
-    def explain(self, moment: Moment, text: str) -> Any:
+    def explain(self, moment: Moment, text: str) -> "Explanation":
         """Return which trajectories and actions are matched to which words of a text."""
         text = checked(text)
         return self._ask("match", moment, lambda clip: self.model.explain(clip, text))
@@ -105,13 +113,14 @@ class Finder:
         """Return the frames that the model samples from a moment."""
         from stoa_jax.data.video import read_frames
 
-        def read(clip: Any) -> list[np.ndarray]:
+        def read(clip: "Clip") -> list[np.ndarray]:
+            assert isinstance(clip.video, str)  # `_ask` makes it
             frames, _ = read_frames(clip.video, self.model.config.frames, clip.start, clip.end)
             return frames
 
         return self._ask("embed", moment, read)
 
-    def _ask(self, head: str, moment: Moment, call: Any) -> Any:
+    def _ask(self, head: str, moment: Moment, call: "Callable[[Clip], Reply]") -> Reply:
         """Call with the moment as a clip; errors name the video, not its path."""
         import stoa_jax
 
