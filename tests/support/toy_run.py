@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -251,7 +252,10 @@ def main():
     parser.add_argument("--slow-evaluation", type=float, default=0.0)
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.devices}"
+    # The test's flags but for the number of devices: other flags could change the bits.
+    devices = "--xla_force_host_platform_device_count"
+    flags = re.sub(rf"{devices}=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    os.environ["XLA_FLAGS"] = f"{flags} {devices}={args.devices}"
     if args.processes > 1:
         os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{args.port}"
         os.environ["JAX_NUM_PROCESSES"] = str(args.processes)
