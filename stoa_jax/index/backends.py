@@ -35,7 +35,7 @@ def create_store(directory: str | os.PathLike[str], backend: str, settings: Sett
 def open_store(directory: str | os.PathLike[str]) -> Store:
     """Open the store at a directory or an address."""
     where = location(directory)
-    if isinstance(where, Path) and not _holds_lance(where):
+    if isinstance(where, Path) and backend_of(where) == "flat":
         from stoa_jax.index.flat import FlatStore
 
         return FlatStore(where)
@@ -47,7 +47,7 @@ def open_store(directory: str | os.PathLike[str]) -> Store:
 def exists(directory: str | os.PathLike[str]) -> bool:
     """Return whether there is a store of any backend."""
     where = location(directory)
-    if isinstance(where, Path) and not _holds_lance(where):
+    if isinstance(where, Path) and backend_of(where) == "flat":
         from stoa_jax.index.flat import FlatStore
 
         return FlatStore.exists(where)
@@ -57,10 +57,7 @@ def exists(directory: str | os.PathLike[str]) -> bool:
 
 
 def backend_of(directory: str | os.PathLike[str]) -> str:
-    """Return the name of the backend of an existing store."""
+    """Return the backend of a store; "flat" for a directory without one."""
     where = location(directory)
-    return "lance" if isinstance(where, str) or _holds_lance(where) else "flat"
-
-
-def _holds_lance(directory: Path) -> bool:
-    return (directory / "settings.lance").exists()
+    lance = isinstance(where, str) or (where / "settings.lance").exists()
+    return "lance" if lance else "flat"

@@ -1,4 +1,4 @@
-"""What the calls of a model accept, and the errors for everything else."""
+"""Checks of the arguments of a model's calls, and the errors that they raise."""
 
 from collections.abc import Sized
 from os import PathLike

@@ -1,4 +1,4 @@
-"""What an explanation matches to words: trajectories and actions.
+"""Trajectories and actions of an explanation, with the words that they match.
 
 Shapes: T frames, H and W patches of a frame.
 """

@@ -125,12 +125,11 @@ def _same_word(shown: str, printed: str) -> bool:
 def environment() -> dict[str, str]:
     """Return an environment in which `python` and `stoa` are those of the tests."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # As on the user's machine: one CPU device.
     return {
         **os.environ,
         "PATH": path,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",  # users have none of the tests' flags
+        "XLA_FLAGS": "",  # as on the user's machine, without the flags of the tests
         # Many blocks start a new process; the cache saves compiling the same programs again.
         "JAX_COMPILATION_CACHE_DIR": _compilation_cache(),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
