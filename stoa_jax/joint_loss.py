@@ -130,7 +130,7 @@ def joint_loss(
     for name, loss in losses.items():
         found, carried[name] = loss.prepare(inputs)
         passes |= found
-    # All sequences have one shape and run as one batch, [passes, B, S, d].
+    # All sequences have one shape and run as one batch, [B, passes, S, d].
     fused = model.fuse_passes(passes)
     total, metrics = jnp.float32(0), {}
     for name, loss in losses.items():

@@ -34,11 +34,19 @@ def cross_entropy_and_hits(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def _cross_entropy(logits: Array, labels: Array) -> tuple[tuple[Array, Array], Any]:
-    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
-    picked = jnp.where(is_label, logits, 0).sum(-1)
+    # A comparison with all columns stays on its device where the columns are sharded.
+    picked = jax.lax.platform_dependent(logits, labels, cpu=_take, default=_take_by_comparison)
     largest = logits.max(-1)
     normaliser = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(-1))
     return (normaliser - picked, picked >= largest), (logits, labels, normaliser)
+
+
+def _take(logits: Array, labels: Array) -> Array:
+    return jnp.take_along_axis(logits, labels[..., None], -1, mode="clip")[..., 0]
+
+
+def _take_by_comparison(logits: Array, labels: Array) -> Array:
+    return jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), logits, 0).sum(-1)
 
 
 def _cross_entropy_backward(saved: Any, gradients: tuple[Array, Any]) -> tuple[Array, None]:

@@ -52,7 +52,7 @@ class FusionEncoder(nnx.Module):
     def __call__(self, x: Array, mask: Array, reads: Sequence[Array]) -> list[Array]:
         """Encode several sequences and return the outputs that are read of each, [B, Q, d].
 
-        `x` is [passes, B, S, d] and `mask` [passes, B, S, S], True where a position may attend.
+        `x` is [B, passes, S, d] and `mask` [B, passes, S, S], True where a position may attend.
         `reads` holds the positions [B, Q] of each pass whose outputs are needed. The last layer
         computes no others.
         """
@@ -61,10 +61,11 @@ class FusionEncoder(nnx.Module):
             x = x + self.position_table()[: x.shape[2]].astype(x.dtype)
         depth = depth_of(self.blocks)
         run = partial(run_blocks, self.blocks, scan=c.scan_layers, remat=c.remat)
-        x = run(x, mask, stop=depth - 1)
+        # Clips come before passes, so that merging the two keeps the clips of a device there.
+        rows = run(_merged(x), _merged(mask), stop=depth - 1)
+        x = rows.reshape(x.shape)
         return [
-            run(one, one_mask, start=depth - 1, keep=read)
-            for one, one_mask, read in zip(x, mask, reads, strict=True)
+            run(x[:, i], mask[:, i], start=depth - 1, keep=read) for i, read in enumerate(reads)
         ]
 
     def position_table(self) -> Array:
@@ -92,6 +93,10 @@ class FusionEncoder(nnx.Module):
         rows = x.reshape(-1, x.shape[-1])
         logits = ops.einsum_float32("nd,vd->nv", rows, token_embedding.astype(x.dtype))
         return logits.reshape(*x.shape[:-1], -1) + bias
+
+
+def _merged(x: Array) -> Array:
+    return x.reshape(-1, *x.shape[2:])
 
 
 def tie_keys_to_queries(blocks: Block) -> Block:

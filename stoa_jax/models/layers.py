@@ -132,15 +132,10 @@ class Attention(nnx.Module):
                 self.implementation, dtype=q.dtype, heads=heads, head_width=width, length=length
             )
 
-        def attend(*inputs: Array) -> Array:
-            if implementation == "cudnn":
-                return ops.cudnn_attention(*inputs)
-            return ops.attention(*inputs)
-
-        inputs = (q, k, v) if mask is None else (q, k, v, mask)
-        for _ in range(q.ndim - 4):  # merging two axes of rows would gather a sharded one
-            attend = jax.vmap(attend)
-        x = attend(*inputs)
+        if implementation == "cudnn":
+            x = ops.cudnn_attention(q, k, v)
+        else:
+            x = ops.attention(q, k, v, mask)
         x = checkpoint_name(x, "attended")
         y = ops.project(x, self.out.kernel[...].astype(x.dtype), 2)
         return y + self.out.bias[...].astype(x.dtype)

@@ -138,7 +138,8 @@ class Stoa(nnx.Module):
         """
         if not passes:
             return {}
-        x, mask = (jnp.stack([getattr(p, part) for p in passes.values()]) for part in ("x", "mask"))
+        x = jnp.stack([one.x for one in passes.values()], 1)
+        mask = jnp.stack([one.mask for one in passes.values()], 1)
         outputs = self.fusion(x, mask, [one.read for one in passes.values()])
         return dict(zip(passes, outputs, strict=True))
 

@@ -81,8 +81,6 @@ def _project_gradients(axes: int, x: Array, kernel: Array, gradient: Array) -> t
 def _project_gradients_flat(
     axes: int, x: Array, kernel: Array, gradient: Array
 ) -> tuple[Array, Array]:
-    if x.ndim - axes > 2:  # merging a sharded axis into one before it would gather it
-        return _project_gradients(axes, x, kernel, gradient)
     n, inner = math.prod(x.shape[: x.ndim - axes]), math.prod(kernel.shape[:axes])
     flat_x, flat_kernel = x.reshape(n, inner), kernel.reshape(inner, -1)
     flat = gradient.reshape(n, -1)
