@@ -7,6 +7,12 @@ only one of them works at a time. Both start from the older commit's parameters 
 batch and random choices. In the first step, each loss must agree to within a relative 1e-5. If the
 definition of a loss has changed since (MLM's has, since 7ef1078), switch it off on both sides with
 `--without=mlm`, or allow it to differ with `--differ=mlm`.
+
+    python -m benchmarks.before_after --commit=7ef1078 --without=mlm --language=320
+
+With `--language=N`, captions use N of the vocabulary's ids, and the biases of all others make them
+impossible on both sides. Then today's step uses `loss.seen_words`, as `configs/joint.py` does, at
+equal losses.
 """
 
 import argparse
@@ -34,8 +40,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="steps of each side per round")
     parser.add_argument("--without", default="", help="losses to switch off, comma-separated")
     parser.add_argument("--differ", default="", help="losses that may differ, comma-separated")
+    parser.add_argument("--language", type=int, help="number of ids in the captions")
     parser.add_argument("--all-learn", action="store_true", help="train the vision tower too")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seen-words", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -77,13 +85,18 @@ def work(args: argparse.Namespace) -> None:
     losses = dict.fromkeys(filter(None, args.without.split(",")), 0.0)
     groups = setting.EVERYTHING if args.all_learn else setting.FROZEN_VISION
     config = setting.step_config(args.clips, groups=groups, **losses)
-    program, _ = setting.our_program(c, config, jax.devices()[0])
-    batch = jax.device_put(setting.random_batch(c, args.clips))
+    language = args.language if args.seen_words else None
+    program, _ = setting.our_program(c, config, jax.devices()[0], language=language)
+    batch = jax.device_put(setting.random_batch(c, args.clips, language=args.language))
     state = None
     for line in sys.stdin:
         request = json.loads(line)
         if "save" in request:
-            np.savez(request["save"], **program.init().params)
+            params = {k: np.array(v) for k, v in program.init().params.items()}
+            if args.language:
+                used = setting.language_ids(c, args.language)
+                params["fusion/lm_bias"][np.setdiff1d(np.arange(c.vocab_size), used)] = -1e9
+            np.savez(request["save"], **params)
             answer = {}
         elif "load" in request:
             with np.load(request["load"]) as file:
@@ -114,9 +127,10 @@ def main(arguments: list[str] | None = None) -> None:
         return work(args)
     options = [f"--{k}={getattr(args, k)}" for k in ("size", "clips", "without")]
     options += ["--all-learn"] * args.all_learn
+    options += [f"--language={args.language}"] if args.language else []
     with checkout(args.commit) as tree, tempfile.TemporaryDirectory() as folder:
         params = str(Path(folder) / "params.npz")
-        compare(args, Worker(tree, options), Worker(ROOT, options), params)
+        compare(args, Worker(tree, options), Worker(ROOT, [*options, "--seen-words"]), params)
 
 
 def compare(args: argparse.Namespace, before: Worker, after: Worker, params: str) -> None:

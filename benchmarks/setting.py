@@ -56,13 +56,18 @@ def model_config(name: str, **changes: Any) -> ModelConfig:
     return dataclasses.replace(c, **changes)
 
 
-def random_batch(c: ModelConfig, clips: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random clips as the loader delivers them: varied captions, boxes, and padding."""
+def random_batch(
+    c: ModelConfig, clips: int, seed: int = 0, language: int | None = None
+) -> dict[str, np.ndarray]:
+    """Return random clips as the loader delivers them: varied captions, boxes, and padding.
+
+    With `language`, the captions use only so many of the vocabulary's ids, start and end included.
+    """
     rng = np.random.default_rng(seed)
     shape = (clips, c.frames, c.objects_per_frame)
     length = rng.integers(min(6, c.text_length - 2), c.text_length - 1, (clips, 1))
     at = np.arange(c.text_length)[None]
-    words = rng.integers(1, c.vocab_size - 2, (clips, c.text_length))
+    words = rng.integers(1, (language or c.vocab_size) - 2, (clips, c.text_length))
     tokens = np.where(at < length, words, np.where(at == length, c.vocab_size - 1, 0))
     tokens[:, 0] = c.vocab_size - 2
     # A third of the words are nouns and a sixth verbs; tags 1 and 3, see `objectives`.
@@ -136,8 +141,10 @@ class RandomTask:
 
     name = "pretrain"
 
-    def __init__(self, config: Any, model: ModelConfig):
+    def __init__(self, config: Any, model: ModelConfig, language: int | None = None):
         self.config, self._model = config, model
+        ids = None if language is None else language_ids(model, language)
+        self._words = {} if ids is None else {"words": ids}
 
     def model_config(self) -> ModelConfig:
         """Return the model's configuration."""
@@ -145,14 +152,27 @@ class RandomTask:
 
     def loss(self, model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:
         """Return the sum of the losses, and all of them by name."""
-        return joint_loss(model, batch, key, self.config.loss.to_dict())
+        return joint_loss(model, batch, key, self.config.loss.to_dict(), **self._words)
+
+
+def language_ids(c: ModelConfig, language: int) -> np.ndarray:
+    """Return the ids that `random_batch` uses for a language of so many ids."""
+    return np.array([*range(1, language - 2), c.vocab_size - 2, c.vocab_size - 1], np.int32)
 
 
 def our_program(
-    c: ModelConfig, config: Any, device: jax.Device, steps: int = 1000
+    c: ModelConfig,
+    config: Any,
+    device: jax.Device,
+    steps: int = 1000,
+    language: int | None = None,
 ) -> tuple[Program, RandomTask]:
-    """Return the jitted training step for one device, as training runs it, and its task."""
-    task = RandomTask(config, c)
+    """Return the jitted training step for one device, as training runs it, and its task.
+
+    With `language`, language models choose among the ids of that language, as `loss.seen_words`
+    has it.
+    """
+    task = RandomTask(config, c, language)
     return make_program(config, task, steps, devices=[device]), task
 
 
@@ -174,6 +194,7 @@ __all__ = [
     "RandomTask",
     "State",
     "abstract",
+    "language_ids",
     "metrics_by_name",
     "model_config",
     "our_program",
