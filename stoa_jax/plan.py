@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -169,7 +169,7 @@ def make_plan(
     task: "Task",
     topology: Topology,
     batch: Mapping[str, jax.ShapeDtypeStruct] | None = None,
-    build_model: Any = Stoa,
+    build_model: Callable[..., Stoa] = Stoa,
 ) -> Plan:
     """Lower and compile the real train step of a configuration for a topology."""
     steps, notes = run_steps(c)

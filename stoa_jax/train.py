@@ -46,7 +46,7 @@ def train(
     workdir: str | Path,
     *,
     task: "Task | None" = None,
-    build_model: Callable[..., Any] = Stoa,
+    build_model: Callable[..., Stoa] = Stoa,
     open_loader: Callable[[int], Loader] | None = None,
     profile: bool = False,
 ) -> dict[str, float]:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from stoa_jax.errors import UserError
 from stoa_jax.index.decoding import Decoders, Processes, Threads
@@ -18,6 +18,9 @@ from stoa_jax.index.store import Store
 
 if TYPE_CHECKING:
     from stoa_jax.index.fusion import Fusion
+    from stoa_jax.inference.videos import Prepared
+
+    Ways = tuple[Prepared, ...]  # one window, prepared for the towers and for the fusion encoder
 
 ENCODE_WINDOWS = 32  # decoded windows waiting for the model
 _FEW = 4  # for so few videos, no processes are started
@@ -59,7 +62,7 @@ def _read(
     fusion: "Fusion | None",
     sources: Sequence[Source],
     decoders: Decoders,
-) -> Iterator[tuple[Job, Any]]:
+) -> "Iterator[tuple[Job, Ways | None]]":
     """Yield (job, prepared window) in order; None once for a job that failed before any window."""
     how = (encoder.preprocessing(),) + ((fusion.preprocessing,) if fusion else ())
     settings = store.settings
@@ -68,14 +71,14 @@ def _read(
 
         def planned(source: Source) -> tuple[Job, str, concurrent.futures.Future]:
             job = Job(source)
-            if not source.has_clock:
-                return job, "", _done([None])
             path = source.video
             if isinstance(path, bytes):
                 file = files.enter_context(tempfile.NamedTemporaryFile(suffix=".video"))
                 file.write(path)
                 file.flush()
                 path = file.name
+            if not isinstance(path, str):
+                return job, "", _done([None])  # frames are one segment
             task = plan, path, dataclasses.replace(source, video="", detections=None)
             return job, path, decoders.submit(*task, settings.segment, settings.stride)
 
@@ -121,10 +124,10 @@ def _read(
 
 
 def _encoded(
-    windows: Iterable[tuple[Job, Any]], encoder: Encoder, fusion: "Fusion | None"
+    windows: "Iterable[tuple[Job, Ways | None]]", encoder: Encoder, fusion: "Fusion | None"
 ) -> Iterator[Job]:
     """Yield jobs that are fully encoded, and those that failed."""
-    waiting: list[tuple[Job, Any]] = []
+    waiting: list[tuple[Job, Ways]] = []
 
     def encode() -> Iterator[Job]:
         ready = [(job, prepared) for job, prepared in waiting if not job.error]
@@ -160,7 +163,7 @@ def _ahead(tasks: Iterable[T], depth: int) -> Iterator[T]:
     yield from queue
 
 
-def _done(result: Any) -> concurrent.futures.Future:
+def _done(result: object) -> concurrent.futures.Future:
     future: concurrent.futures.Future = concurrent.futures.Future()
     future.set_result(result)
     return future

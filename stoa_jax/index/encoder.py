@@ -1,14 +1,14 @@
 """The interface of a model for the index. The models of `stoa_jax.load` have it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from stoa_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from stoa_jax.inference.videos import Preprocessing
+    from stoa_jax.inference.videos import Clip, Preprocessing, Video
 
 
 class Encoder(Protocol):
@@ -23,7 +23,7 @@ class Encoder(Protocol):
         """Return how a video becomes the input of `encode_video`."""
         ...
 
-    def encode_video(self, videos: Sequence[Any], *, batch_size: int = 16) -> np.ndarray:
+    def encode_video(self, videos: "Sequence[Video | Clip]", *, batch_size: int = 16) -> np.ndarray:
         """Return unit vectors float32 [n, d]."""
         ...
 

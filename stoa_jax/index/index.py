@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from stoa_jax.index.store import Store
 
 if TYPE_CHECKING:
     from stoa_jax.index.fusion import Fusion
+    from stoa_jax.inference.videos import Clip, Video
+
+    Query = str | Video | Clip | Sequence[float]  # a text, a video, or a vector
 
 RERANKED = 50  # default number of candidates that the fusion encoder re-ranks for a text
 
@@ -213,7 +216,7 @@ class Index:
 
     def add(
         self,
-        videos: Sequence[Any],
+        videos: "Sequence[Video | Clip]",
         ids: Sequence[str] | None = None,
         *,
         progress: bool = False,
@@ -276,7 +279,7 @@ class Index:
             )
         store.append(rows, checked, fingerprint=fingerprint)
 
-    def search(self, query: Any, k: int = 10, *, rerank: bool | int | None = None) -> list[Hit]:
+    def search(self, query: "Query", k: int = 10, *, rerank: bool | int | None = None) -> list[Hit]:
         """Return the `k` best segments for a text, a video, or a vector [d].
 
         The search compares all segments, exactly. If the index stores fusion features, a text's
@@ -297,7 +300,7 @@ class Index:
         rows = Rows(found.rows)
         probabilities: Sequence[float | None] = [None] * len(rows)
         if candidates and len(rows):
-            assert self._fusion is not None
+            assert self._fusion is not None and isinstance(query, str)
             probabilities = self._fusion.match(self._opened.features(found), query).tolist()
         hits = [
             self._hit(rows[i], float(found.scores[i]), probabilities[i]) for i in range(len(rows))
@@ -387,7 +390,7 @@ class Index:
         )
         return threshold
 
-    def _candidates(self, query: Any, k: int, rerank: bool | int | None) -> int:
+    def _candidates(self, query: "Query", k: int, rerank: bool | int | None) -> int:
         """Return the number of candidates to re-rank; 0 for none."""
         if rerank is None:
             rerank = self._fusion is not None and isinstance(query, str)
@@ -420,7 +423,7 @@ class Index:
             )
         return self._model
 
-    def _vector(self, query: Any) -> np.ndarray:
+    def _vector(self, query: "Query") -> np.ndarray:
         if isinstance(query, str):
             vectors = self._needs_model("a text query").encode_text([query])
         elif isinstance(query, np.ndarray) and query.ndim == 1:
@@ -428,7 +431,7 @@ class Index:
         elif isinstance(query, Sequence) and query and isinstance(query[0], float | int):
             vectors = np.asarray([query])
         else:
-            vectors = self._needs_model("a video query").encode_video([query])
+            vectors = self._needs_model("a video query").encode_video([cast("Video | Clip", query)])
         return self._checked(vectors)
 
     def _checked(self, queries: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ committed before are not embedded twice.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def add(
         fingerprint = settings.fingerprint or ""
         task = Task(model, fingerprint, settings.segment, settings.stride, settings.fusion)
         data = ray.data.from_items(
-            [{"position": i, "path": encoded(s.video)} for i, s in enumerate(one.new)],
+            [{"position": i, "path": encoded(cast(str, s.video))} for i, s in enumerate(one.new)],
             override_num_blocks=min(len(one.new), max(workers, -(-len(one.new) // VIDEOS_AT_ONCE))),
         ).map_batches(
             Embedder,

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from stoa_jax.index import windows
 from stoa_jax.index.windows import Window
 
 if TYPE_CHECKING:
-    from stoa_jax.inference.videos import Prepared, Preprocessing
+    from stoa_jax.inference.detections import Detections, Detector
+    from stoa_jax.inference.videos import Clip, Frames, Prepared, Preprocessing, Video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Source:
     """One video to index: a file, its bytes, or frames."""
 
     id: str
-    video: Any  # str, bytes, or frames
+    video: "str | bytes | Frames"
     start: float | None = None
     end: float | None = None
-    detections: Any = None
+    detections: "Detections | str | os.PathLike[str] | Detector | None" = None
 
     @property
     def path(self) -> str | None:
@@ -41,7 +42,7 @@ class Source:
         return isinstance(self.video, str | bytes)
 
 
-def sources(videos: Sequence[Any], ids: Sequence[str] | None) -> list[Source]:
+def sources(videos: "Sequence[Video | Clip]", ids: Sequence[str] | None) -> list[Source]:
     """Return videos with their ids: as given, or the path, or a hash of the content."""
     if isinstance(videos, str | bytes | os.PathLike):
         raise UserError("add takes a list of videos; put the single video in a list")
@@ -69,7 +70,7 @@ def sources(videos: Sequence[Any], ids: Sequence[str] | None) -> list[Source]:
     return found
 
 
-def _source(video: Any, identity: str | None) -> Source:
+def _source(video: "Video | Clip", identity: str | None) -> Source:
     from stoa_jax.inference.videos import Clip
 
     clip = video if isinstance(video, Clip) else Clip(video)
@@ -86,7 +87,7 @@ def _source(video: Any, identity: str | None) -> Source:
     return Source(identity, content, clip.start, clip.end, clip.detections)
 
 
-def _hash(content: Any) -> str:
+def _hash(content: "bytes | Frames") -> str:
     digest = hashlib.sha256()
     if isinstance(content, bytes):
         digest.update(content)
@@ -115,7 +116,10 @@ def plan(path: str, source: Source, segment: float | str, stride: float) -> list
 
 
 def read(
-    video: Any, window: Window | None, detections: Any, how: "tuple[Preprocessing, ...]"
+    video: "Video",
+    window: Window | None,
+    detections: "Detections | str | os.PathLike[str] | Detector | None",
+    how: "tuple[Preprocessing, ...]",
 ) -> "tuple[Prepared, ...]":
     """Return one window of a video, prepared in each of the requested ways."""
     from stoa_jax.inference.videos import Clip, prepare

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,15 +12,18 @@ from stoa_jax.inference.videos import Preprocessing
 from stoa_jax.models.parameters import named_parameters
 
 if TYPE_CHECKING:
+    from flax import nnx
+    from numpy.typing import ArrayLike
+
     from stoa_jax.text import Tokenizer
 
 
-def of_weights(model: Any) -> str:
+def of_weights(model: "nnx.Module") -> str:
     """Return a hash of all parameters of a module, by name."""
     return of_arrays(named_parameters(model))
 
 
-def of_arrays(arrays: Mapping[str, Any]) -> str:
+def of_arrays(arrays: "Mapping[str, ArrayLike]") -> str:
     """Return a hash of arrays by name, in float32."""
     digest = hashlib.sha256()
     for name in sorted(arrays):

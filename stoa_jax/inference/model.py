@@ -127,6 +127,7 @@ class Model:
     def weights_hash(self) -> str:
         """Hash of all parameters by name."""
         if not self._weights_hash:
+            assert self.network is not None  # an export brings its hash
             self._weights_hash = fingerprints.of_weights(self.network)
         return self._weights_hash
 

@@ -1,7 +1,7 @@
 """The interface of an opened model for saving, the card, the Hub and explanations."""
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -9,6 +9,10 @@ from stoa_jax.inference.sidecars import Calibration
 from stoa_jax.inference.videos import Prepared, Preprocessing
 from stoa_jax.models.config import ModelConfig
 from stoa_jax.text import Tokenizer
+
+if TYPE_CHECKING:
+    from stoa_jax.inference.programs import Towers
+    from stoa_jax.models.stoa import Stoa
 
 
 class Opened(Protocol):
@@ -19,14 +23,14 @@ class Opened(Protocol):
     source: str
     tokenizer: Tokenizer
     frames: int
-    network: Any
+    network: "Towers | Stoa | None"
     answers: tuple[str, ...]
     calibration: Calibration | None
     untrained: frozenset[str]
     record: Mapping[str, Any]
 
     @property
-    def whole(self) -> Any:
+    def whole(self) -> "Stoa | None":
         """The whole STOA-VLP; None for a CLIP or an export."""
         ...
 
@@ -40,7 +44,7 @@ class Opened(Protocol):
         """Hash of weights, tokenizer and preprocessing."""
         ...
 
-    def needs(self, head: str, call: str) -> Any:
+    def needs(self, head: str, call: str) -> "Stoa":
         """Return the network, or raise MissingHead."""
         ...
 

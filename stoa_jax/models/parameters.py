@@ -1,16 +1,19 @@
 """A model's parameters by name, as the optimizer, checkpoints and converters use them."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 
 from stoa_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from flax import nnx
+
 M = TypeVar("M")
 
 
-def named_parameters(model: Any) -> dict[str, jax.Array]:
+def named_parameters(model: "nnx.Module | Mapping[str, nnx.Module]") -> dict[str, jax.Array]:
     """Return a module's parameters as `{"visual/blocks/mlp/up/kernel": array, …}`, sorted by name.
 
     The module may be abstract (the result of `jax.eval_shape`).

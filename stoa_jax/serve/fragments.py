@@ -3,12 +3,17 @@
 import html
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stoa_jax import film
 from stoa_jax.serve.finder import Moment
+
+if TYPE_CHECKING:
+    from stoa_jax.inference.explain import Explanation
+    from stoa_jax.inference.matched import Action, Trajectory
+    from stoa_jax.inference.model import Answer
 
 HEIGHT = 140  # pixels of a frame in the film
 ATTENTION_HEIGHT = 84
@@ -213,7 +218,7 @@ def caption(said: str) -> str:
     return f'<div class="page"><h3>Caption</h3><p>{text(said) or "(nothing)"}</p></div>'
 
 
-def answers(question: str, found: Sequence[Any]) -> str:
+def answers(question: str, found: "Sequence[Answer]") -> str:
     """Return answers with their probabilities."""
     items = "".join(
         f'<li>{text(a.text)} <span class="soft">{100 * a.probability:.0f} %</span></li>'
@@ -231,7 +236,7 @@ def plain_film(frames: Sequence[np.ndarray], why: str) -> str:
     )
 
 
-def explanation(found: Any) -> str:
+def explanation(found: "Explanation") -> str:
     """Return the film with coloured trajectories, and the word that each was matched to."""
     trajectories, actions = found.trajectories, found.actions
     count = len(found.frames)
@@ -275,7 +280,7 @@ def _film(picture: np.ndarray, label: str) -> str:
     )
 
 
-def _match(name: str, match: Any) -> str:
+def _match(name: str, match: "Trajectory | Action") -> str:
     word = f"<b>{text(match.word)}</b>" if match.word is not None else "no word (Ø)"
     score = f' <span class="soft">{100 * match.word_score:.0f} %</span>' if match.word_score else ""
     return f"{text(name)} → {word}{score}"
@@ -289,7 +294,7 @@ def _when(shown: np.ndarray, colour: str) -> str:
     return f'<span class="when" role="img" aria-label="{label}">{bars}</span>'
 
 
-def _marked(said: str, trajectories: Sequence[Any], actions: Sequence[Any]) -> str:
+def _marked(said: str, trajectories: "Sequence[Trajectory]", actions: "Sequence[Action]") -> str:
     """Mark matched nouns in their trajectory's colour, and verbs with a double underline."""
     colours: dict[str, str] = {}
     for i, trajectory in enumerate(trajectories):
@@ -308,7 +313,7 @@ def _marked(said: str, trajectories: Sequence[Any], actions: Sequence[Any]) -> s
     return "".join(out)
 
 
-def _seen(found: Any) -> list[np.ndarray]:
+def _seen(found: "Explanation") -> list[np.ndarray]:
     """Return the part of each frame that the model sees."""
     height, width = found.frames[0].shape[:2]
     x1, y1, x2, y2 = np.round(found.crop * [width, height, width, height]).astype(int)
