@@ -2,10 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stoa_jax.cli import shared
 from stoa_jax.command_line import DONE
+
+if TYPE_CHECKING:
+    from stoa_jax.inference.matched import Action, Trajectory
 
 
 def register(subparsers: Any) -> None:
@@ -41,5 +44,5 @@ def run(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _word(match: Any) -> str:
+def _word(match: "Trajectory | Action") -> str:
     return f"{'no word' if match.word is None else match.word} ({match.word_score:.2f})"

@@ -13,6 +13,7 @@ from stoa_jax.cli.shared import find_videos
 from stoa_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from stoa_jax import Clip
     from stoa_jax.index.index import Index
 
 
@@ -142,7 +143,7 @@ def _add(arguments: argparse.Namespace) -> int:
     return 1 if added.failed else 0
 
 
-def _with_detections(videos: list[str], detections: Path | None) -> list[Any]:
+def _with_detections(videos: list[str], detections: Path | None) -> "list[str | Clip]":
     """Return the videos, those that a file of detections names as clips with them."""
     if detections is None:
         return list(videos)

@@ -5,6 +5,7 @@ Shapes: T frames, H and W patches of a frame, N trajectories, A actions, L text 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,10 @@ def explain(model: Opened, video: Video | Clip, text: str) -> Explanation:
 
 
 def _actions(
-    network: "Stoa", found: programs.Alignments, inputs: list[np.ndarray], spelled: Any
+    network: "Stoa",
+    found: programs.Alignments,
+    inputs: list[np.ndarray],
+    spelled: Callable[[int], str | None],
 ) -> list[Action]:
     if not found.actions.shape[1]:
         return []

@@ -16,7 +16,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -130,16 +129,7 @@ def environment() -> dict[str, str]:
         "PATH": path,
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "",  # as on the user's machine, without the flags of the tests
-        # Many blocks start a new process; the cache saves compiling the same programs again.
-        "JAX_COMPILATION_CACHE_DIR": _compilation_cache(),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
-
-
-@functools.cache
-def _compilation_cache() -> str:
-    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return chosen or tempfile.mkdtemp(prefix="stoa-docs-compiled-")
 
 
 def check_commands(text: str) -> None:
