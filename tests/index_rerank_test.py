@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # some clips hav
 
 @pytest.fixture(scope="module", params=["stoa", "plus", "released"])
 def model(request, tmp_path_factory):
-    c = ModelConfig.tiny()
+    c = dataclasses.replace(ModelConfig.tiny(), text_depth=1, fusion_depth=1)
     c = c if request.param == "stoa" else getattr(c, request.param)()
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()

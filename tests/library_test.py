@@ -14,7 +14,8 @@ TEXTS = ["a dog runs", "two men wrestle", "a pan on a stove"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    config = dataclasses.replace(ModelConfig.tiny(), num_answers=4)
+    shallow = dict(text_depth=1, fusion_depth=1, trajectory_depth=1, action_depth=1)
+    config = dataclasses.replace(ModelConfig.tiny(), num_answers=4, **shallow)
     return saved_models.write_random(
         tmp_path_factory.mktemp("models") / "tiny", config, answers=ANSWERS
     )

@@ -24,7 +24,8 @@ CLIPS = 6
 
 def write_model(folder, answers=ANSWERS, **changes):
     """Write a model of random weights, small enough to compile in seconds."""
-    config = dataclasses.replace(ModelConfig.tiny(), num_answers=4, **changes)
+    shallow = dict(text_depth=1, fusion_depth=1, trajectory_depth=1, action_depth=1)
+    config = dataclasses.replace(ModelConfig.tiny(), num_answers=4, **{**shallow, **changes})
     folder.mkdir()
     params = named_parameters(Stoa(config, rngs=nnx.Rngs(0)))
     save_safetensors(
