@@ -2,7 +2,7 @@
 # Compare the training step with PyTorch on one GPU, within nine minutes.
 #
 #   bash benchmarks/gpu.sh              # `base`, bfloat16, 32 clips, six losses
-#   bash benchmarks/gpu.sh --dry-run    # the same on a CPU at toy sizes, in two minutes on two cores
+#   bash benchmarks/gpu.sh --dry-run    # the same on a CPU at toy sizes, in five minutes on one core
 #
 # Needs jax, flax, optax and torch, and installs nothing. Each result is at once printed and appended
 # to runs/benchmarks/gpu.jsonl. PYTHON names the interpreter.

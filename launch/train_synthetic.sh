@@ -8,7 +8,7 @@
 # replace stoa_jax/checkpoints/synthetic. FLAGS are passed to every stage.
 #
 # The shipped checkpoint was made with these stages, run by hand, with two differences that its card
-# names. The script as a whole has not been run from end to end.
+# names. As a whole, this script has been run only with two steps a stage.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt
