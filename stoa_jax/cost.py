@@ -102,21 +102,17 @@ class Collective:
 def collectives(text: str) -> Iterator[Collective]:
     """Yield each collective of a compiled program once, with its number of executions per step.
 
-    Asynchronous collectives appear several times in the text, under one channel.
+    Asynchronous collectives appear several times in the text, under one channel. Different
+    collectives of a `shard_map` can share a channel too.
     """
     bodies = dict(_computations(text))
     times = _times(bodies)
-    seen: set[str] = set()
+    seen: set[tuple[object, ...]] = set()
     for name, lines in bodies.items():
         for line in lines:
             found = re.search(rf" = (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
             if not found or not times.get(name, 0):
                 continue
-            channel = re.search(r"channel_id=(\d+)", line)
-            identity = channel[1] if channel else line
-            if identity in seen:
-                continue
-            seen.add(identity)
             shapes = [
                 (dtype, tuple(int(n) for n in dims.split(",") if n))
                 for dtype, dims in _SHAPE.findall(found[1])
@@ -124,7 +120,12 @@ def collectives(text: str) -> Iterator[Collective]:
             if found[3] and found[2] != "all-reduce":  # (operands, results, …)
                 shapes = [s for s in shapes if s[0] != "u32" or len(shapes) <= 2]
                 shapes = shapes[len(shapes) // 2 :]
+            channel = re.search(r"channel_id=(\d+)", line)
             source = re.search(r'op_name="([^"]*)"', line)
+            identity = (found[2], *shapes, channel[1], source and source[1]) if channel else (line,)
+            if identity in seen:
+                continue
+            seen.add(identity)
             yield Collective(found[2], tuple(shapes), times[name], source[1] if source else "")
 
 

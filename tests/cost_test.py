@@ -93,3 +93,18 @@ def test_collectives_are_counted_once_and_as_often_as_their_loop_runs():
     assert found["all-gather1"].shapes == (("bf16", (16, 8)),)
     assert found["all-gather1"].bytes == 256 and found["all-gather1"].source == "jit(step)/gather"
     assert found["all-reduce2"].bytes == 16
+
+
+def test_collectives_of_a_shard_map_count_although_they_share_a_channel():
+    auto = (AxisType.Auto,)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=auto, devices=jax.devices()[:4])
+    split, copied = P("data"), P()
+
+    def local(x, y):
+        rows = jax.lax.all_gather(x, "data", tiled=True)
+        return jax.lax.psum(rows.sum() + y, "data")
+
+    run = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(split, copied), out_specs=copied))
+    x, y = jnp.zeros((8, 4), jnp.float32), jnp.zeros((16,), jnp.float32)
+    found = {c.kind: c.bytes for c in cost.collectives(run.lower(x, y).compile().as_text())}
+    assert found == {"all-gather": 8 * 4 * 4, "all-reduce": 16 * 4}
