@@ -67,7 +67,7 @@ def from_memory(split: pipeline.Split, rounds: int) -> dict[str, float]:
 
 
 def on_devices(rounds: int, clips: int) -> list[list[object]]:
-    """Return table rows for sharded and copied frames: time, memory, and size of the collectives' results."""
+    """Return table rows for sharded and copied frames: time, memory, and bytes from collectives."""
     mesh = jax.make_mesh((8, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     rng = np.random.default_rng(0)
     shape = (clips, 4, 48, 48, 3)
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         [[name, f"{rate:,.0f}"] for name, rate in found.items()],
     )
     timing.table(
-        [f"gather {BATCH} of {clips} clips", "ms", "MiB a device", "bytes of the collectives' results, a device"],
+        [f"gather {BATCH} of {clips} clips", "ms", "MiB a device", "bytes from collectives"],
         on_devices(rounds, clips // 8 * 8),
     )
     return found
