@@ -13,7 +13,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -197,7 +197,9 @@ class _Run:
         """
         program = self.program
 
-        def sharded(leaf: Any, placement: Any) -> jax.ShapeDtypeStruct:
+        def sharded(
+            leaf: jax.ShapeDtypeStruct, placement: jax.sharding.Sharding
+        ) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)
 
         abstract = jax.tree.map(sharded, program.state, program.shardings)

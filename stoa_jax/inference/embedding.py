@@ -4,15 +4,18 @@ Shapes: b clips, T frames, d shared width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stoa_jax.inference import batching
 
+if TYPE_CHECKING:
+    import jax
+
 
 def start_clip_vectors(
-    encode: Callable[[np.ndarray], Any],
+    encode: "Callable[[np.ndarray], jax.Array]",
     clips: Sequence[np.ndarray],
     *,
     unit: int,

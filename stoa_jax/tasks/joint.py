@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 
 from stoa_jax import objectives
 from stoa_jax.data import pipeline
@@ -48,7 +49,7 @@ class Joint(TaskBase):
     def _choices(self) -> MultipleChoice:
         return MultipleChoice(self._about(self.config.data.choices))
 
-    def _about(self, dataset: str) -> Any:
+    def _about(self, dataset: str) -> ConfigDict:
         """Return the configuration with another data set."""
         if not dataset:
             raise UserError(
