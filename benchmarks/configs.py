@@ -19,7 +19,7 @@ from benchmarks import timing
 from stoa_jax.demo import full
 
 SCORES = {
-    "clip": ("shape/accuracy", "colour/accuracy"),
+    "clip": ("retrieval/t2v/R@1",),
     "pretrain": ("retrieval/t2v/R@1", "retrieval/reranked/t2v/R@1"),
     "retrieval": ("retrieval/t2v/R@1", "retrieval/reranked/t2v/R@1"),
     "captioning": ("captioning/greedy/CIDEr", "captioning/greedy/BLEU-4"),

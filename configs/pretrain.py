@@ -6,8 +6,8 @@ Sets: synthetic (two CPU cores, minutes), webvid (a pod), folder (your own clips
 
 synthetic, from a small CLIP, on two CPU cores, 1,000 texts among 200 validation clips of a set
 without look-alike siblings, mean of three seeds: text-to-video R@1 37.9 % by the dual encoder and
-32.4 % re-ranked. All six trainings of the demo take 8.4 minutes together; time and memory of this
-one alone were not measured. webvid, folder: not measured.
+32.4 % re-ranked. It takes 2.0 minutes and 2.0 GiB (Intel Xeon, `python -m benchmarks.configs`).
+webvid, folder: not measured.
 """
 
 from stoa_jax import config
