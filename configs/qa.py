@@ -5,8 +5,9 @@
 
 Sets: synthetic, msrvtt (1500 answers), msvd (2423 answers).
 
-synthetic, after `configs/pretrain.py:synthetic`, on two CPU cores (Intel Xeon): 39.0 % of 1,000 test
-questions, in 1.5 minutes and 1.6 GiB (`python -m benchmarks.configs`). msrvtt, msvd: not measured.
+synthetic, after `configs/pretrain.py:synthetic`, on two CPU cores (Intel Xeon): 39.0 % of 1,000
+test questions, in 1.5 minutes and 1.6 GiB (`python -m benchmarks.configs`). msrvtt, msvd: not
+measured.
 """
 
 from stoa_jax import config

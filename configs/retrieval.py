@@ -6,9 +6,9 @@
 Zero-shot, with any weights, also CLIP alone: add --mode=eval and an empty --workdir.
 Sets: synthetic, msrvtt (9k list, 1k-A test), msvd, lsmdc, didemo.
 
-synthetic, after `configs/pretrain.py:synthetic`, on two CPU cores (Intel Xeon), 1,000 texts among 200
-test clips: text-to-video R@1 44.0 % by the dual encoder and 44.5 % re-ranked, in 1.4 minutes and
-1.8 GiB (`python -m benchmarks.configs`). The other sets: not measured.
+synthetic, after `configs/pretrain.py:synthetic`, on two CPU cores (Intel Xeon), 1,000 texts among
+200 test clips: text-to-video R@1 44.0 % by the dual encoder and 44.5 % re-ranked, in 1.4 minutes
+and 1.8 GiB (`python -m benchmarks.configs`). The other sets: not measured.
 """
 
 from stoa_jax import config
