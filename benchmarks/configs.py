@@ -1,6 +1,6 @@
 """Measure time and memory of each shipped configuration on the synthetic world.
 
-    python -m benchmarks.configs --workdir=runs/configs [--smoke]
+    python -m benchmarks.configs [--workdir=runs/configs] [--smoke]
 
 Builds the demo's data sets, unless they exist, and then runs each configuration as its docstring
 says, each in its own process: a small CLIP, pre-training from it, and four fine-tunings. The time
@@ -64,7 +64,7 @@ def measured(arguments: list[str], log: Path) -> tuple[float, float]:
 def main(argv: list[str] | None = None) -> None:
     """Build, run every configuration, and print a row of each as it ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="empty, or of an earlier run")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/configs"))
     parser.add_argument("--smoke", action="store_true", help="few clips and steps")
     args = parser.parse_args(argv)
     workdir, data = args.workdir, args.workdir / "data"
