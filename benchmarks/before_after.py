@@ -8,7 +8,7 @@ batch and random choices. In the first step, each loss must agree to within a re
 definition of a loss has changed since (MLM's has, since 7ef1078), switch it off on both sides with
 `--without=mlm`, or allow it to differ with `--differ=mlm`.
 
-    python -m benchmarks.before_after --commit=7ef1078 --without=mlm --language=320
+    python -m benchmarks.before_after --commit=7ef1078 --without=mlm --language=131
 
 With `--language=N`, captions use N of the vocabulary's ids, and the biases of all others make them
 impossible on both sides. Then today's step uses `loss.seen_words`, as `configs/joint.py` does, at

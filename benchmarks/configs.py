@@ -4,8 +4,8 @@
 
 Builds the demo's data sets, unless they exist, and then runs each configuration as its docstring
 says, each in its own process: a small CLIP, pre-training from it, and four fine-tunings. The time
-is by the clock and includes the start, compilation and one evaluation on the test split by greedy
-decoding. The memory is the largest resident set of the process.
+is by the clock and includes the start, compilation and one evaluation by greedy decoding, of the
+fine-tunings on the test split. The memory is the largest resident set of the process.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SCORES = {
 
 
 def command(name: str, workdir: Path, data: Path, smoke: bool) -> list[str]:
-    """Return the command of a configuration's docstring, with its evaluation on the test split."""
+    """Return the command of a configuration's docstring; a fine-tuning is evaluated on tests."""
     flags = [
         f"--config=configs/{name}.py:synthetic",
         f"--workdir={workdir / name}",

@@ -124,7 +124,7 @@ def update(
     c: "ConfigDict",
     task: "Task",
     model: Stoa,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     rates: Mapping[str, float],
     param_shardings: Mapping[str, NamedSharding],
     state: State,
@@ -187,7 +187,7 @@ def update(
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     def apply(trainable, opt_state, grads):
-        updates, opt_state = optimizer.update(grads, opt_state, trainable)
+        updates, opt_state = optimizer.update(grads, opt_state, trainable, norm=norm)
         updated: Any = optax.apply_updates(trainable, updates)
         if "logit_scale" in trainable:  # CLIP's limit; inside the loss it would stop the gradient
             updated["logit_scale"] = jnp.minimum(updated["logit_scale"], jnp.log(100.0))

@@ -1,20 +1,17 @@
 """Re-ranking from stored features: the same probabilities as `match`, without decoding."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
+import saved_models
 from clip_tiny import FOLDER
 from flax import nnx
 
 import stoa_jax
-from stoa_jax import weights
 from stoa_jax.errors import UserError
 from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.parameters import named_parameters
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.weights.files import save_safetensors
 
 TEXTS = ["a dog runs", "two men wrestle", "a pan on a stove"]
 
@@ -26,12 +23,7 @@ def model(request, tmp_path_factory):
     c = dataclasses.replace(ModelConfig.tiny(), text_depth=1, fusion_depth=1)
     c = c if request.param == "stoa" else getattr(c, request.param)()
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    folder.mkdir()
-    network = Stoa(c, rngs=nnx.Rngs(0))
-    params = {name: np.asarray(x) for name, x in named_parameters(network).items()}
-    note = {weights.METADATA: json.dumps(dataclasses.asdict(c))}
-    save_safetensors(folder / "model.safetensors", params, note)
-    return stoa_jax.load(folder)
+    return stoa_jax.load(saved_models.write_network(folder, Stoa(c, rngs=nnx.Rngs(0))))
 
 
 @pytest.fixture(scope="module")

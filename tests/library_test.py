@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import numpy as np
@@ -6,7 +5,6 @@ import pytest
 import saved_models
 
 import stoa_jax
-from stoa_jax.models.config import ModelConfig
 
 ANSWERS = ["red", "blue", "two"]
 TEXTS = ["a dog runs", "two men wrestle", "a pan on a stove"]
@@ -14,8 +12,7 @@ TEXTS = ["a dog runs", "two men wrestle", "a pan on a stove"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    shallow = dict(text_depth=1, fusion_depth=1, trajectory_depth=1, action_depth=1)
-    config = dataclasses.replace(ModelConfig.tiny(), num_answers=4, **shallow)
+    config = saved_models.shallow(num_answers=4)
     return saved_models.write_random(
         tmp_path_factory.mktemp("models") / "tiny", config, answers=ANSWERS
     )

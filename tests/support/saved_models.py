@@ -6,8 +6,15 @@ import json
 import numpy as np
 
 from stoa_jax import weights
+from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.parameters import named_parameters
 from stoa_jax.weights.files import save_safetensors
+
+
+def shallow(**changes):
+    """Return `tiny` with one layer in each encoder after vision, which compiles sooner."""
+    one = dict.fromkeys(("text_depth", "fusion_depth", "trajectory_depth", "action_depth"), 1)
+    return dataclasses.replace(ModelConfig.tiny(), **{**one, **changes})
 
 
 def write_network(folder, network, answers=()):

@@ -1,22 +1,16 @@
 """Serve the page for tests: a small random model, an index of real files, a real port."""
 
 import contextlib
-import dataclasses
-import json
 import shutil
 import threading
 
-import numpy as np
+import saved_models
 import videos
 from flax import nnx
 
 import stoa_jax
-from stoa_jax import weights
-from stoa_jax.models.config import ModelConfig
-from stoa_jax.models.parameters import named_parameters
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.serve import app, example_library, server
-from stoa_jax.weights.files import save_safetensors
 
 ANSWERS = ["red", "blue", "two"]
 CLIPS = 6
@@ -24,18 +18,8 @@ CLIPS = 6
 
 def write_model(folder, answers=ANSWERS, **changes):
     """Write a model of random weights, small enough to compile in seconds."""
-    shallow = dict(text_depth=1, fusion_depth=1, trajectory_depth=1, action_depth=1)
-    config = dataclasses.replace(ModelConfig.tiny(), num_answers=4, **{**shallow, **changes})
-    folder.mkdir()
-    params = named_parameters(Stoa(config, rngs=nnx.Rngs(0)))
-    save_safetensors(
-        folder / "model.safetensors",
-        {name: np.asarray(x) for name, x in params.items()},
-        {weights.METADATA: json.dumps(dataclasses.asdict(config))},
-    )
-    if answers:
-        (folder / "answers.json").write_text(json.dumps(answers))
-    return folder
+    config = saved_models.shallow(num_answers=4, **changes)
+    return saved_models.write_network(folder, Stoa(config, rngs=nnx.Rngs(0)), answers)
 
 
 def write_library(folder, model):
