@@ -90,6 +90,7 @@ def parts_of(c: ModelConfig, model: Any, batch: Mapping[str, Any], config: Any) 
         object_classes=jnp.zeros((b, n), jnp.int32),
         actions=random(b, a, d),
         verbs=random(b, 0, d),
+        adjectives=random(b, 0, d),
     )
     start = c.visual_length
     sequence, mask = random(b, start + length, d), jnp.ones((b, *(start + length,) * 2), bool)

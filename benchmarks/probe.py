@@ -260,10 +260,8 @@ def colour_features(model: Stoa, clips: Clips, things: Sequence[tuple[int, int]]
     videos = [jax.device_get(video) for video in video_features(model, clips)]
     tokens, classes = (
         np.concatenate([getattr(video, name) for video in videos])
-        for name in ("objects", "object_classes")
+        for name in ("trajectories", "object_classes")
     )
-    if videos[0].verbs.shape[1]:
-        tokens = tokens + np.concatenate([video.verbs for video in videos])
     found: dict[str, list[np.ndarray]] = {"patches": [], "frames": [], "trajectory": []}
     for i, k in things:
         shape = SHAPES.index(clips.scenes[i].things[k].shape)

@@ -113,7 +113,7 @@ def step_config(
     return SimpleNamespace(
         seed=0,
         loss=Weights(
-            **{**dict.fromkeys(LOSSES, 1.0), "verb": 0.0, **losses},
+            **{**dict.fromkeys(LOSSES, 1.0), "verb": 0.0, "adjective": 0.0, **losses},
             mask_rate=0.15,
             proper_nouns=False,
             matching="device",

@@ -27,7 +27,7 @@ def get_config(stage: str = "heads"):
     if stage not in STAGES:
         raise UserError(f"configs/joint.py:{stage}: the stages are {', '.join(STAGES)}")
     c = config.live("joint", "small")
-    c.model.trajectory_verbs = True
+    c.model.trajectory_verbs = c.model.trajectory_adjectives = True
     c.model.num_answers = 41  # every possible answer
     c.data.questions, c.data.choices = "synthetic/qa", "synthetic/multiple_choice"
     c.data.crop = "center"
@@ -41,7 +41,7 @@ def get_config(stage: str = "heads"):
     c.log.every_steps = 25
     c.eval.every_steps = -1  # evaluated from the checkpoint
     c.eval.beam = 1
-    config.set_losses(c, vtc=0.5, plm=1.0, ota=0.5, asp=0.1, verb=1.0)
+    config.set_losses(c, vtc=0.5, plm=1.0, ota=0.5, asp=0.1, verb=1.0, adjective=1.0)
     c.loss.choice = 0.0
     c.data.questions_per_clip = 3
     c.optim.groups = rates(1.5e-3, 5e-4)
@@ -50,7 +50,7 @@ def get_config(stage: str = "heads"):
         c.optim.schedule = "constant"
         c.train.steps = 1000
     elif stage == "motion":
-        config.set_losses(c, ota=0.5, verb=1.0)
+        config.set_losses(c, ota=0.5, verb=1.0, adjective=1.0)
         c.loss.answer = 0.0
         c.optim.groups = ((r"^(regions|trajectory)/", 2e-3), (r".*", 0.0))
         c.train.steps = 2000

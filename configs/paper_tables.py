@@ -3,7 +3,7 @@
     python -m stoa_jax.sweep --config=configs/paper_tables.py:synthetic --workdir=runs/tables
 
 Sets: synthetic (CPU sizes), msrvtt (the paper's data: WebVid, then MSR-VTT and MSVD), and joint:
-base, + objects, full and `plus` in one joint training on the live world, where nothing is built.
+base, + objects, full and `plus` with and without adjectives in one joint training on the live world, where nothing is built.
 Run one part with `:synthetic,table4`, `:synthetic,trajectories` or `:synthetic,actions`. Further
 words after a comma: `seeds=1` for that many seeds, `longer=10` to make every training ten times as
 long. Running the command again continues where it stopped. The work directory gets `tables.md`,
@@ -38,7 +38,9 @@ FULL = {"synthetic": (10, 4), "msrvtt": (20, 4)}
 PRETRAIN = {"synthetic": "synthetic", "msrvtt": "webvid"}
 # The rows of `joint`: overrides of configs/joint.py:heads, and the stage that a row starts from.
 # Every row learns answers and the paper's four losses that need no trajectories or actions.
+NO_ADJECTIVES = {"model.trajectory_adjectives": False, "loss.adjective": 0.0}
 PAPER = {
+    **NO_ADJECTIVES,
     "model.trajectory_verbs": False,
     "loss.verb": 0.0,
     "loss.none_weight": 1.0,
@@ -52,11 +54,12 @@ MOVED = r"^fusion/(positions|more_positions)"
 FRESH = rf"{MOVED}|^(regions|trajectory|action)/"
 JOINT = {
     "plus": ({"init.reinit": MOVED}, "motion"),
+    "plus, no adjectives": ({**NO_ADJECTIVES, "init.reinit": MOVED}, "motion_no_adjectives"),
     "base": ({**BASE, "init.reinit": MOVED}, "words"),
     "+ objects": ({**BASE, "model.objects": True, "init.reinit": FRESH}, "words"),
     "full": ({**PAPER, "init.reinit": FRESH}, "words"),
 }
-JOINT_STEPS = {"words": 700, "motion": 1200, "heads": 500}
+JOINT_STEPS = {"clip": 1500, "words": 700, "motion": 1200, "heads": 500}
 
 TABLE_TASKS = {
     "synthetic": (("captioning", "synthetic"), ("qa", "synthetic")),
@@ -127,14 +130,14 @@ def joint(seeds):
     steps = {name: {"train.steps": count} for name, count in JOINT_STEPS.items()}
     words = {**BASE, **steps["words"], "init.path": "{clip_hf}"}
     start = [
-        {"name": "clip", "config": live},
+        {"name": "clip", "config": live, "overrides": steps["clip"]},
         {"name": "clip_hf", "convert": "{clip}", "to": "hugging_face"},
         {"name": "words", "config": f"{conf}:words", "overrides": words},
     ]
-    motion = {
-        "name": "motion",
-        "config": f"{conf}:motion",
-        "overrides": {**steps["motion"], "init.path": "{words}", "init.reinit": FRESH},
+    motion = {**steps["motion"], "init.path": "{words}", "init.reinit": FRESH}
+    middle = {
+        name: {"name": name, "config": f"{conf}:motion", "overrides": {**motion, **switches}}
+        for name, switches in (("motion", {}), ("motion_no_adjectives", NO_ADJECTIVES))
     }
     heads = {
         "loss.vtm": 1.0,
@@ -149,10 +152,10 @@ def joint(seeds):
         for row, (switches, before) in JOINT.items():
             overrides = {**heads, **switches, "init.path": f"{{{before}}}", "seed": seed}
             last = {"name": "heads", "config": f"{conf}:heads", "overrides": overrides}
-            middle = [motion] if before == "motion" else []
+            between = [middle[before]] if before in middle else []
             yield {
                 "name": f"joint | {row} | joint:synthetic | seed={seed}",
-                "stages": [*start, *middle, last],
+                "stages": [*start, *between, last],
             }
 
 

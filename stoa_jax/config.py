@@ -35,7 +35,8 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
 
     # Weights of the losses; 0 switches a loss off.
     c.loss = ConfigDict(dict(vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0))
-    c.loss.verb = 0.0  # beyond the paper: trajectories predict the verb of their noun
+    # beyond the paper: trajectories predict the verb and the adjective of their noun
+    c.loss.verb = c.loss.adjective = 0.0
     c.loss.answer = c.loss.choice = 1.0  # of the task `joint`
     c.loss.none_weight = 1.0  # weight of pairs with Ø in OTA and ASP
     c.loss.target = "sentence"  # OTA and ASP regress toward a word in its sentence, or `alone`

@@ -157,7 +157,7 @@ def alignment_loss(
     settings: Mapping[str, Any],
 ) -> Result:
     """Return the weighted sum of the active alignment losses, for tasks with their own loss."""
-    active = active_losses(model.config, settings) - {"verb"}
+    active = active_losses(model.config, settings) - {"verb", "adjective"}
     total, metrics = jnp.float32(0), {}
     for name, found in align(model, video, text, batch, settings, active).items():
         total += settings[name] * found.loss
@@ -169,9 +169,11 @@ def active_losses(c: ModelConfig, settings: Mapping[str, Any]) -> set[str]:
     """Return the losses with a nonzero weight, except those whose tokens the model lacks."""
     active = {name for name in LOSSES if settings[name]}
     if not c.objects:
-        active -= {"ota", "verb"}
+        active -= {"ota", "verb", "adjective"}
     if not c.trajectory_verbs:
         active -= {"verb"}
+    if not c.trajectory_adjectives:
+        active -= {"adjective"}
     return active if c.actions else active - {"asp"}
 
 
@@ -197,7 +199,7 @@ def align(
     if class_words is not None:
         name = class_words[jnp.maximum(video.object_classes, 0)]  # [B, N]
         named = (name[:, :, None] == batch["tokens"][:, None]) & nouns[:, None]
-    if active & {"ota", "verb"}:
+    if active & {"ota", "verb", "adjective"}:
         found["ota"] = objectives.ota(
             video.objects,
             video.object_mask,
@@ -394,22 +396,34 @@ def _alignment_metrics(name: str, found: objectives.Alignment) -> dict[str, Arra
     return {f"{name}_none": found.none_share, f"{name}_agreement": found.agreement}
 
 
-# Verb of a trajectory (beyond the paper)
+# Verb and adjective of a trajectory (beyond the paper)
 
 
 def _finish_verb(inputs: Inputs, _: Mapping[str, Array], __: None) -> Result:
-    """Predict the verb of the noun that OTA matched to a trajectory.
+    nouns, verbs = nouns_and_verbs(inputs.batch["tags"], inputs.settings)
+    verb = objectives.verb_after_noun(nouns, verbs)
+    return _word_of_noun(inputs, "verb", inputs.video.verbs, verb)
+
+
+def _finish_adjective(inputs: Inputs, _: Mapping[str, Array], __: None) -> Result:
+    tags = inputs.batch["tags"]
+    nouns, verbs = nouns_and_verbs(tags, inputs.settings)
+    adjective = objectives.adjective_before_noun(nouns, verbs, tags == objectives.ADJECTIVE)
+    return _word_of_noun(inputs, "adjective", inputs.video.adjectives, adjective)
+
+
+def _word_of_noun(inputs: Inputs, name: str, features: Array, word_of_noun: Array) -> Result:
+    """Predict from each trajectory a word that goes with the noun that OTA matched to it.
 
     The language model's embedding table is the classifier, so that the projection learns directions
     in which fusion reads and writes words.
     """
-    nouns, verbs = nouns_and_verbs(inputs.batch["tags"], inputs.settings)
-    positions = objectives.verb_of_match(inputs.alignments["ota"].columns, nouns, verbs)
+    positions = objectives.word_of_match(inputs.alignments["ota"].columns, word_of_noun)
     tokens = jnp.take_along_axis(inputs.batch["tokens"], jnp.maximum(positions, 0), 1)
-    logits, labels = inputs.word_logits(inputs.video.verbs, "verb"), inputs.word_labels(tokens)
+    logits, labels = inputs.word_logits(features, name), inputs.word_labels(tokens)
     matched = positions >= 0
     loss = objectives.mean(objectives.cross_entropy(logits, labels), matched)
-    return loss, {"verb_accuracy": objectives.mean(logits.argmax(-1) == labels, matched)}
+    return loss, {f"{name}_accuracy": objectives.mean(logits.argmax(-1) == labels, matched)}
 
 
 LOSSES: dict[str, Loss] = {
@@ -420,4 +434,5 @@ LOSSES: dict[str, Loss] = {
     "ota": Loss(_no_passes, functools.partial(_finish_alignment, "ota")),
     "asp": Loss(_no_passes, functools.partial(_finish_alignment, "asp")),
     "verb": Loss(_no_passes, _finish_verb),
+    "adjective": Loss(_no_passes, _finish_adjective),
 }

@@ -15,7 +15,8 @@ from stoa_jax import ops
 from stoa_jax.averages import global_count, mean, positive
 from stoa_jax.models.layers import unit
 
-NOUN, PROPER_NOUN, VERB = 1, 2, 3  # values of a batch's `tags`, at the last piece of a word
+# Values of a batch's `tags`, at the last piece of a word.
+NOUN, PROPER_NOUN, VERB, ADJECTIVE = 1, 2, 3, 4
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -281,10 +282,25 @@ def verb_after_noun(nouns: Array, verbs: Array) -> Array:
     return jnp.where(nouns & (next_verb < next_noun), next_verb, -1)
 
 
-def verb_of_match(columns: Array, nouns: Array, verbs: Array) -> Array:
-    """Return the position [B, N] of the verb of each trajectory's matched noun, -1 for none."""
-    verb = verb_after_noun(nouns, verbs)  # [B, L]
-    found = jnp.take_along_axis(verb, jnp.maximum(columns, 0), 1)
+def adjective_before_noun(nouns: Array, verbs: Array, adjectives: Array) -> Array:
+    """Return for each noun [B, L] the position of the adjective closest before it, -1 for none.
+
+    With another noun or a verb in between, the adjective belongs to something else.
+    """
+    at = jnp.arange(nouns.shape[1])
+    earlier = at[None, :] < at[:, None]  # [L, L]
+    adjective = jnp.where(earlier & adjectives[:, None], at, -1).max(-1)
+    other = jnp.where(earlier & (nouns | verbs)[:, None], at, -1).max(-1)
+    return jnp.where(nouns & (adjective > other), adjective, -1)
+
+
+def word_of_match(columns: Array, word_of_noun: Array) -> Array:
+    """Return the position [B, N] of the word that goes with each trajectory's matched noun.
+
+    `columns` [B, N] are the matched positions, `word_of_noun` [B, L] the word of each noun; -1 is
+    none in both.
+    """
+    found = jnp.take_along_axis(word_of_noun, jnp.maximum(columns, 0), 1)
     return jnp.where(columns >= 0, found, -1)
 
 

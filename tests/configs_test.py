@@ -126,7 +126,8 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     runs = sweep.make_runs(config_file, sweep.load(config_file), tmp_path)
     stages = sweep.unique_stages(runs)
     counts = collections.Counter(stage.name for stage in stages)
-    assert counts == {"clip": 1, "clip_hf": 1, "words": 1, "motion": 1, "heads": 2 * 4}
+    start = {"clip", "clip_hf", "words", "motion", "motion_no_adjectives"}
+    assert counts == {"heads": 2 * 5, **dict.fromkeys(start, 1)}
     made = {}
     for run in runs:
         stage = run.stages[-1]
@@ -139,8 +140,9 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     plus, base, full = (made[name, 1] for name in ("plus", "base", "full"))
     assert {c.train.steps for c in made.values()} == {plus.train.steps}
     paper = {"vtc", "vtm", "mlm", "plm", "ota", "asp"}
-    on = {name: {k for k in (*paper, "verb") if made[name, 0].loss[k]} for name, _ in made}
-    assert on["full"] == paper and on["plus"] == paper | {"verb"}
+    on = {name: {k for k in (*paper, "verb", "adjective") if made[name, 0].loss[k]} for name, _ in made}
+    assert on["full"] == paper and on["plus"] == paper | {"verb", "adjective"}
+    assert on["plus, no adjectives"] == paper | {"verb"}
     assert on["base"] == on["+ objects"] == paper - {"ota", "asp"}
     assert made["+ objects", 0].model.objects and not base.model.objects
     assert (full.loss.target, full.loss.none_weight) == ("sentence", 1.0)

@@ -19,11 +19,13 @@ def small(**loss):
     )
     c.model.update(dict(fusion_heads=2, image_size=24, patch_size=12, num_answers=41))
     c.model.update(dict(text_depth=1, fusion_depth=2, trajectory_depth=1, action_depth=1))
-    c.model.trajectory_verbs = True
+    c.model.trajectory_verbs = c.model.trajectory_adjectives = True
     c.data.world.update(dict(size=24, train=24, validation=4, test=6))
     c.data.questions, c.data.choices = "synthetic/qa", "synthetic/multiple_choice"
     c.data.crop = "center"
-    c.loss.update(dict(verb=1.0, seen_words=True, match_names=True, target="alone", **loss))
+    c.loss.update(
+        dict(verb=1.0, adjective=1.0, seen_words=True, match_names=True, target="alone", **loss)
+    )
     c.train.batch_size, c.train.steps = 8, 3
     c.eval.batch_size, c.eval.beam, c.eval.max_pieces, c.eval.rerank = 8, 1, 6, 2
     c.eval.every_steps = -1
@@ -82,7 +84,10 @@ def test_the_loss_over_seen_words_is_that_of_a_vocabulary_of_them(started):
     task, program, state = started
     batch = {k: jnp.asarray(v) for k, v in next(iter(task.open_loader(0))).items()}
     model = program.model_with(state.params)
-    settings = {**task.settings, **dict.fromkeys(("vtc", "vtm", "ota", "asp", "verb"), 0.0)}
+    settings = {
+        **task.settings,
+        **dict.fromkeys(("vtc", "vtm", "ota", "asp", "verb", "adjective"), 0.0),
+    }
     key = jax.random.key(0)
     some = jax.jit(lambda m: joint_loss(m, batch, key, settings, words=task.words)[0])(model)
     # With the others at -30, a softmax over all words equals one over those that occur.
@@ -164,7 +169,17 @@ def test_the_verb_of_a_noun_is_the_next_one_without_a_noun_between():
     found = objectives.verb_after_noun(nouns, verbs)[0].tolist()
     assert found == [-1, 3, -1, -1, -1, -1, -1, -1, -1, 11, -1, -1]
     columns = jnp.array([[6, 9, 1, -1]])
-    assert objectives.verb_of_match(columns, nouns, verbs)[0].tolist() == [-1, 11, 3, -1]
+    positions = objectives.word_of_match(columns, jnp.array([found]))
+    assert positions[0].tolist() == [-1, 11, 3, -1]
+
+
+def test_the_adjective_of_a_noun_is_the_closest_one_before_it():
+    #        the big red star is pushing a ring and the small ball
+    nouns = jnp.array([[0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]], bool)
+    verbs = jnp.array([[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]], bool)
+    adjectives = jnp.array([[0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0]], bool)
+    found = objectives.adjective_before_noun(nouns, verbs, adjectives)[0].tolist()
+    assert found == [-1, -1, -1, 2, -1, -1, -1, -1, -1, -1, -1, 10]
 
 
 def test_pairs_with_no_match_count_their_weight():

@@ -296,7 +296,8 @@ class Twin(nn.Module):
         super().__init__()
         same = ("region", "trajectory_choice", "action_cls", "fusion_positions", "masked_text")
         same += ("prefix_lm", "match_head", "head_dropout", "alignment", "fusion_stop_gradient")
-        same += ("joint_blocks", "trajectory_verbs", "activation", "objects", "actions")
+        same += ("joint_blocks", "trajectory_verbs", "trajectory_adjectives", "activation")
+        same += ("objects", "actions")
         for name in same:
             if getattr(c, name) != getattr(PAPER, name):
                 raise ValueError(

@@ -32,8 +32,8 @@ def encode(model: "Model", clips: Sequence[Prepared]) -> np.ndarray:
         16,
         *features_input(clips),
     )
-    if features.verbs.shape[1]:  # fusion reads the sum of the two, so only the sum is stored
-        features = features._replace(objects=features.objects + features.verbs)
+    # Fusion reads the sum of a trajectory's projections, so only the sum is stored.
+    features = features._replace(objects=features.trajectories)
     parts = [np.asarray(getattr(features, name)) for name in _KEPT]
     return np.concatenate([p.reshape(len(clips), -1).astype(np.float16) for p in parts], 1)
 
@@ -82,5 +82,5 @@ def _unpacked(shapes: "VideoFeatures", stored: np.ndarray) -> "VideoFeatures":
         parts[name] = part.astype(like.dtype)
         first += size
     classes = np.full((len(stored), *shapes.object_classes.shape[1:]), -1, np.int32)
-    verbs = np.zeros((len(stored), 0, *shapes.verbs.shape[2:]), shapes.verbs.dtype)
-    return shapes._replace(**parts, object_classes=classes, verbs=verbs)
+    none = np.zeros((len(stored), 0, *shapes.verbs.shape[2:]), shapes.verbs.dtype)
+    return shapes._replace(**parts, object_classes=classes, verbs=none, adjectives=none)

@@ -76,6 +76,7 @@ class ModelConfig:
 
     # Beyond the paper; the preset `plus` switches it on.
     trajectory_verbs: bool = False  # a second projection of trajectories, which learns verbs
+    trajectory_adjectives: bool = False  # a third one, which learns adjectives
 
     def __post_init__(self) -> None:
         for message in _errors(self):
@@ -152,7 +153,7 @@ class ModelConfig:
 
     def plus(self) -> "ModelConfig":
         """Return the same sizes with the extensions beyond the paper."""
-        return dataclasses.replace(self, trajectory_verbs=True)
+        return dataclasses.replace(self, trajectory_verbs=True, trajectory_adjectives=True)
 
     def released(self) -> "ModelConfig":
         """Return the same sizes with the options of the authors' public code."""

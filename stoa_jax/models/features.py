@@ -18,9 +18,14 @@ class VideoFeatures(NamedTuple):
     object_mask: Array  # [B, N]
     object_classes: Array  # [B, N], -1 for padding
     actions: Array  # [B, A, d]
-    verbs: (
-        Array  # [B, N, d], the verb feature of each trajectory; no rows without `trajectory_verbs`
-    )
+    verbs: Array  # [B, N, d], of each trajectory; [B, 0, d] without `trajectory_verbs`
+    adjectives: Array  # [B, N, d], of each trajectory; [B, 0, d] without `trajectory_adjectives`
+
+    @property
+    def trajectories(self) -> Array:
+        """Trajectory tokens [B, N, d] as fusion reads them: the sum of all their projections."""
+        more = (x for x in (self.verbs, self.adjectives) if x.shape[1])
+        return sum(more, self.objects)
 
 
 class VisionFeatures(NamedTuple):

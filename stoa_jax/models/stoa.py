@@ -77,7 +77,7 @@ class Stoa(nnx.Module):
 
         empty = jnp.zeros((b, 0, frames.shape[-1]), frames.dtype)
         trajectories, mask, chosen = empty, jnp.zeros((b, 0), bool), jnp.zeros((b, 0), jnp.int32)
-        verbs = empty
+        verbs = adjectives = empty
         objects, valid = None, None
         if self.regions is not None and self.trajectory is not None:
             valid = classes >= 0
@@ -91,18 +91,24 @@ class Stoa(nnx.Module):
             )(classes, scores, boxes)
             mask = chosen >= 0
             x = self.trajectory.read(objects, membership, valid.reshape(b, -1))
-            trajectories, verbs = self.trajectory.tokens(x), self.trajectory.verbs(x)
             # Zero the padding, so that nothing downstream depends on it.
-            trajectories = jnp.where(mask[..., None], trajectories, 0)
-            if verbs.shape[1]:
-                verbs = jnp.where(mask[..., None], verbs, 0)
+            trajectories, verbs, adjectives = (
+                jnp.where(mask[..., None], y, 0) if y.shape[1] else y
+                for y in (
+                    self.trajectory.tokens(x),
+                    self.trajectory.verbs(x),
+                    self.trajectory.adjectives(x),
+                )
+            )
         actions = empty
         if self.action is not None:
             x = tokens_of(c.action_block)
             if c.action_patches_stop_gradient:
                 x = jax.lax.stop_gradient(x)
             actions = self.action(x[:, :, 1:], objects, valid, x[:, :, 0])
-        return VideoFeatures(frames, frames.mean(1), trajectories, mask, chosen, actions, verbs)
+        return VideoFeatures(
+            frames, frames.mean(1), trajectories, mask, chosen, actions, verbs, adjectives
+        )
 
     def encode_text(self, tokens: Array, masked: Array | None = None) -> TextFeatures:
         """Encode ids [B, L]; positions where `masked` [B, L] is True read the learned [MASK]."""
@@ -170,8 +176,9 @@ class Stoa(nnx.Module):
         if masked is not None and self.config.masked_text == "zero":
             text = jnp.where(masked[..., None], 0, text)
         # The losses separate what a trajectory is from what it does; fusion reads the sum.
-        objects = video.objects + video.verbs if video.verbs.shape[1] else video.objects
-        x = jnp.concatenate([video.frames, video.cls[:, None], objects, video.actions, text], 1)
+        x = jnp.concatenate(
+            [video.frames, video.cls[:, None], video.trajectories, video.actions, text], 1
+        )
         visual_mask = jnp.concatenate(
             [
                 jnp.ones((text.shape[0], video.frames.shape[1] + 1), bool),

@@ -64,8 +64,9 @@ class TrajectoryEncoder(nnx.Module):
         )
         self.ln_post = LayerNorm(h)
         self.proj = normal(rngs, (h, c.text_width), h**-0.5)
-        verbs = c.trajectory_verbs
+        verbs, adjectives = c.trajectory_verbs, c.trajectory_adjectives
         self.verb_proj = normal(rngs, (h, c.text_width), h**-0.5) if verbs else None
+        self.adjective_proj = normal(rngs, (h, c.text_width), h**-0.5) if adjectives else None
 
     def __call__(self, objects: Array, membership: Array, valid: Array) -> Array:
         """Return trajectory tokens [B, N, d] in the shared space; arguments as in `read`."""
@@ -77,9 +78,16 @@ class TrajectoryEncoder(nnx.Module):
 
     def verbs(self, x: Array) -> Array:
         """Project trajectories [B, N, h] to verb features [B, N, d]; [B, 0, d] if that is off."""
-        if self.verb_proj is None:
+        return self._projected(x, self.verb_proj)
+
+    def adjectives(self, x: Array) -> Array:
+        """Project trajectories [B, N, h] to adjective features; [B, 0, d] if that is off."""
+        return self._projected(x, self.adjective_proj)
+
+    def _projected(self, x: Array, proj: nnx.Param | None) -> Array:
+        if proj is None:
             return jnp.zeros((x.shape[0], 0, self.config.text_width), x.dtype)
-        return x @ self.verb_proj[...].astype(x.dtype)
+        return x @ proj[...].astype(x.dtype)
 
     def read(self, objects: Array, membership: Array, valid: Array) -> Array:
         """Return trajectories [B, N, h] in the vision tower's width.

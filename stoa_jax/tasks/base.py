@@ -27,6 +27,7 @@ from stoa_jax.models.config import ModelConfig
 from stoa_jax.models.features import TextFeatures, VideoFeatures
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.text import Tokenizer
+from stoa_jax.text.tagging import ADJ
 
 __all__ = [
     "HEADS",
@@ -95,7 +96,20 @@ class TaskBase:
     @functools.cached_property
     def loss_tables(self) -> dict[str, Any]:
         """Return the arguments of the joint loss that depend on the training set's vocabulary."""
+        self._check_adjectives()
         return {"words": self.words, "class_words": self.class_words}
+
+    def _check_adjectives(self) -> None:
+        """Raise UserError if `loss.adjective` would learn nothing."""
+        if not (self.settings["adjective"] and self.model_config().trajectory_adjectives):
+            return
+        split = self.open_split(self.train_set, self.config.data.train_split)
+        if not any((split.tokens(i)[1] == ADJ).any() for i in range(min(len(split), 200))):
+            raise UserError(
+                f"config.loss.adjective: no adjective is tagged in the texts of {self.train_set}; "
+                "sets built before adjectives were tagged need a new build with --overwrite, or "
+                "set loss.adjective=0"
+            )
 
     @functools.cached_property
     def class_words(self) -> np.ndarray | None:

@@ -14,8 +14,8 @@ from stoa_jax.text.lemmatize import VerbLemmatizer
 from stoa_jax.text.tokenizer import Piece, Tokenizer, clean
 
 # The values of `tags`; data sets store them and `objectives` reads them.
-NOUN, PROPN, VERB = 1, 2, 3
-_TAGS = {"NOUN": NOUN, "PROPN": PROPN, "VERB": VERB}
+NOUN, PROPN, VERB, ADJ = 1, 2, 3, 4
+_TAGS = {"NOUN": NOUN, "PROPN": PROPN, "VERB": VERB, "ADJ": ADJ}
 DEFAULT = Path(__file__).parents[1] / "tagger" / "model"
 # Components of a pipeline that cost time and set no part of speech.
 _UNUSED = ("parser", "ner", "senter", "sentencizer", "textcat", "entity_ruler")
@@ -36,8 +36,8 @@ class Word(NamedTuple):
 class Parsed(NamedTuple):
     """A tokenized text with its tags, nouns, and the lemmas of its verbs in text order.
 
-    Tags are 0 for none, 1 NOUN, 2 PROPN, 3 VERB, and are set at the last token of a word. If
-    several verbs share a lemma, only the first is tagged. Truncated words are in neither list.
+    Tags are 0 for none, 1 NOUN, 2 PROPN, 3 VERB, 4 ADJ, and are set at the last token of a word.
+    If several verbs share a lemma, only the first is tagged. Truncated words are in neither list.
     """
 
     tokens: np.ndarray  # int32 [L]

@@ -1,7 +1,7 @@
 """Parts of speech of the synthetic world's texts, known without a tagger.
 
-The vocabulary is small: the list that a word comes from decides whether it is a noun or a verb.
-Three words are both, and the word before them decides.
+The vocabulary is small: the list that a word comes from decides whether it is a noun, a verb or an
+adjective. Three words are both noun and verb, and the word before them decides.
 
     python -m stoa_jax.data.synthetic.parts_of_speech   # agreement with the tagger, word by word
 """
@@ -30,17 +30,21 @@ NOUNS = frozenset(
         *("background", "color", "end", "front", "objects", "thing", "things", "way"),
     )
 )
+ADJECTIVES = frozenset((*scene.COLOURS, *scene.SIZES, *scene.TONES))
 
 
 def part_of_speech(word: str, before: str) -> str:
-    """Return the UPOS of a word as far as it matters to OTA and ASP: NOUN, VERB, or X."""
+    """Return the UPOS of a word as far as it matters to the losses: NOUN, VERB, ADJ, or X."""
     if word in ("left", "right"):
         return "NOUN" if before == "the" else "X"
     if word == "circle":
         return "NOUN" if before == "a" else "VERB"
     if word == "crosses":
         return "NOUN" if before == "many" else "VERB"
-    return "NOUN" if word in NOUNS else "VERB" if word in VERBS else "X"
+    for upos, known in (("NOUN", NOUNS), ("VERB", VERBS), ("ADJ", ADJECTIVES)):
+        if word in known:
+            return upos
+    return "X"
 
 
 def words(text: str) -> list[tagging.Word]:
@@ -88,7 +92,7 @@ def agreement(clips: int = 500) -> tuple[float, collections.Counter]:
         theirs = {w.start: w.upos for w in tagged}
         for ours in words(text):
             other = theirs.get(ours.start, "X")
-            other = other if other in ("NOUN", "VERB") else "X"
+            other = other if other in ("NOUN", "VERB", "ADJ") else "X"
             total += 1
             same += other == ours.upos
             if other != ours.upos:
