@@ -3,11 +3,12 @@
     python -m stoa_jax.sweep --config=configs/paper_tables.py:synthetic --workdir=runs/tables
 
 Sets: synthetic (CPU sizes), msrvtt (the paper's data: WebVid, then MSR-VTT and MSVD), and joint:
-base, + objects, full and `plus` with and without adjectives in one joint training on the live world, where nothing is built.
-Run one part with `:synthetic,table4`, `:synthetic,trajectories` or `:synthetic,actions`. Further
-words after a comma: `seeds=1` for that many seeds, `longer=10` to make every training ten times as
-long. Running the command again continues where it stopped. The work directory gets `tables.md`,
-plots and `index.html`.
+base, + objects, full and `plus` in one joint training on the live world, where nothing is built.
+Run one part with `:synthetic,table4`, `:synthetic,trajectories` or `:synthetic,actions`. The parts
+of `joint` have the same names; its curves are those of `plus`, and run only if named. Further words
+after a comma: `seeds=1` for that many seeds, `longer=10` to make every training ten times as long.
+Running the command again continues where it stopped. The work directory gets `tables.md`, plots and
+`index.html`.
 
 synthetic, on two CPU cores with --parallel=2: 99 stages in 2 h 33 min. The values are in
 benchmarks/RESULTS.md. Memory: not measured. msrvtt: not measured.
@@ -32,6 +33,7 @@ TABLE_4 = {
     "+ ASP (full)": {"objects": True, "actions": True, "ota": True, "asp": True},
 }
 N, A = (0, 5, 10, 20, 30), (0, 1, 2, 4, 8)
+JOINT_N = (0, 1, 2, 4, 8)  # a clip of the joint world shows at most three classes
 # The full model's N and A; in the synthetic world a clip shows few classes.
 FULL = {"synthetic": (10, 4), "msrvtt": (20, 4)}
 
@@ -84,10 +86,8 @@ def sweep(argument: str = "synthetic"):
         else:
             known = ", ".join((*PARTS, *(f"{name}=NUMBER" for name in NUMBERS)))
             raise UserError(f"configs/paper_tables.py: no part {word!r}; there are {known}")
-    if dataset == "joint" and parts:
-        raise UserError(f"configs/paper_tables.py:joint has no part {parts[0]!r}")
     if dataset == "joint":
-        runs = list(joint(numbers["seeds"]))
+        runs = list(joint(parts or ("table4",), numbers["seeds"]))
     else:
         runs = paper(dataset, parts or PARTS, numbers["seeds"])
     if numbers["longer"] > 1:
@@ -119,7 +119,7 @@ def paper(dataset, parts, seeds):
     return runs
 
 
-def joint(seeds):
+def joint(parts, seeds):
     """List the runs of `joint`, whose rows differ only after a common start.
 
     All rows share the stage `words`, which trains the base. So trajectories, actions and the
@@ -148,13 +148,27 @@ def joint(seeds):
         "eval.rerank": 0,
         **steps["heads"],
     }
+    rows = [("joint", name, *row) for name, row in JOINT.items() if "table4" in parts]
+    plus, after_motion = JOINT["plus"]
+    if "trajectories" in parts:
+        none = {"model.objects": False, "loss.ota": 0.0, "loss.verb": 0.0, "loss.adjective": 0.0}
+        rows.append(("trajectories", 0, {**plus, **none, "init.reinit": FRESH}, "words"))
+        for count in JOINT_N[1:]:
+            rows.append(
+                ("trajectories", count, {**plus, "model.trajectories": count}, after_motion)
+            )
+    if "actions" in parts:
+        none = {"model.actions": False, "loss.asp": 0.0}
+        rows.append(("actions", 0, {**plus, **none}, after_motion))
+        for count in A[1:]:
+            rows.append(("actions", count, {**plus, "model.action_tokens": count}, after_motion))
     for seed in range(seeds):
-        for row, (switches, before) in JOINT.items():
+        for part, row, switches, before in rows:
             overrides = {**heads, **switches, "init.path": f"{{{before}}}", "seed": seed}
             last = {"name": "heads", "config": f"{conf}:heads", "overrides": overrides}
             between = [middle[before]] if before in middle else []
             yield {
-                "name": f"joint | {row} | joint:synthetic | seed={seed}",
+                "name": f"{part} | {row} | joint:synthetic | seed={seed}",
                 "stages": [*start, *between, last],
             }
 

@@ -38,7 +38,9 @@ JOINT = {
     "multiple_choice/accuracy": "choice of five",
     "retrieval/t2v/R@1": "R@1, dual encoder",
     "captioning/greedy/CIDEr": "CIDEr",
+    "captioning/verb_nll": "NLL of verbs",
 }
+PLOTTED = ("questions", "which way", "what does it do")  # of `JOINT`, in the curves
 TITLES = {"table4": "Table 4", "joint": "Rows of one joint training"}
 CURVES = {
     "trajectories": "N, trajectory tokens",
@@ -90,11 +92,12 @@ def gather(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, V
         part, name, task, seed = row["name"].split(" | ")
         cells = found.setdefault(part, {}).setdefault(name, {})
         values = chosen(task.split(":")[0], row["result"])
-        if part == "joint":
+        is_joint = task.startswith("joint:")
+        if is_joint:
             questions = questions or asked(row.get("workdir"))
             values = {JOINT[metric]: value for metric, value in values.items()}
         for metric, value in values.items():
-            cells.setdefault(metric if part == "joint" else f"{task} {metric}", {})[seed] = value
+            cells.setdefault(metric if is_joint else f"{task} {metric}", {})[seed] = value
     return {
         part: {
             name: {
@@ -225,13 +228,15 @@ def plot(part: str, names: Mapping[str, Mapping[str, Value]], path: Path) -> Non
 
     fig, axes = pyplot.subplots(figsize=(5, 4), layout="constrained")
     metrics = list(dict.fromkeys(metric for cells in names.values() for metric in cells))
+    if set(metrics) & set(JOINT.values()):
+        metrics = [metric for metric in PLOTTED if metric in metrics]
     for metric in metrics:
         points = [(float(name), cells[metric]) for name, cells in names.items() if metric in cells]
         points.sort(key=lambda point: point[0])
         x = [at for at, _ in points]
         means = [point.mean for _, point in points]
         halves = [0 if math.isnan(point.half) else point.half for _, point in points]
-        label = metric.split(" ", 1)[-1]
+        label = metric if metric in PLOTTED else metric.split(" ", 1)[-1]
         axes.errorbar(x, means, yerr=halves, marker="o", markersize=4, capsize=3, label=label)
     axes.set_xlabel(CURVES[part])
     axes.set_ylabel("percent")

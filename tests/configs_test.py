@@ -140,13 +140,33 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     plus, base, full = (made[name, 1] for name in ("plus", "base", "full"))
     assert {c.train.steps for c in made.values()} == {plus.train.steps}
     paper = {"vtc", "vtm", "mlm", "plm", "ota", "asp"}
-    on = {name: {k for k in (*paper, "verb", "adjective") if made[name, 0].loss[k]} for name, _ in made}
+    on = {
+        name: {k for k in (*paper, "verb", "adjective") if made[name, 0].loss[k]}
+        for name, _ in made
+    }
     assert on["full"] == paper and on["plus"] == paper | {"verb", "adjective"}
     assert on["plus, no adjectives"] == paper | {"verb"}
     assert on["base"] == on["+ objects"] == paper - {"ota", "asp"}
     assert made["+ objects", 0].model.objects and not base.model.objects
     assert (full.loss.target, full.loss.none_weight) == ("sentence", 1.0)
     assert (plus.loss.target, plus.loss.none_weight) == ("alone", 0.1)
+
+
+def test_the_curves_of_the_joint_training_change_one_size(tmp_path):
+    config_file = f"{CONFIGS / 'paper_tables.py'}:joint,trajectories,actions,seeds=1"
+    runs = sweep.make_runs(config_file, sweep.load(config_file), tmp_path)
+    sizes = {"trajectories": {}, "actions": {}}
+    for run in runs:
+        part, value, *_ = run.name.split(" | ")
+        c = load("joint").get_config("heads")
+        with c.unlocked():
+            c.update_from_flattened_dict(dict(run.stages[-1].overrides))
+        c.lock()
+        m = make_task(c).model_config()
+        assert run.stages[-2].name == ("motion" if m.objects else "words")
+        sizes[part][int(value)] = m.trajectories * m.objects, m.action_tokens * m.actions
+    assert sizes["trajectories"] == {n: (n, 2) for n in (0, 1, 2, 4, 8)}
+    assert sizes["actions"] == {a: (5, a) for a in (0, 1, 2, 4, 8)}
 
 
 def test_the_paper_tables_name_a_wrong_set():

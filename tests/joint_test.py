@@ -182,6 +182,20 @@ def test_the_adjective_of_a_noun_is_the_closest_one_before_it():
     assert found == [-1, -1, -1, 2, -1, -1, -1, -1, -1, -1, -1, 10]
 
 
+def test_a_set_without_tagged_adjectives_cannot_teach_them(monkeypatch):
+    task = make_task(small())
+    split = task.open_split(task.train_set, "train")
+
+    def without(i, *sizes):
+        tokens, tags = type(split).tokens(split, i, *sizes)
+        return tokens, np.where(tags == objectives.ADJECTIVE, 0, tags)
+
+    monkeypatch.setattr(task, "open_split", lambda *_: split)
+    monkeypatch.setattr(split, "tokens", without)
+    with pytest.raises(UserError, match=r"loss\.adjective: no adjective is tagged .* --overwrite"):
+        _ = task.loss_tables
+
+
 def test_pairs_with_no_match_count_their_weight():
     key = jax.random.key(2)
     text = jax.random.normal(key, (1, 5, 8))

@@ -105,7 +105,9 @@ def test_parts_of_speech():
     def tagged(text):
         return {w.word: w.upos for w in parts_of_speech.words(text) if w.upos != "X"}
 
-    assert tagged("the big red star is turning in a circle while a ball crosses in front of it") == {
+    assert tagged(
+        "the big red star is turning in a circle while a ball crosses in front of it"
+    ) == {
         "big": "ADJ",
         "red": "ADJ",
         "star": "NOUN",

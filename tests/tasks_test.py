@@ -14,9 +14,11 @@ from toy_tasks import SETS, build, configuration, figures, one_mesh
 from stoa_jax import config, metrics, sharding
 from stoa_jax.data import pipeline
 from stoa_jax.errors import UserError
+from stoa_jax.models import decoding
 from stoa_jax.models.parameters import named_parameters
 from stoa_jax.models.stoa import Stoa, embed_text, embed_video
 from stoa_jax.tasks import base, captioning, make_task, multiple_choice, qa
+from stoa_jax.text.tagging import VERB
 
 data, no_java = toy_tasks.data, toy_tasks.no_java
 
@@ -173,6 +175,36 @@ def test_captions_are_decoded_and_scored_against_all_references(ran):
     assert evaluator.most_frequent == min(
         text for i in range(9) for text in task.training.metadata(i).texts
     )
+
+
+def test_the_likelihood_of_references_is_that_of_the_decoder(ran):
+    task, model, evaluator, rows = ran("captioning")
+    (batch,) = pipeline.Loader(evaluator.split, task.batch_spec(False), 11, train=False, threads=1)
+    tokens = batch["tokens"]
+    length = tokens.shape[1]
+
+    @jax.jit
+    def piece_by_piece(model, batch):
+        visual = decoding.visual_keys(model, base.encode_video(model, batch))
+        cache = decoding.empty_cache(model, len(tokens), 1, length)
+        found = []
+        for at in range(length - 1):
+            given, following = batch["tokens"][:, at, None], batch["tokens"][:, at + 1, None]
+            logits, cache = decoding.next_word(model, visual, cache, given, at)
+            log_probability = jax.nn.log_softmax(logits[:, 0])
+            found.append(-jnp.take_along_axis(log_probability, following, 1)[:, 0])
+        return jnp.stack(found, 1)
+
+    nll = np.asarray(piece_by_piece(model, batch))
+    real = tokens[:, 1:] > 0
+    assert rows["captioning/nll"].n == real.sum()
+    assert rows["captioning/nll"].value == pytest.approx(nll[real].mean(), rel=1e-4)
+    assert "captioning/verb_nll" not in rows  # these texts have no tags
+    batch["tags"][:, 3] = VERB
+    found = jax.jit(captioning.likelihood)(model, batch)
+    np.testing.assert_allclose(np.asarray(found.nll)[real], nll[real], rtol=1e-4)
+    np.testing.assert_array_equal(found.real, real)
+    assert found.verb[:, 2].all() and found.verb.sum() == len(tokens)
 
 
 def test_only_numbers_reach_the_loop(ran):

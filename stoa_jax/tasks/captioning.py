@@ -1,6 +1,6 @@
 """Captioning: the prefix language model, decoded greedily and by beam search.
 
-Shapes: B clips, M pieces.
+Shapes: B clips, M generated pieces, L text positions.
 """
 
 import collections
@@ -8,10 +8,11 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from stoa_jax import decode, metrics
+from stoa_jax import decode, metrics, objectives
 from stoa_jax.metrics import coco
 from stoa_jax.models import decoding
 from stoa_jax.models.stoa import Stoa
@@ -70,6 +71,27 @@ def generate(
     return decode.beam_search(step, cache, clips, beams=beams, **options).tokens
 
 
+class Likelihood(NamedTuple):
+    """Negative log-likelihood of every piece of one caption per clip."""
+
+    nll: Array  # [B, L - 1], of each piece after the start, in nats
+    real: Array  # [B, L - 1], False for padding
+    verb: Array  # [B, L - 1], True for the last piece of a verb
+
+
+def likelihood(model: Stoa, batch: Mapping[str, Array]) -> Likelihood:
+    """Predict each piece of the captions of a batch from the clip and the pieces before it."""
+    tokens = batch["tokens"]
+    video, text = encode_video(model, batch), model.encode_text(tokens)
+    if model.config.prefix_lm == "position_query":
+        features = model.next_token_features(video, text.tokens)
+    else:
+        causal = objectives.prefix_attention(jnp.ones_like(text.sep_index), tokens.shape[1])
+        features = model.fuse(video, text.tokens, text.mask, causal).text
+    nll = objectives.cross_entropy(model.lm_logits(features[:, :-1]), tokens[:, 1:])
+    return Likelihood(nll, text.mask[:, 1:], batch["tags"][:, 1:] == objectives.VERB)
+
+
 class CaptioningEvaluator(SplitEvaluator):
     """Scores of the captions of every clip against all its references."""
 
@@ -77,7 +99,10 @@ class CaptioningEvaluator(SplitEvaluator):
     needs = ("fusion/lm_proj",)
 
     def rows(self, model: Stoa, mesh: Mesh) -> Iterator[Row]:
-        """Yield the four metrics for each decoding method and for the most frequent caption."""
+        """Yield the four metrics for each decoding method and for the most frequent caption.
+
+        Also yield the negative log-likelihood of references, for which nothing is decoded.
+        """
         e = self.config.eval
         tokenizer = Tokenizer(model.config.vocab_size)
         # The model was trained up to its text length, not beyond.
@@ -100,6 +125,16 @@ class CaptioningEvaluator(SplitEvaluator):
                 yield from self.scored(name, texts, protocol)
                 if beams == 1:
                     yield from self.authors(named(name, "authors"), texts, how)
+            found = self.run(likelihood, model, mesh, variant)
+            for key, which in (("nll", found.real), ("verb_nll", found.real & found.verb)):
+                if which.any():
+                    what = "last pieces of verbs" if key == "verb_nll" else "pieces"
+                    yield Row(
+                        named(self.prefix, variant, key),
+                        float(found.nll[which].mean()),
+                        int(which.sum()),
+                        f"nats per piece, {what} of the first reference, each given those before",
+                    )
         if frequent := self.most_frequent:
             texts = dict.fromkeys(self.ids, frequent)
             yield from self.scored(
