@@ -17,8 +17,7 @@ from stoa_jax.index import windows
 from stoa_jax.index.windows import Window
 
 if TYPE_CHECKING:
-    from stoa_jax.inference.detections import Detections, Detector
-    from stoa_jax.inference.videos import Clip, Frames, Prepared, Preprocessing, Video
+    from stoa_jax.inference.videos import Clip, Detected, Frames, Prepared, Preprocessing, Video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Source:
     video: "str | bytes | Frames"
     start: float | None = None
     end: float | None = None
-    detections: "Detections | str | os.PathLike[str] | Detector | None" = None
+    detections: "Detected" = None
 
     @property
     def path(self) -> str | None:
@@ -118,7 +117,7 @@ def plan(path: str, source: Source, segment: float | str, stride: float) -> list
 def read(
     video: "Video",
     window: Window | None,
-    detections: "Detections | str | os.PathLike[str] | Detector | None",
+    detections: "Detected",
     how: "tuple[Preprocessing, ...]",
 ) -> "tuple[Prepared, ...]":
     """Return one window of a video, prepared in each of the requested ways."""

@@ -20,6 +20,7 @@ from stoa_jax.inference.detections import Detections, Detector
 
 Frames = np.ndarray | Sequence[np.ndarray]
 Video = str | os.PathLike[str] | bytes | Frames
+Detected = Detections | str | os.PathLike[str] | Detector | None  # arrays, a file, or a detector
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Clip:
     video: Video
     start: float | None = None
     end: float | None = None
-    detections: Detections | str | os.PathLike[str] | Detector | None = None
+    detections: Detected = None
 
 
 @dataclasses.dataclass(frozen=True)
