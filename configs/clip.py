@@ -48,7 +48,7 @@ def live():
     c.data.world.update(dict(size=c.model.image_size, siblings=1, max_objects=3))
     c.data.world.update(dict(train=30000, validation=200, test=500))
     c.data.crop = "center"
-    c.train.steps = 1500
+    c.train.steps = 5000
     c.checkpoint.every_steps = 500
     c.log.tensorboard = False
     return c

@@ -8,8 +8,8 @@ runs the stages in order, each from the weights of the one before:
         --config.init.path=BEFORE
 
 words: captions and questions, from the CLIP of configs/clip.py:live. Fusion learns to read.
-motion: only trajectories learn, toward the nouns and verbs of captions, at a fifth of the cost per
-step.
+motion: only trajectories learn, toward the nouns, verbs and adjectives of captions, at a fifth of
+the cost per step.
 heads: captions, questions and choices together, on trajectories that now identify motions.
 match: the same with VTM, for the match head.
 
@@ -41,19 +41,20 @@ def get_config(stage: str = "heads"):
     c.log.every_steps = 25
     c.eval.every_steps = -1  # evaluated from the checkpoint
     c.eval.beam = 1
-    config.set_losses(c, vtc=0.5, plm=1.0, ota=0.5, asp=0.1, verb=1.0, adjective=1.0)
+    config.set_losses(c, vtc=0.5, plm=1.0, ota=0.5, asp=0.1, verb=1.0, adjective=0.25)
     c.loss.choice = 0.0
     c.data.questions_per_clip = 3
     c.optim.groups = rates(1.5e-3, 5e-4)
     if stage == "words":
         c.init.reinit = r"^fusion/blocks"  # a text tower's layers are a poor start for fusion here
+        c.loss.adjective = 1.0  # later less, because adjectives slow the learning of verbs
         c.optim.schedule = "constant"
         c.train.steps = 1000
     elif stage == "motion":
-        config.set_losses(c, ota=0.5, verb=1.0, adjective=1.0)
+        config.set_losses(c, ota=0.5, verb=1.0, adjective=0.25)
         c.loss.answer = 0.0
         c.optim.groups = ((r"^(regions|trajectory)/", 2e-3), (r".*", 0.0))
-        c.train.steps = 2000
+        c.train.steps = 3000
     elif stage == "heads":
         c.loss.choice = 1.0
         c.optim.warmup = 0.05

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import stoa_jax
-from benchmarks import probe, trajectories
+from benchmarks import alignment_targets, probe, trajectories
 from stoa_jax.data.synthetic import World
 from stoa_jax.models.parameters import named_parameters
 
@@ -44,3 +44,19 @@ def test_the_probe_prints_its_tables(capsys):
     probe.main(["--train=60", "--test=20", "--steps=2", "--colors"])
     printed = capsys.readouterr().out
     assert "| trajectories |" in printed and "| the answer head |" in printed
+
+
+@pytest.mark.slow
+def test_alignment_targets_train_the_encoders_of_another_number_of_actions():
+    network = stoa_jax.load("synthetic").whole
+    fresh = probe.untrained(alignment_targets.resized(network, 4), 0)
+    clips = probe.draw(fresh, "train", 64, 3)
+    texts = alignment_targets.captions(fresh, 64, 3)
+    setting = alignment_targets.Setting("asp", 0.1, "alone", 4)
+    after = named_parameters(alignment_targets.trained(fresh, setting, clips, texts, 2, 0))
+    before, first = named_parameters(fresh), named_parameters(network)
+    assert after["action/queries"].shape[0] == 4 != first["action/queries"].shape[0]
+    changed = {n.split("/")[0] for n in after if not np.array_equal(before[n], after[n])}
+    assert changed == {"action", "regions"}
+    for name in ("text/token_embedding", "visual/patch/kernel"):
+        np.testing.assert_array_equal(after[name], first[name])

@@ -1,0 +1,166 @@
+"""Compare what ASP and OTA teach when they regress toward different targets.
+
+    python -m benchmarks.alignment_targets --checkpoint=synthetic
+
+For each setting, new action or trajectory encoders are trained by one alignment loss alone, on the
+frozen towers of a checkpoint. Then a ridge probe predicts the first of 15 motions of held-out clips
+from their tokens, as in `benchmarks.probe`. The settings are the weight of pairs with Ø, the target
+(a word's feature in its sentence, or of the word alone), and the number of action tokens.
+
+Clips are rendered live. L text positions, A action tokens.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import stoa_jax
+from benchmarks import probe
+from stoa_jax import config, joint_loss
+from stoa_jax.data.split import fit_tokens
+from stoa_jax.data.synthetic import World, parts_of_speech
+from stoa_jax.data.synthetic.scene import MOTIONS
+from stoa_jax.models.features import VisionFeatures
+from stoa_jax.models.parameters import named_parameters, with_parameters
+from stoa_jax.models.stoa import Stoa
+
+NONE_WEIGHTS, TARGETS, ACTIONS = (1.0, 0.1), ("sentence", "alone"), (1, 4, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to train: a loss, its options, and the number of action tokens."""
+
+    loss: str  # asp, ota
+    none_weight: float
+    target: str
+    actions: int
+
+    def __str__(self) -> str:
+        size = f" | {self.actions}" if self.loss == "asp" else " | –"
+        return f"{self.loss.upper()} | {self.none_weight} | {self.target}{size}"
+
+
+def settings() -> Iterator[Setting]:
+    """Yield all settings."""
+    for none_weight, target, actions in itertools.product(NONE_WEIGHTS, TARGETS, ACTIONS):
+        yield Setting("asp", none_weight, target, actions)
+    for none_weight, target in itertools.product(NONE_WEIGHTS, TARGETS):
+        yield Setting("ota", none_weight, target, ACTIONS[0])
+
+
+def captions(model: Stoa, count: int, max_objects: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens and tags [clips, 5, L] of the captions of the clips that `probe.draw` draws."""
+    c = model.config
+    world = World("train", 0, c.image_size, c.frames, max_objects, c.objects_per_frame, siblings=1)
+    parsed = [one for i in range(count) for one in parts_of_speech.parse(world.clip(i).captions)]
+    whole_tokens, whole_tags = (np.stack(part) for part in zip(*parsed, strict=True))
+    tokens, tags = fit_tokens(whole_tokens, whole_tags, c.text_length, c.vocab_size)
+    return tokens.reshape(count, -1, c.text_length), tags.reshape(count, -1, c.text_length)
+
+
+def resized(model: Stoa, actions: int) -> Stoa:
+    """Return the model with another number of action tokens; what depends on it is zero."""
+    c = dataclasses.replace(model.config, action_tokens=actions)
+    abstract = jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(0)))
+    before = named_parameters(model)
+    return with_parameters(
+        abstract,
+        {
+            name: before[name] if before[name].shape == x.shape else jnp.zeros(x.shape, x.dtype)
+            for name, x in named_parameters(abstract).items()
+        },
+    )
+
+
+def trained(
+    model: Stoa,
+    setting: Setting,
+    clips: probe.Clips,
+    texts: tuple[np.ndarray, np.ndarray],
+    steps: int,
+    seed: int,
+) -> Stoa:
+    """Return the model with encoders trained by the setting's loss alone."""
+    options = config.default().loss.to_dict()
+    options |= {"none_weight": setting.none_weight, "target": setting.target}
+    params = named_parameters(model)
+    learned = {n: x for n, x in params.items() if n.split("/")[0] in probe.ENCODERS}
+    fixed = {n: x for n, x in params.items() if n not in learned}
+    optimizer = optax.adamw(
+        optax.warmup_cosine_decay_schedule(0, probe.RATE, steps // 20 + 1, steps)
+    )
+    moments = optimizer.init(learned)
+    valid = jnp.ones(probe.LABEL_BATCH, bool)
+
+    def loss(learned: dict, seen: VisionFeatures, objects: tuple, tokens, tags) -> jax.Array:
+        whole = with_parameters(model, {**fixed, **learned})
+        batch = {"tokens": tokens, "tags": tags, "valid": valid}
+        video, text = whole.encode_objects(seen, *objects), whole.encode_text(tokens)
+        found = joint_loss.align(whole, video, text, batch, options, {setting.loss})
+        return found[setting.loss].loss
+
+    @jax.jit
+    def step(learned: dict, moments: optax.OptState, *batch) -> tuple:
+        gradient = jax.grad(loss)(learned, *batch)
+        updates, moments = optimizer.update(gradient, moments, learned)
+        return optax.apply_updates(learned, updates), moments
+
+    rng = np.random.default_rng(seed)
+    tokens, tags = texts
+    for _ in range(steps):
+        rows = rng.choice(len(tokens), probe.LABEL_BATCH)
+        which = rng.integers(tokens.shape[1], size=len(rows))
+        batch = *clips.batch(rows), tokens[rows, which], tags[rows, which]
+        learned, moments = step(learned, moments, *batch)
+    return with_parameters(model, {**fixed, **learned})
+
+
+def accuracy(model: Stoa, kind: str, train: probe.Clips, test: probe.Clips) -> str:
+    """Return the probe's accuracy on one kind of token, as text."""
+    of_train, of_test = (probe.collected(model, clips)[kind] for clips in (train, test))
+    predicted = probe.scores(of_train, np.eye(len(MOTIONS))[train.motions], of_test).argmax(1)
+    return probe.percent(predicted == test.motions)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print one row for each setting as it comes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", default="synthetic", help="model, as for stoa_jax.load")
+    parser.add_argument("--train", type=int, default=6000, help="clips to train and fit on")
+    parser.add_argument("--test", type=int, default=1000, help="held-out clips")
+    parser.add_argument("--max-objects", type=int, default=3, help="most objects in a clip")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of each setting")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    began = time.monotonic()
+    network = stoa_jax.load(args.checkpoint).whole
+    if network is None or not (network.config.objects and network.config.actions):
+        parser.error(f"--checkpoint: {args.checkpoint} has no trajectory and action encoders")
+    train, test = (
+        probe.draw(network, split, count, args.max_objects)
+        for split, count in (("train", args.train), ("test", args.test))
+    )
+    texts = captions(network, args.train, args.max_objects)
+    print("| loss | weight of Ø | target | A | untrained, % | trained, % |\n|" + 6 * "---|")
+    for setting in settings():
+        fresh = probe.untrained(resized(network, setting.actions), args.seed)
+        kind = "actions" if setting.loss == "asp" else "trajectories"
+        before = accuracy(fresh, kind, train, test)
+        after = trained(fresh, setting, train, texts, args.steps, args.seed)
+        print(f"| {setting} | {before} | {accuracy(after, kind, train, test)} |", flush=True)
+    print(f"\n{args.train} clips, {args.test} held out; {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
