@@ -95,7 +95,7 @@ def trained(
     params = named_parameters(model)
     learned = {n: x for n, x in params.items() if n.split("/")[0] in probe.ENCODERS}
     fixed = {n: x for n, x in params.items() if n not in learned}
-    optimizer = optax.adamw(
+    optimizer = optax.adam(
         optax.warmup_cosine_decay_schedule(0, probe.RATE, steps // 20 + 1, steps)
     )
     moments = optimizer.init(learned)
