@@ -55,6 +55,8 @@ def pack(workdir: Path, out: Path, how: str = "") -> None:
         raise UserError(f"{workdir}: its checkpoint lists no answers; train the task `joint`")
     out.mkdir(parents=True)
     convert.convert(workdir, out / "model.safetensors", "safetensors", dtype="float16")
+    # The card says how it was trained; the run's settings name files of this machine.
+    (out / sidecars.RUN).unlink(missing_ok=True)
     size = (out / "model.safetensors").stat().st_size
     if size > MAX_BYTES:
         raise UserError(f"{out}: {size / 2**20:.1f} MiB; at most {MAX_BYTES >> 20} ship")
@@ -62,7 +64,7 @@ def pack(workdir: Path, out: Path, how: str = "") -> None:
     write_json(out / "config.json", {"model": dataclasses.asdict(c), "step": meta.get("step")})
     write_json(out / "answers.json", list(answers))
     if (calibration := sidecars.read(workdir, sidecars.CALIBRATION)) is not None:
-        write_json(out / sidecars.CALIBRATION, calibration)
+        write_json(out / sidecars.CALIBRATION, {**calibration, "checkpoint": out.name})
     if curve := training_curve(workdir):
         write_json(out / CURVE, curve)
     results = workdir / "results.json"
