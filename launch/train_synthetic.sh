@@ -7,8 +7,8 @@
 # ends with the metrics on the test split and a checkpoint directory, WORKDIR/checkpoint, which can
 # replace stoa_jax/checkpoints/synthetic. FLAGS are passed to every stage.
 #
-# The shipped checkpoint was made with these stages, run by hand, with two differences that its card
-# names. As a whole, this script has been run only with two steps a stage.
+# The shipped checkpoint was made with these stages, each started by hand (its card has their times).
+# As a whole, this script has been run only with two steps a stage.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt
