@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import stoa_jax
 from stoa_jax import config, objectives, sharding
+from stoa_jax.checkpoints.__main__ import pack
 from stoa_jax.errors import UserError
 from stoa_jax.joint_loss import joint_loss
 from stoa_jax.kept_vision import KeptVision
@@ -123,11 +125,11 @@ def test_kept_vision_is_refused_where_it_would_be_wrong(tmp_path):
 
 
 @pytest.mark.slow  # compiles the step and every evaluator of all heads
-def test_a_run_trains_and_evaluates_every_head(tmp_path):
+def test_a_run_trains_and_evaluates_every_head_and_is_packed(tmp_path):
     c = small(mlm=0.3)
     c.train.keep_vision = True
     c.eval.every_steps = 0
-    values = train(c, tmp_path)
+    values = train(c, tmp_path / "run")
     for name in (
         "qa/accuracy",
         "multiple_choice/accuracy",
@@ -135,6 +137,12 @@ def test_a_run_trains_and_evaluates_every_head(tmp_path):
         "retrieval/t2v/R@1",
     ):
         assert np.isfinite(values[f"eval/{name}"]), name
+    packed = tmp_path / "packed"
+    pack(tmp_path / "run", packed, how="In three steps.")
+    assert "In three steps." in (packed / "README.md").read_text()
+    for path in packed.glob("*.json"):  # these ship
+        assert str(tmp_path) not in path.read_text(), path.name
+    assert stoa_jax.load(packed).has >= {"match", "caption", "answer", "trajectories"}
 
 
 def test_named_trajectories_match_their_noun_and_learn_its_verb(started):
