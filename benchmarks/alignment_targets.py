@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,9 @@ from stoa_jax.models.features import VisionFeatures
 from stoa_jax.models.parameters import named_parameters, with_parameters
 from stoa_jax.models.stoa import Stoa
 
-NONE_WEIGHTS, TARGETS, ACTIONS = (1.0, 0.1), ("sentence", "alone"), (1, 4, 8)
+NONE_WEIGHTS, ACTIONS = (1.0, 0.1), (1, 4, 8)
+Targets = Literal["sentence", "alone"]
+TARGETS: tuple[Targets, ...] = ("sentence", "alone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Setting:
 
     loss: str  # asp, ota
     none_weight: float
-    target: str
+    target: Targets
     actions: int
 
     def __str__(self) -> str:
@@ -67,9 +70,9 @@ def captions(model: Stoa, count: int, max_objects: int) -> tuple[np.ndarray, np.
     return tokens.reshape(count, -1, c.text_length), tags.reshape(count, -1, c.text_length)
 
 
-def resized(model: Stoa, actions: int) -> Stoa:
-    """Return the model with another number of action tokens; what depends on it is zero."""
-    c = dataclasses.replace(model.config, action_tokens=actions)
+def resized(model: Stoa, actions: int, target: Targets) -> Stoa:
+    """Return the model with other actions and alignment target; what depends on them is zero."""
+    c = dataclasses.replace(model.config, action_tokens=actions, alignment_target=target)
     abstract = jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(0)))
     before = named_parameters(model)
     return with_parameters(
@@ -91,7 +94,7 @@ def trained(
 ) -> Stoa:
     """Return the model with encoders trained by the setting's loss alone."""
     options = config.default().loss.to_dict()
-    options |= {"none_weight": setting.none_weight, "target": setting.target}
+    options |= {"none_weight": setting.none_weight}
     params = named_parameters(model)
     learned = {n: x for n, x in params.items() if n.split("/")[0] in probe.ENCODERS}
     fixed = {n: x for n, x in params.items() if n not in learned}
@@ -154,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = captions(network, args.train, args.max_objects)
     print("| loss | weight of Ø | target | A | untrained, % | trained, % |\n|" + 6 * "---|")
     for setting in settings():
-        fresh = probe.untrained(resized(network, setting.actions), args.seed)
+        fresh = probe.untrained(resized(network, setting.actions, setting.target), args.seed)
         kind = "actions" if setting.loss == "asp" else "trajectories"
         before = accuracy(fresh, kind, train, test)
         after = trained(fresh, setting, train, texts, args.steps, args.seed)

@@ -104,7 +104,7 @@ main "$(left "$evaluation")" "$out/clip" --config=configs/clip.py:live "${clip[@
 
 paper=(--config.model.trajectory_verbs=False --config.loss.verb=0.0
   --config.model.trajectory_adjectives=False --config.loss.adjective=0.0
-  --config.loss.none_weight=1.0 --config.loss.target=sentence --config.loss.match_names=False)
+  --config.loss.none_weight=1.0 --config.model.alignment_target=sentence --config.loss.match_names=False)
 no_ota=(--config.loss.ota=0.0)
 no_asp=(--config.loss.asp=0.0)
 no_actions=(--config.model.actions=False "${no_asp[@]}")

@@ -27,6 +27,7 @@ def get_config(stage: str = "heads"):
     if stage not in STAGES:
         raise UserError(f"configs/joint.py:{stage}: the stages are {', '.join(STAGES)}")
     c = config.live("joint", "small")
+    c.model.alignment_target = "alone"
     c.model.trajectory_verbs = c.model.trajectory_adjectives = True
     c.model.num_answers = 41  # every possible answer
     c.data.questions, c.data.choices = "synthetic/qa", "synthetic/multiple_choice"
@@ -34,7 +35,6 @@ def get_config(stage: str = "heads"):
     c.train.keep_vision = True
     c.train.batch_size = 32
     c.loss.none_weight = 0.1
-    c.loss.target = "alone"
     c.loss.match_names = True
     c.loss.seen_words = True
     c.checkpoint.every_steps = 200

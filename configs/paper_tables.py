@@ -47,7 +47,7 @@ PAPER = {
     "model.trajectory_verbs": False,
     "loss.verb": 0.0,
     "loss.none_weight": 1.0,
-    "loss.target": "sentence",
+    "model.alignment_target": "sentence",
     "loss.match_names": False,
 }
 BASE = {**PAPER, "model.objects": False, "model.actions": False, "loss.ota": 0.0, "loss.asp": 0.0}

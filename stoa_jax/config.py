@@ -39,7 +39,6 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     c.loss.verb = c.loss.adjective = 0.0
     c.loss.answer = c.loss.choice = 1.0  # of the task `joint`
     c.loss.none_weight = 1.0  # weight of pairs with Ø in OTA and ASP
-    c.loss.target = "sentence"  # OTA and ASP regress toward a word in its sentence, or `alone`
     c.loss.match_names = False  # OTA prefers the noun that is the name of the trajectory's class
     c.loss.seen_words = False  # language models only choose among the words of the training texts
     c.loss.mask_rate = 0.15  # fraction of text tokens that MLM masks

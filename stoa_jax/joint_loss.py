@@ -189,11 +189,7 @@ def align(
     """Align trajectories with nouns (`ota`) and actions with verbs (`asp`), if active."""
     c, valid = model.config, batch["valid"]
     nouns, verbs = nouns_and_verbs(batch["tags"], settings)
-    target = text.tokens
-    if settings["target"] == "alone":
-        is_sep = jnp.arange(target.shape[1]) == text.sep_index[:, None]
-        alone = model.text.alone(batch["tokens"])
-        target = jnp.where(is_sep[..., None], target, alone)
+    target = model.alignment_text(text, batch["tokens"])
     options = {"solver": settings["matching"], "none_weight": settings["none_weight"]}
     found, named = {}, None
     if class_words is not None:

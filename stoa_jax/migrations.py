@@ -13,6 +13,7 @@ import numpy as np
 # Old dotted key → new dotted key; None: the key was removed and its value no longer matters.
 CONFIG_KEYS: dict[str, str | None] = {
     "init.anew": "init.reinit",
+    "loss.target": "model.alignment_target",
 }
 
 # Parameters that no longer exist; values that an older version saved for them are ignored.

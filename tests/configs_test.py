@@ -148,8 +148,8 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     assert on["plus, no adjectives"] == paper | {"verb"}
     assert on["base"] == on["+ objects"] == paper - {"ota", "asp"}
     assert made["+ objects", 0].model.objects and not base.model.objects
-    assert (full.loss.target, full.loss.none_weight) == ("sentence", 1.0)
-    assert (plus.loss.target, plus.loss.none_weight) == ("alone", 0.1)
+    assert (full.model.alignment_target, full.loss.none_weight) == ("sentence", 1.0)
+    assert (plus.model.alignment_target, plus.loss.none_weight) == ("alone", 0.1)
 
 
 def test_the_curves_of_the_joint_training_change_one_size(tmp_path):

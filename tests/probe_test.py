@@ -49,7 +49,7 @@ def test_the_probe_prints_its_tables(capsys):
 @pytest.mark.slow
 def test_alignment_targets_train_the_encoders_of_another_number_of_actions():
     network = stoa_jax.load("synthetic").whole
-    fresh = probe.untrained(alignment_targets.resized(network, 4), 0)
+    fresh = probe.untrained(alignment_targets.resized(network, 4, "alone"), 0)
     clips = probe.draw(fresh, "train", 64, 3)
     texts = alignment_targets.captions(fresh, 64, 3)
     setting = alignment_targets.Setting("asp", 0.1, "alone", 4)

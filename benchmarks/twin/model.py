@@ -297,7 +297,7 @@ class Twin(nn.Module):
         same = ("region", "trajectory_choice", "action_cls", "fusion_positions", "masked_text")
         same += ("prefix_lm", "match_head", "head_dropout", "alignment", "fusion_stop_gradient")
         same += ("joint_blocks", "trajectory_verbs", "trajectory_adjectives", "activation")
-        same += ("objects", "actions")
+        same += ("objects", "actions", "alignment_target")
         for name in same:
             if getattr(c, name) != getattr(PAPER, name):
                 raise ValueError(

@@ -96,7 +96,10 @@ def explain(model: Opened, video: Video | Clip, text: str) -> Explanation:
     text_features = programs.text_features(network, words[None])
     nouns, verbs = _tagged(model, text)
     found = batching.on_host(
-        programs.align_words(network, video_features, text_features, nouns[None], verbs[None]), 1
+        programs.align_words(
+            network, video_features, text_features, words[None], nouns[None], verbs[None]
+        ),
+        1,
     )
     logits = programs.match_logits(
         network, *programs.fuse_pairs(network, video_features, text_features)

@@ -99,10 +99,14 @@ class Alignments(NamedTuple):
 
 @jax.jit
 def align_words(
-    model: Stoa, video: VideoFeatures, text: TextFeatures, nouns: Array, verbs: Array
+    model: Stoa, video: VideoFeatures, text: TextFeatures, tokens: Array, nouns: Array, verbs: Array
 ) -> Alignments:
-    """Match trajectories to nouns [B, L] and actions to verbs [B, L], as OTA and ASP do."""
+    """Match trajectories to nouns and actions to verbs of ids [B, L], as OTA and ASP do.
+
+    `nouns` and `verbs` [B, L] mark the last piece of each.
+    """
     c = model.config
+    words = model.alignment_text(text, tokens)
     b, length = nouns.shape
     valid = jnp.ones(b, bool)
     nothing = jnp.zeros((b, 0), jnp.int32), jnp.zeros((b, 0, length))
@@ -111,7 +115,7 @@ def align_words(
         of = objectives.ota(
             video.objects,
             video.object_mask,
-            text.tokens,
+            words,
             nouns,
             text.sep_index,
             valid,
@@ -119,12 +123,12 @@ def align_words(
         )
         found["objects"] = of.columns, of.scores
     if c.actions and c.alignment == "cosine":
-        of = objectives.asp(video.actions, text.tokens, verbs, text.sep_index, valid)
+        of = objectives.asp(video.actions, words, verbs, text.sep_index, valid)
         found["actions"] = of.columns, of.scores
     elif c.actions:  # the authors use Ø once, as for objects
         every = jnp.ones(video.actions.shape[:2], bool)
         of = objectives.ota(
-            video.actions, every, text.tokens, verbs, text.sep_index, valid, similarity=c.alignment
+            video.actions, every, words, verbs, text.sep_index, valid, similarity=c.alignment
         )
         found["actions"] = of.columns, of.scores
     return Alignments(*found["objects"], *found["actions"])

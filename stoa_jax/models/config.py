@@ -75,6 +75,8 @@ class ModelConfig:
     answer_head: Literal["classifier", "first_piece"] = "classifier"
 
     # Beyond the paper; the preset `plus` switches it on.
+    # what OTA and ASP regress toward: a word's feature in its sentence, or of the word alone
+    alignment_target: Literal["sentence", "alone"] = "sentence"
     trajectory_verbs: bool = False  # a second projection of trajectories, which learns verbs
     trajectory_adjectives: bool = False  # a third one, which learns adjectives
 
@@ -153,7 +155,9 @@ class ModelConfig:
 
     def plus(self) -> "ModelConfig":
         """Return the same sizes with the extensions beyond the paper."""
-        return dataclasses.replace(self, trajectory_verbs=True, trajectory_adjectives=True)
+        return dataclasses.replace(
+            self, alignment_target="alone", trajectory_verbs=True, trajectory_adjectives=True
+        )
 
     def released(self) -> "ModelConfig":
         """Return the same sizes with the options of the authors' public code."""

@@ -116,6 +116,13 @@ class Stoa(nnx.Module):
         sep_index, mask = text_ends(tokens, self.config.vocab_size)
         return TextFeatures(x, at_position(x, sep_index), mask, sep_index)
 
+    def alignment_text(self, text: TextFeatures, tokens: Array) -> Array:
+        """Return the features [B, L, d] of the words and of Ø, at [SEP], for OTA and ASP."""
+        if self.config.alignment_target == "sentence":
+            return text.tokens
+        is_sep = jnp.arange(tokens.shape[1]) == text.sep_index[:, None]
+        return jnp.where(is_sep[..., None], text.tokens, self.text.alone(tokens))
+
     def fuse(
         self,
         video: VideoFeatures,
