@@ -166,8 +166,11 @@ def alignment_loss(
 
 
 def active_losses(c: ModelConfig, settings: Mapping[str, Any]) -> set[str]:
-    """Return the losses with a nonzero weight, except those whose tokens the model lacks."""
-    active = {name for name in LOSSES if settings[name]}
+    """Return the losses with a nonzero weight, except those whose tokens the model lacks.
+
+    A loss without a weight is off.
+    """
+    active = {name for name in LOSSES if settings.get(name)}
     if not c.objects:
         active -= {"ota", "verb", "adjective"}
     if not c.trajectory_verbs:

@@ -33,7 +33,7 @@ FULL = dataclasses.replace(ModelConfig.base().released(), head_dropout=0.0)
 # Dropout is off: it is not part of the comparison.
 SETTINGS = dict(
     vtc=1.0, vtm=1.0, mlm=1.0, plm=1.0, ota=1.0, asp=1.0, verb=0.0, none_weight=1.0,
-    target="sentence", match_names=False, seen_words=False, answer=0.0, choice=0.0,
+    match_names=False, seen_words=False, answer=0.0, choice=0.0,
     mask_rate=0.15, proper_nouns=False, matching="scipy",
 )  # fmt: skip
 
