@@ -170,6 +170,7 @@ def test_named_trajectories_match_their_noun_and_learn_its_verb(started):
     assert checked > 4
 
 
+@pytest.mark.slow  # compiles every program of an explanation
 def test_an_explanation_matches_the_words_that_training_regressed_toward():
     """The shipped model learned words alone; matched in their sentence, a quarter were wrong."""
     model = stoa_jax.load("synthetic")
