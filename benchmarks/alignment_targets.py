@@ -27,7 +27,7 @@ import stoa_jax
 from benchmarks import probe
 from stoa_jax import config, joint_loss
 from stoa_jax.data.split import fit_tokens
-from stoa_jax.data.synthetic import World, parts_of_speech
+from stoa_jax.data.synthetic import parts_of_speech
 from stoa_jax.data.synthetic.scene import MOTIONS
 from stoa_jax.models.features import VisionFeatures
 from stoa_jax.models.parameters import named_parameters, with_parameters
@@ -60,11 +60,10 @@ def settings() -> Iterator[Setting]:
         yield Setting("ota", none_weight, target, ACTIONS[0])
 
 
-def captions(model: Stoa, count: int, max_objects: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens and tags [clips, 5, L] of the captions of the clips that `probe.draw` draws."""
-    c = model.config
-    world = World("train", 0, c.image_size, c.frames, max_objects, c.objects_per_frame, siblings=1)
-    parsed = [one for i in range(count) for one in parts_of_speech.parse(world.clip(i).captions)]
+def captions(model: Stoa, clips: probe.Clips) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens and tags [clips, 5, L] of the captions of the clips."""
+    c, count = model.config, len(clips.captions)
+    parsed = [one for texts in clips.captions for one in parts_of_speech.parse(texts)]
     whole_tokens, whole_tags = (np.stack(part) for part in zip(*parsed, strict=True))
     tokens, tags = fit_tokens(whole_tokens, whole_tags, c.text_length, c.vocab_size)
     return tokens.reshape(count, -1, c.text_length), tags.reshape(count, -1, c.text_length)
@@ -139,12 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", default="synthetic", help="model, as for stoa_jax.load")
-    parser.add_argument("--train", type=int, default=6000, help="clips to train and fit on")
-    parser.add_argument("--test", type=int, default=1000, help="held-out clips")
-    parser.add_argument("--max-objects", type=int, default=3, help="most objects in a clip")
+    probe.add_arguments(parser)
     parser.add_argument("--steps", type=int, default=500, help="training steps of each setting")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     began = time.monotonic()
     network = stoa_jax.load(args.checkpoint).whole
@@ -154,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         probe.draw(network, split, count, args.max_objects)
         for split, count in (("train", args.train), ("test", args.test))
     )
-    texts = captions(network, args.train, args.max_objects)
+    texts = captions(network, train)
     print("| loss | weight of Ø | target | A | untrained, % | trained, % |\n|" + 6 * "---|")
     for setting in settings():
         fresh = probe.untrained(resized(network, setting.actions, setting.target), args.seed)

@@ -55,6 +55,7 @@ class Clips:
     objects: tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, classes, scores
     true_boxes: list[np.ndarray]  # [T, objects of the scene, 4]
     scenes: list[Scene]
+    captions: list[list[str]]
 
     @property
     def motions(self) -> np.ndarray:
@@ -73,7 +74,7 @@ def draw(model: Stoa, split: str, count: int, max_objects: int) -> Clips:
     world = World(split, 0, c.image_size, c.frames, max_objects, c.objects_per_frame, siblings=1)
     see = jax.jit(model.encode_frames)
     seen: dict[str, list[np.ndarray]] = {}
-    objects, true_boxes = [], []
+    objects, true_boxes, captions = [], [], []
     for start in range(0, count, BATCH):
         clips = [world.clip(i) for i in range(start, min(start + BATCH, count))]
         found = see(np.stack([one.frames for one in clips]))
@@ -81,10 +82,11 @@ def draw(model: Stoa, split: str, count: int, max_objects: int) -> Clips:
             seen.setdefault(name, []).append(np.asarray(x, np.float16))
         objects += [(one.boxes, one.classes, one.scores) for one in clips]
         true_boxes += [one.true_boxes for one in clips]
+        captions += [one.captions for one in clips]
     boxes, classes, scores = (np.stack(x) for x in zip(*objects, strict=True))
     scenes = [world.scene(i) for i in range(count)]
     joined = {name: np.concatenate(parts) for name, parts in seen.items()}
-    return Clips(joined, (boxes, classes, scores), true_boxes, scenes)
+    return Clips(joined, (boxes, classes, scores), true_boxes, scenes, captions)
 
 
 @jax.jit
@@ -325,17 +327,22 @@ def probe_colours(model: Model, train: Clips, test: Clips) -> Iterator[str]:
     yield f"| the answer head | {percent(answered(model, *asked['test']))} |"
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model is probed, and on which clips."""
+    parser.add_argument("--checkpoint", default="synthetic", help="model, as for stoa_jax.load")
+    parser.add_argument("--train", type=int, default=6000, help="clips to train and fit on")
+    parser.add_argument("--test", type=int, default=1000, help="held-out clips")
+    parser.add_argument("--max-objects", type=int, default=3, help="most objects in a clip")
+    parser.add_argument("--seed", type=int, default=0)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", default="synthetic", help="model, as for stoa_jax.load")
-    parser.add_argument("--train", type=int, default=6000, help="clips to fit the probes to")
-    parser.add_argument("--test", type=int, default=1000, help="held-out clips")
-    parser.add_argument("--max-objects", type=int, default=3, help="most objects in a clip")
+    add_arguments(parser)
     parser.add_argument("--steps", type=int, default=LABEL_STEPS, help="steps on labels; 0: off")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--colors", action="store_true", help="also probe colors of named objects")
     args = parser.parse_args(argv)
     began = time.monotonic()

@@ -51,7 +51,7 @@ def test_alignment_targets_train_the_encoders_of_another_number_of_actions():
     network = stoa_jax.load("synthetic").whole
     fresh = probe.untrained(alignment_targets.resized(network, 4, "alone"), 0)
     clips = probe.draw(fresh, "train", 64, 3)
-    texts = alignment_targets.captions(fresh, 64, 3)
+    texts = alignment_targets.captions(fresh, clips)
     setting = alignment_targets.Setting("asp", 0.1, "alone", 4)
     after = named_parameters(alignment_targets.trained(fresh, setting, clips, texts, 2, 0))
     before, first = named_parameters(fresh), named_parameters(network)
