@@ -26,8 +26,6 @@ from flax import nnx
 import stoa_jax
 from benchmarks import probe
 from stoa_jax import config, joint_loss
-from stoa_jax.data.split import fit_tokens
-from stoa_jax.data.synthetic import parts_of_speech
 from stoa_jax.data.synthetic.scene import MOTIONS
 from stoa_jax.models.features import VisionFeatures
 from stoa_jax.models.parameters import named_parameters, with_parameters
@@ -58,15 +56,6 @@ def settings() -> Iterator[Setting]:
         yield Setting("asp", none_weight, target, actions)
     for none_weight, target in itertools.product(NONE_WEIGHTS, TARGETS):
         yield Setting("ota", none_weight, target, ACTIONS[0])
-
-
-def captions(model: Stoa, clips: probe.Clips) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens and tags [clips, 5, L] of the captions of the clips."""
-    c, count = model.config, len(clips.captions)
-    parsed = [one for texts in clips.captions for one in parts_of_speech.parse(texts)]
-    whole_tokens, whole_tags = (np.stack(part) for part in zip(*parsed, strict=True))
-    tokens, tags = fit_tokens(whole_tokens, whole_tags, c.text_length, c.vocab_size)
-    return tokens.reshape(count, -1, c.text_length), tags.reshape(count, -1, c.text_length)
 
 
 def resized(model: Stoa, actions: int, target: Targets) -> Stoa:
@@ -100,7 +89,6 @@ def trained(
     optimizer = optax.adam(
         optax.warmup_cosine_decay_schedule(0, probe.RATE, steps // 20 + 1, steps)
     )
-    moments = optimizer.init(learned)
     valid = jnp.ones(probe.LABEL_BATCH, bool)
 
     def loss(learned: dict, seen: VisionFeatures, objects: tuple, tokens, tags) -> jax.Array:
@@ -110,20 +98,16 @@ def trained(
         found = joint_loss.align(whole, video, text, batch, options, {setting.loss})
         return found[setting.loss].loss
 
-    @jax.jit
-    def step(learned: dict, moments: optax.OptState, *batch) -> tuple:
-        gradient = jax.grad(loss)(learned, *batch)
-        updates, moments = optimizer.update(gradient, moments, learned)
-        return optax.apply_updates(learned, updates), moments
+    def batches() -> Iterator[tuple]:
+        rng = np.random.default_rng(seed)
+        tokens, tags = texts
+        for _ in range(steps):
+            rows = rng.choice(len(tokens), probe.LABEL_BATCH)
+            which = rng.integers(tokens.shape[1], size=len(rows))
+            yield *clips.batch(rows), tokens[rows, which], tags[rows, which]
 
-    rng = np.random.default_rng(seed)
-    tokens, tags = texts
-    for _ in range(steps):
-        rows = rng.choice(len(tokens), probe.LABEL_BATCH)
-        which = rng.integers(tokens.shape[1], size=len(rows))
-        batch = *clips.batch(rows), tokens[rows, which], tags[rows, which]
-        learned, moments = step(learned, moments, *batch)
-    return with_parameters(model, {**fixed, **learned})
+    after = probe.last(probe.updates(learned, loss, batches(), optimizer))
+    return with_parameters(model, {**fixed, **after})
 
 
 def accuracy(model: Stoa, kind: str, train: probe.Clips, test: probe.Clips) -> str:
@@ -149,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         probe.draw(network, split, count, args.max_objects)
         for split, count in (("train", args.train), ("test", args.test))
     )
-    texts = captions(network, train)
+    texts = probe.captions(network, train)
     print("| loss | weight of Ø | target | A | untrained, % | trained, % |\n|" + 6 * "---|")
     for setting in settings():
         fresh = probe.untrained(resized(network, setting.actions, setting.target), args.seed)

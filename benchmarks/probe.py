@@ -18,10 +18,12 @@ frame, N trajectories, A actions, h vision width, d shared width.
 """
 
 import argparse
+import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,8 @@ from flax import nnx
 
 import stoa_jax
 from stoa_jax import objectives, ops, weights
-from stoa_jax.data.synthetic import World
+from stoa_jax.data.split import fit_tokens
+from stoa_jax.data.synthetic import World, parts_of_speech
 from stoa_jax.data.synthetic.scene import COLOURS, MOTIONS, SHAPES, Scene
 from stoa_jax.inference.model import Model
 from stoa_jax.models.config import ModelConfig
@@ -99,6 +102,15 @@ def video_features(model: Stoa, clips: Clips) -> Iterator[VideoFeatures]:
     """Yield the features of `clips`, batch by batch."""
     for start in range(0, len(clips.scenes), BATCH):
         yield encode(model, *clips.batch(slice(start, start + BATCH)))
+
+
+def captions(model: Stoa, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens and tags [n, captions of a clip, L] of the clips' captions."""
+    c, count = model.config, len(clips.captions)
+    parsed = [one for texts in clips.captions for one in parts_of_speech.parse(texts)]
+    whole_tokens, whole_tags = (np.stack(part) for part in zip(*parsed, strict=True))
+    tokens, tags = fit_tokens(whole_tokens, whole_tags, c.text_length, c.vocab_size)
+    return tokens.reshape(count, -1, c.text_length), tags.reshape(count, -1, c.text_length)
 
 
 def mean_trajectory(tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -173,6 +185,31 @@ def untrained(model: Stoa, seed: int) -> Stoa:
     )
 
 
+def updates(
+    learned: Any,
+    loss: Callable[..., jax.Array],
+    batches: Iterable[tuple],
+    optimizer: optax.GradientTransformation,
+) -> Iterator[Any]:
+    """Minimise `loss(learned, *batch)` and yield `learned` after the update by each batch."""
+    moments = optimizer.init(learned)
+
+    @jax.jit
+    def step(learned: Any, moments: optax.OptState, *batch: Any) -> tuple:
+        gradient = jax.grad(loss)(learned, *batch)
+        changes, moments = optimizer.update(gradient, moments, learned)
+        return optax.apply_updates(learned, changes), moments
+
+    for batch in batches:
+        learned, moments = step(learned, moments, *batch)
+        yield learned
+
+
+def last(values: Iterable[Any]) -> Any:
+    """Return the last value, without keeping the others."""
+    return collections.deque(values, maxlen=1).pop()
+
+
 def labels_trained(model: Stoa, clips: Clips, steps: int, seed: int) -> Stoa:
     """Return the model with encoders trained to predict the first motion by a linear layer."""
     labels = clips.motions
@@ -183,7 +220,6 @@ def labels_trained(model: Stoa, clips: Clips, steps: int, seed: int) -> Stoa:
     heads = {name: jnp.zeros((size, len(MOTIONS))) for name, size in sizes.items()}
     state = (learned, heads)
     optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, RATE, steps // 20 + 1, steps))
-    moments = optimizer.init(state)
 
     def loss(state: tuple, vision: VisionFeatures, objects: tuple, labels: jax.Array) -> jax.Array:
         found = motion_features(
@@ -192,17 +228,11 @@ def labels_trained(model: Stoa, clips: Clips, steps: int, seed: int) -> Stoa:
         logits = [found[name] @ head for name, head in state[1].items()]
         return sum(objectives.cross_entropy(one, labels).mean() for one in logits)
 
-    @jax.jit
-    def step(state: tuple, moments: optax.OptState, *batch: jax.Array) -> tuple:
-        gradient = jax.grad(loss)(state, *batch)
-        updates, moments = optimizer.update(gradient, moments, state)
-        return optax.apply_updates(state, updates), moments
-
     rng = np.random.default_rng(seed)
-    for _ in range(steps):
-        rows = rng.choice(len(labels), LABEL_BATCH)
-        state, moments = step(state, moments, *clips.batch(rows), labels[rows])
-    return with_parameters(model, {**fixed, **state[0]})
+    chosen = (rng.choice(len(labels), LABEL_BATCH) for _ in range(steps))
+    batches = ((*clips.batch(rows), labels[rows]) for rows in chosen)
+    after, _ = last(updates(state, loss, batches, optimizer))
+    return with_parameters(model, {**fixed, **after})
 
 
 def _shapes(model: Stoa, clips: Clips) -> Mapping[str, jax.ShapeDtypeStruct]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import stoa_jax
-from benchmarks import alignment_targets, probe, trajectories
+from benchmarks import alignment_targets, oracle, probe, trajectories
 from stoa_jax.data.synthetic import World
 from stoa_jax.models.parameters import named_parameters
 
@@ -51,7 +51,7 @@ def test_alignment_targets_train_the_encoders_of_another_number_of_actions():
     network = stoa_jax.load("synthetic").whole
     fresh = probe.untrained(alignment_targets.resized(network, 4, "alone"), 0)
     clips = probe.draw(fresh, "train", 64, 3)
-    texts = alignment_targets.captions(fresh, clips)
+    texts = probe.captions(fresh, clips)
     setting = alignment_targets.Setting("asp", 0.1, "alone", 4)
     after = named_parameters(alignment_targets.trained(fresh, setting, clips, texts, 2, 0))
     before, first = named_parameters(fresh), named_parameters(network)
@@ -60,3 +60,23 @@ def test_alignment_targets_train_the_encoders_of_another_number_of_actions():
     assert changed == {"action", "regions"}
     for name in ("text/token_embedding", "visual/patch/kernel"):
         np.testing.assert_array_equal(after[name], first[name])
+
+
+@pytest.mark.slow
+def test_only_fusion_and_the_vectors_of_motions_learn_beside_an_oracle(capsys):
+    network = stoa_jax.load("synthetic").whole
+    data = oracle.Data.of(network, "train", 40, 3)
+    for scene, motions in zip(data.clips.scenes, data.motions, strict=True):
+        named = [oracle.MOTIONS[i] for i in motions if i < len(oracle.MOTIONS)]
+        assert named == [event.motion for event in scene.events]
+    seen = np.unique(data.tokens)
+    model = oracle.with_new_fusion(network, "oracle", seen, 0)
+    tables = [table for _, table in oracle.trained(model, True, data, seen, 2, 0)]
+    after, table = probe.last(oracle.trained(model, True, data, seen, 2, 0))
+    before, after = named_parameters(model), named_parameters(after)
+    changed = {n.split("/")[0] for n in after if not np.array_equal(before[n], after[n])}
+    assert changed == {"fusion"}
+    np.testing.assert_array_equal(table, tables[-1])
+    assert not np.array_equal(tables[0], tables[1])
+    oracle.main(["--train=40", "--test=32", "--steps", "2", "--inputs", "base"])
+    assert "| base | 2 |" in capsys.readouterr().out

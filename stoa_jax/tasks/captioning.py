@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from stoa_jax import decode, metrics, objectives
 from stoa_jax.metrics import coco
 from stoa_jax.models import decoding
+from stoa_jax.models.features import VideoFeatures
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
 from stoa_jax.text import Tokenizer
@@ -79,10 +80,16 @@ class Likelihood(NamedTuple):
     verb: Array  # [B, L - 1], True for the last piece of a verb
 
 
-def likelihood(model: Stoa, batch: Mapping[str, Array]) -> Likelihood:
-    """Predict each piece of the captions of a batch from the clip and the pieces before it."""
+def likelihood(
+    model: Stoa, batch: Mapping[str, Array], video: VideoFeatures | None = None
+) -> Likelihood:
+    """Predict each piece of the captions of a batch from the clip and the pieces before it.
+
+    `video` holds the clips' features if they were computed before.
+    """
     tokens = batch["tokens"]
-    video, text = encode_video(model, batch), model.encode_text(tokens)
+    video = encode_video(model, batch) if video is None else video
+    text = model.encode_text(tokens)
     if model.config.prefix_lm == "position_query":
         features = model.next_token_features(video, text.tokens)
     else:
@@ -128,7 +135,7 @@ class CaptioningEvaluator(SplitEvaluator):
             found = self.run(likelihood, model, mesh, variant)
             for key, which in (("nll", found.real), ("verb_nll", found.real & found.verb)):
                 if which.any():
-                    what = "last pieces of verbs" if key == "verb_nll" else "pieces"
+                    what = "last pieces of verbs" if key == "verb_nll" else "all pieces"
                     yield Row(
                         named(self.prefix, variant, key),
                         float(found.nll[which].mean()),
