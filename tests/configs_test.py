@@ -1,6 +1,7 @@
 """Every shipped configuration with every argument: parsed, and its model built in shape."""
 
 import collections
+import re
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ from clip_tiny import FOLDER
 from flax import nnx
 from shipped_configs import CONFIGS, load
 
-from stoa_jax import config, optim, sweep
+from stoa_jax import config, optim, sweep, weights
 from stoa_jax.data.sources import DATA_SETS, sets_for
 from stoa_jax.errors import UserError
 from stoa_jax.models.parameters import named_parameters
@@ -167,6 +168,25 @@ def test_the_curves_of_the_joint_training_change_one_size(tmp_path):
         sizes[part][int(value)] = m.trajectories * m.objects, m.action_tokens * m.actions
     assert sizes["trajectories"] == {n: (n, 2) for n in (0, 1, 2, 4, 8)}
     assert sizes["actions"] == {a: (5, a) for a in (0, 1, 2, 4, 8)}
+
+
+def test_every_row_of_joint_can_start_from_the_stage_before_it(tmp_path):
+    config_file = f"{CONFIGS / 'paper_tables.py'}:joint,table4,trajectories,actions,seeds=1"
+    checked = 0
+    for run in sweep.make_runs(config_file, sweep.load(config_file), tmp_path):
+        shapes = None
+        for stage in run.stages:
+            if stage.name.startswith("clip"):
+                continue
+            c = load("joint").get_config(stage.config.partition(":")[2])
+            with c.unlocked():
+                c.update_from_flattened_dict(dict(stage.overrides))
+            before, shapes = shapes, weights.parameter_shapes(make_task(c).model_config())
+            if before is not None:
+                reinit, report = re.compile(c.init.reinit), weights.Report("", "")
+                weights._matching_names(run.name, before, shapes, report, reinit)
+                checked += 1
+    assert checked > 20
 
 
 def test_the_paper_tables_name_a_wrong_set():
