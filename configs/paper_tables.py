@@ -159,12 +159,12 @@ def joint(parts, seeds, clip_steps):
                 ("trajectories", count, {**plus, "model.trajectories": count}, after_motion)
             )
     if "actions" in parts:
-        # No stage before this one trains actions, so that starting them anew loses nothing.
-        anew = {**plus, "init.reinit": rf"{MOVED}|^action/"}
+        # No earlier stage trains the action encoder, so initializing it again loses nothing.
+        fresh = {**plus, "init.reinit": rf"{MOVED}|^action/"}
         none = {"model.actions": False, "loss.asp": 0.0}
-        rows.append(("actions", 0, {**anew, **none}, after_motion))
+        rows.append(("actions", 0, {**fresh, **none}, after_motion))
         for count in A[1:]:
-            rows.append(("actions", count, {**anew, "model.action_tokens": count}, after_motion))
+            rows.append(("actions", count, {**fresh, "model.action_tokens": count}, after_motion))
     for seed in range(seeds):
         for part, row, switches, before in rows:
             overrides = {**heads, **switches, "init.path": f"{{{before}}}", "seed": seed}
