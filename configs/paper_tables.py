@@ -129,13 +129,15 @@ def joint(parts, seeds, clip_steps):
     """
     live, conf = f"{HERE}/clip.py:live", f"{HERE}/joint.py"
     steps = {name: {"train.steps": count} for name, count in JOINT_STEPS.items()}
-    words = {**BASE, **steps["words"], "init.path": "{clip_hf}"}
+    # The stages render the same clips and run the same frozen vision tower: do both once.
+    shared = {"data.live_dir": "{cache}"}
+    words = {**BASE, **steps["words"], **shared, "init.path": "{clip_hf}"}
     start = [
         {"name": "clip", "config": live, "overrides": {"train.steps": clip_steps}},
         {"name": "clip_hf", "convert": "{clip}", "to": "hugging_face"},
         {"name": "words", "config": f"{conf}:words", "overrides": words},
     ]
-    motion = {**steps["motion"], "init.path": "{words}", "init.reinit": FRESH}
+    motion = {**steps["motion"], **shared, "init.path": "{words}", "init.reinit": FRESH}
     middle = {
         name: {"name": name, "config": f"{conf}:motion", "overrides": {**motion, **switches}}
         for name, switches in (("motion", {}), ("motion_no_adjectives", NO_ADJECTIVES))
@@ -148,6 +150,7 @@ def joint(parts, seeds, clip_steps):
         "eval.every_steps": 0,  # at the end
         "eval.rerank": 0,
         **steps["heads"],
+        **shared,
     }
     rows = [("joint", name, *row) for name, row in JOINT.items() if "table4" in parts]
     plus, after_motion = JOINT["plus"]

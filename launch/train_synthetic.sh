@@ -31,6 +31,8 @@ run() { # run NAME CONFIG [FLAGS…]: a stage, unless it is done
 run clip clip.py:live
 [ -e "$work/clip-hf" ] ||
   "$PYTHON" -m stoa_jax.convert "$work/clip" "$work/clip-hf" --to=hugging_face
+# The stages render the same clips and run the same frozen vision tower: do both once.
+flags+=(--config.data.live_dir="$work/cache")
 run words joint.py:words --config.init.path="$work/clip-hf"
 run motion joint.py:motion --config.init.path="$work/words"
 run heads joint.py:heads --config.init.path="$work/motion"

@@ -50,6 +50,9 @@ def default(task: str = "pretrain", variant: str = "base") -> ConfigDict:
     # Render the synthetic world into memory at the start, with the model's frames and objects,
     # instead of reading a built set.
     c.data.live = False
+    # Directory where rendered clips and what train.keep_vision keeps are written, and read again
+    # by later runs; empty: in memory only.
+    c.data.live_dir = ""
     # The live world: seed, pixels per side, clips that look alike, most objects per clip, whether
     # each clip has two of one class (twins), and clips per split.
     c.data.world = ConfigDict(dict(seed=0, size=64, siblings=2, max_objects=4, twins=0))

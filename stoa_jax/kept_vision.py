@@ -1,26 +1,35 @@
 """Outputs of a frozen vision tower for every training clip, computed once and kept in memory.
 
 A training step then starts after the tower. The outputs are float16, a few KB per clip for small
-models. T frames, P patches, h vision width, d shared width.
+models. With `data.live_dir`, they are also written there, and later runs with the same tower and
+the same clips read them. T frames, P patches, h vision width, d shared width.
 """
 
+import hashlib
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
+from stoa_jax.data import resize
+from stoa_jax.data.synthetic import stored
 from stoa_jax.errors import UserError
+from stoa_jax.models import parameters
 from stoa_jax.models.stoa import Stoa
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from stoa_jax.data.split import Split
     from stoa_jax.tasks import Task
 
 _CLIPS = 64  # clips per batch
+# What the tower's outputs depend on, besides its weights and the blocks that are kept.
+_SETTINGS = ("image_size", "patch_size", "vision_heads", "activation", "dtype", "joint_blocks")
 
 
 class KeptVision:
@@ -37,6 +46,10 @@ class KeptVision:
         c = task.config
         began = time.monotonic()
         split = task.open_split(task.train_set, c.data.train_split)
+        path = file_for(model, split, c.data.live_dir)
+        if path and path.exists():
+            print(f"reading the vision tower's outputs from {path}", file=sys.stderr, flush=True)
+            return cls(stored.load(path))
         spec = task.batch_spec(train=False)
         loader = pipeline.Loader(split, spec, batch_size=_CLIPS, train=False, cache="off")
         see = jax.jit(lambda pixels: model.encode_frames(pixels))
@@ -57,11 +70,34 @@ class KeptVision:
             file=sys.stderr,
             flush=True,
         )
-        return cls({f"seen/{name}": x for name, x in rows.items()})
+        kept = cls({f"seen/{name}": x for name, x in rows.items()})
+        if path:
+            stored.save(path, kept.rows)
+        return kept
 
     def add_to(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the batch with the stored rows of its clips, which `index` names."""
         return {**batch, **{name: x[batch["index"]] for name, x in self.rows.items()}}
+
+
+def file_for(model: Stoa, split: "Split", folder: str) -> Path | None:
+    """Return the file in `folder` for the outputs of this tower for these clips.
+
+    The name depends on the tower's weights, settings and code, and on what decides the clips of a
+    live split. None: there is no folder, or the split is not live.
+    """
+    from stoa_jax.data.synthetic import live
+
+    if not folder or not isinstance(split, live.LiveSplit):
+        return None
+    weights = hashlib.sha256()
+    for name, value in parameters.named_parameters(model).items():
+        if name.startswith("visual/"):
+            weights.update(name.encode() + np.asarray(value).tobytes())
+    settings = {name: getattr(model.config, name) for name in _SETTINGS}
+    code = [Path(parameters.__file__).parent, Path(resize.__file__), Path(__file__)]
+    name = stored.digest(code, weights.hexdigest(), settings, model.tapped, split.stored_name)
+    return Path(folder) / f"vision-{name}.npz"
 
 
 def check_keeps(c: "ConfigDict", rates: Mapping[str, float]) -> None:

@@ -12,7 +12,8 @@ The file's `sweep()` (or `sweep(argument)`, for FILE.py:argument) returns a list
         {"name": "retrieval", "config": "configs/retrieval.py:synthetic",
          "overrides": {"model.actions": False, "init.path": "{pretrain}", "seed": 1}}]}
 
-`{pretrain}` stands for the work directory of the stage of that name. A stage may also convert the
+`{pretrain}` stands for the work directory of the stage of that name, and `{cache}` for a directory
+that all stages share, for `data.live_dir`. A stage may also convert the
 weights of an earlier one: {"name": "hf", "convert": "{pretrain}", "to": "hugging_face"}. Stages
 that several runs share are run once. Running the command again continues where it stopped.
 """
@@ -36,6 +37,7 @@ from typing import Any
 from stoa_jax.errors import UserError
 
 SHOWN = r"^(eval/|loss$)"  # metrics of a result that the table shows
+CACHE = "cache"  # the directory of files that all stages share, in the sweep's directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,9 @@ def make_runs(config: str, described: Sequence[Mapping[str, Any]], root: Path) -
             name = stage.get("name", f"stage{index}" if len(stages) > 1 else "run")
             if name in made:
                 raise UserError(f"sweep(): run {number} has two stages named {name!r}")
-            before = {n: str(s.workdir) for n, s in made.items()}
+            if name == CACHE:
+                raise UserError(f"sweep(): run {number} has a stage named {name!r}; rename it")
+            before = {n: str(s.workdir) for n, s in made.items()} | {CACHE: str(root / CACHE)}
             given = dict(stage.get("overrides", {}))
             overrides = tuple(
                 (key, _filled(value, before, number)) for key, value in sorted(given.items())
@@ -125,7 +129,9 @@ def make_runs(config: str, described: Sequence[Mapping[str, Any]], root: Path) -
                 if "to" not in stage:
                     raise UserError(f"sweep(): stage {name!r} of run {number} wants a format, 'to'")
                 conversion = _filled(stage["convert"], before, number), stage["to"]
-            what = conversion or (of, overrides)
+            # The cache changes no result, so it is not part of the stage's identity.
+            cached = {key for key, value in given.items() if value == f"{{{CACHE}}}"}
+            what = conversion or (of, tuple(o for o in overrides if o[0] not in cached))
             digest = hashlib.sha256(repr(what).encode()).hexdigest()[:10]
             folder = root / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{digest}"
             last = list(made.values())[-1].workdir if made else None
@@ -147,7 +153,7 @@ def _filled(value: Any, before: Mapping[str, str], number: int) -> Any:
     if value[1:-1] not in before:
         raise UserError(
             f"sweep(): run {number} refers to stage {value}; before it there is "
-            f"{', '.join(before) or 'none'}"
+            f"{', '.join(name for name in before if name != CACHE) or 'none'}"
         )
     return before[value[1:-1]]
 

@@ -6,10 +6,11 @@ import pytest
 import stoa_jax
 from stoa_jax import config, objectives, sharding
 from stoa_jax.checkpoints.__main__ import pack
+from stoa_jax.data import pipeline
 from stoa_jax.data.synthetic import CLASS_NAMES, World
 from stoa_jax.errors import UserError
 from stoa_jax.joint_loss import joint_loss
-from stoa_jax.kept_vision import KeptVision
+from stoa_jax.kept_vision import KeptVision, file_for
 from stoa_jax.program import make_program
 from stoa_jax.tasks import make_task
 from stoa_jax.train import train
@@ -109,6 +110,29 @@ def test_kept_vision_gives_the_losses_of_pixels(started):
         losses.append({k: float(v) for k, v in metrics.items() if k.startswith("loss")})
     for name, value in losses[0].items():
         assert losses[1][name] == pytest.approx(value, rel=5e-3, abs=5e-3), name
+
+
+def test_kept_vision_is_read_from_its_file(started, tmp_path, monkeypatch):
+    task, program, state = started
+    model = program.model_with(state.params)
+    kept = KeptVision.of(model, task)
+    c = small(mlm=0.0)
+    c.data.live_dir = str(tmp_path)
+    task = make_task(c)
+    written = KeptVision.of(model, task)
+    (path,) = tmp_path.iterdir()  # the split is too small to be stored itself
+    monkeypatch.setattr(pipeline, "Loader", None)  # another run of the tower would raise
+    read = KeptVision.of(model, task)
+    for name, rows in kept.rows.items():
+        for other in (written.rows, read.rows):
+            np.testing.assert_array_equal(other[name], rows, err_msg=name)
+
+    split = task.open_split(task.train_set, "train")
+    other = program.model_with({**state.params, "visual/proj": state.params["visual/proj"] + 1})
+    assert file_for(model, split, str(tmp_path)) == path
+    assert file_for(other, split, str(tmp_path)) != path
+    fewer = task.open_split(task.train_set, "test")
+    assert file_for(model, fewer, str(tmp_path)) != path
 
 
 def test_kept_vision_is_refused_where_it_would_be_wrong(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from stoa_jax import config
 from stoa_jax.data import builders, pipeline
 from stoa_jax.data.build import run as build
-from stoa_jax.data.synthetic import live, parts_of_speech
+from stoa_jax.data.synthetic import live, parts_of_speech, stored
 from stoa_jax.errors import UserError
 from stoa_jax.tasks import make_task
 
@@ -35,8 +35,9 @@ def folder(tmp_path_factory):
     return directory
 
 
-def opened(kind, split="train"):
-    return live.open_split(f"synthetic/{kind}", split, {**WORLD, **COUNTS}, FRAMES, OBJECTS)
+def opened(kind, split="train", folder="", **options):
+    world = {**WORLD, **COUNTS, **options}
+    return live.open_split(f"synthetic/{kind}", split, world, FRAMES, OBJECTS, str(folder))
 
 
 @pytest.mark.parametrize("kind", ["captions", "qa", "multiple_choice", "pictures"])
@@ -51,10 +52,10 @@ def test_a_live_split_equals_the_built_one(folder, kind):
         assert ours.class_names == built.class_names
         for i in range(len(ours)):
             assert ours.metadata(i) == built.metadata(i)
-            mine, stored = ours.read(i), built.read(i)
-            assert list(mine["frames"]) == list(stored["frames"])  # the same JPEG bytes
+            mine, theirs = ours.read(i), built.read(i)
+            assert list(mine["frames"]) == list(theirs["frames"])  # the same JPEG bytes
             for name in ("boxes", "classes", "scores", "tokens"):
-                np.testing.assert_array_equal(mine[name], stored[name], err_msg=name)
+                np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
 def test_batches_come_in_the_same_order(folder):
@@ -63,9 +64,9 @@ def test_batches_come_in_the_same_order(folder):
         return [loader.batch(step) for step in range(6)]  # two epochs and a half
 
     built = pipeline.open_split(folder, "synthetic/captions", "train")
-    for mine, stored in zip(batches(opened("captions")), batches(built), strict=True):
+    for mine, theirs in zip(batches(opened("captions")), batches(built), strict=True):
         for name in set(mine) - {"tags"}:
-            np.testing.assert_array_equal(mine[name], stored[name], err_msg=name)
+            np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
 def test_every_epoch_is_a_permutation_and_mixtures_keep_their_weights():
@@ -129,6 +130,69 @@ def test_parts_of_speech():
 def test_the_tagger_mostly_agrees_with_the_world():
     share, _ = parts_of_speech.agreement(clips=60)
     assert share > 0.9
+
+
+@pytest.fixture
+def stored_from_one_clip(monkeypatch):
+    """Store splits of every size; small ones are otherwise not."""
+    monkeypatch.setattr(live, "_ALONE", 0)
+    live.drawn.cache_clear()
+    yield
+    live.drawn.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["captions", "qa", "multiple_choice", "pictures"])
+def test_a_stored_split_equals_the_rendered_one(kind, tmp_path, monkeypatch, stored_from_one_clip):
+    rendered = list(opened(kind)._source)
+    live.drawn.cache_clear()
+    assert opened(kind, folder=tmp_path)._source == EqualRecords(rendered)  # writes the file
+    live.drawn.cache_clear()
+    monkeypatch.setattr(live, "draw_chunk", None)  # a second rendering would raise
+    read = opened(kind, folder=tmp_path)
+    assert read._source == EqualRecords(rendered)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class EqualRecords:
+    """Compares equal to records with the same values and types."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def __eq__(self, other):
+        for mine, theirs in zip(self.records, other, strict=True):
+            assert mine.keys() == theirs.keys()
+            for name, value in mine.items():
+                if isinstance(value, np.ndarray):
+                    assert value.dtype == theirs[name].dtype
+                    np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+                else:
+                    assert value == theirs[name], name
+        return True
+
+
+def test_other_options_or_other_code_are_stored_in_another_file(tmp_path, monkeypatch):
+    def name(**options):
+        return opened("captions", folder=tmp_path, **options).stored_name
+
+    assert name() == opened("qa", folder=tmp_path).stored_name  # kinds share one rendering
+    names = {name(), name(seed=4), name(twins=1), name(train=13)}
+    names.add(opened("pictures", folder=tmp_path).stored_name)
+    code = tmp_path / "render.py"
+    for text in ("a = 1", "a = 2"):
+        code.write_text(text)
+        monkeypatch.setattr(stored, "_CODE", (code,))
+        names.add(name())
+    assert len(names) == 7
+
+
+def test_a_broken_stored_file_is_named(tmp_path, stored_from_one_clip):
+    len(opened("captions", folder=tmp_path)._source)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    live.drawn.cache_clear()
+    with pytest.raises(UserError, match=f"{path.name}: cannot be read .* delete it"):
+        len(opened("captions", folder=tmp_path)._source)
 
 
 def test_mistakes_are_named():

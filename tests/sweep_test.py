@@ -168,12 +168,24 @@ def test_the_submit_script_chains_the_arrays(root):
     [
         ([{"stages": [{"overrides": {"init.path": "{pretrain}"}}]}], "refers to stage .*is none"),
         ([{"stages": [{"name": "a"}, {"name": "a"}]}], "two stages named 'a'"),
+        ([{"stages": [{"name": "cache"}]}], "stage named 'cache'; rename it"),
         ([{"stages": [{"name": "hf", "convert": "runs/a"}]}], "'hf' of run 0 wants a format, 'to'"),
     ],
 )
 def test_wrong_stages_are_one_line(described, says):
     with pytest.raises(UserError, match=says):
         sweep.make_runs("x.py", described, Path("/nowhere"))
+
+
+def test_stages_share_a_cache_that_does_not_change_their_directories():
+    def made(**more):
+        described = [{"stages": [{"overrides": {"seed": 1, **more}}]}]
+        (run,) = sweep.make_runs("x.py", described, Path("/runs"))
+        return run.stages[0]
+
+    before, after = made(), made(**{"data.live_dir": "{cache}"})
+    assert "--config.data.live_dir=/runs/cache" in after.command
+    assert after.workdir == before.workdir  # a sweep that was begun without it goes on
 
 
 def test_wrong_input_is_one_line(root, capsys):

@@ -52,12 +52,17 @@ class Stoa(nnx.Module):
         """
         return self.encode_objects(self.encode_frames(pixels), boxes, classes, scores)
 
+    @property
+    def tapped(self) -> list[int]:
+        """The video encoder's blocks whose tokens objects and actions read."""
+        c = self.config
+        blocks = {c.object_block} if c.objects else set()
+        return sorted(blocks | ({c.action_block} if c.actions else set()))
+
     def encode_frames(self, pixels: Array) -> VisionFeatures:
         """Run the vision tower: the part of `encode_video` that sees the pixels."""
-        c = self.config
         b, t = pixels.shape[:2]
-        taps = {c.object_block} if c.objects else set()
-        taps = sorted(taps | ({c.action_block} if c.actions else set()))
+        taps = self.tapped
         frames, tapped = self.visual(pixels.reshape(b * t, *pixels.shape[2:]), taps, frames=t)
         return VisionFeatures(
             frames.reshape(b, t, -1),

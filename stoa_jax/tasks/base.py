@@ -181,9 +181,9 @@ class TaskBase:
             from stoa_jax.data.synthetic import live
 
             m = configuration.model_config(self.config)
-            return live.open_split(
-                dataset, split, self.config.data.world.to_dict(), m.frames, m.objects_per_frame
-            )
+            data = self.config.data
+            sizes = data.world.to_dict(), m.frames, m.objects_per_frame
+            return live.open_split(dataset, split, *sizes, data.live_dir)
         return pipeline.open_split(configuration.data_folder(self.config), dataset, split)
 
     @property

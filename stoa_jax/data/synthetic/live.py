@@ -2,7 +2,8 @@
 
 Ids, texts, boxes and JPEG bytes are those that `data.build` writes with the same options.
 Parts of speech come from the world itself. Nothing here imports TFDS, Grain or spaCy, so JAX and
-OpenCV suffice for training on it. All kinds of a split share one rendering of its clips.
+OpenCV suffice for training on it. All kinds of a split share one rendering of its clips. Given a
+folder, a split of some size is rendered once and read from there by later runs.
 """
 
 import concurrent.futures
@@ -18,11 +19,19 @@ from typing import Any
 
 from stoa_jax.data import records
 from stoa_jax.data import split as built
-from stoa_jax.data.synthetic import CLASS_NAMES, KINDS, World, as_clip, parts_of_speech, scene
+from stoa_jax.data.synthetic import (
+    CLASS_NAMES,
+    KINDS,
+    World,
+    as_clip,
+    parts_of_speech,
+    scene,
+    stored,
+)
 from stoa_jax.errors import UserError
 
 _CHUNK = 250  # clips that a process renders at a time
-_ALONE = 1000  # up to this many clips, starting other processes would take longer
+_ALONE = 1000  # up to this many clips, other processes or a file would not save time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +50,12 @@ class Options:
 class LiveSplit(built.Split):
     """One split of the world, by index. It is in memory, so other processes cannot read it."""
 
-    def __init__(self, kind: str, split: str, count: int, options: Options):
+    def __init__(self, kind: str, split: str, count: int, options: Options, folder: str = ""):
         self.dataset, self.split = f"synthetic/{kind}", split
         self.directory = Path(f"synthetic/{kind} (live)")  # a name for messages
         self.frames, self.objects = options.frames, options.objects
         self.class_names = tuple(CLASS_NAMES)
-        self._kind, self._count, self._options = kind, count, options
+        self._kind, self._count, self._options, self._folder = kind, count, options, folder
 
     def __len__(self) -> int:
         return self._count
@@ -56,10 +65,16 @@ class LiveSplit(built.Split):
             f"{self.dataset} is live, in the memory of this process; set data.workers to 0"
         )
 
+    @property
+    def stored_name(self) -> str:
+        """Name of the file that would store the clips of this split."""
+        pictures = self._kind == "pictures"
+        return stored.name_of(self._options, self.split, self._count, pictures)
+
     @functools.cached_property
     def _source(self) -> list[dict[str, Any]]:
         pictures = self._kind == "pictures"
-        made = drawn(self._options, self.split, self._count, pictures)
+        made = drawn(self._options, self.split, self._count, pictures, self._folder)
         return [clip[self._kind] for clip in made]
 
     @functools.cached_property
@@ -73,9 +88,17 @@ class LiveSplit(built.Split):
 
 
 def open_split(
-    dataset: str, split: str, world: Mapping[str, int], frames: int, objects: int
+    dataset: str,
+    split: str,
+    world: Mapping[str, int],
+    frames: int,
+    objects: int,
+    folder: str = "",
 ) -> LiveSplit:
-    """Open a split of `synthetic/KIND`; `world` is the configuration's section `data.world`."""
+    """Open a split of `synthetic/KIND`.
+
+    `world` is the configuration's section `data.world`, and `folder` its `data.live_dir`.
+    """
     name, _, kind = dataset.partition("/")
     if name != "synthetic" or kind not in KINDS:
         known = ", ".join(f"synthetic/{k}" for k in KINDS)
@@ -87,15 +110,25 @@ def open_split(
     if world[split] < 1:
         raise UserError(f"data.world.{split} is {world[split]}; it must be at least 1")
     rest = {name: value for name, value in world.items() if name not in scene.SPLITS}
-    return LiveSplit(kind, split, world[split], Options(frames, objects, **rest))
+    return LiveSplit(kind, split, world[split], Options(frames, objects, **rest), folder)
 
 
 @functools.lru_cache(maxsize=6)
 def drawn(
-    options: Options, split: str, count: int, pictures: bool
-) -> list[dict[str, dict[str, Any]]]:
-    """Return the first `count` clips of a split, each as a record of every kind."""
+    options: Options, split: str, count: int, pictures: bool, folder: str = ""
+) -> stored.Clips:
+    """Return the first `count` clips of a split, each as a record of every kind.
+
+    More than `_ALONE` clips are written to `folder`, or read from there if they are.
+    """
+    what = "pictures" if pictures else "clips"
+    path = Path(folder) / stored.name_of(options, split, count, pictures)
+    keep = bool(folder) and count > _ALONE
     began = time.monotonic()
+    if keep and path.exists():
+        clips = stored.read(path)
+        _say(f"read {count} {what} of {split!r} from {path}", began)
+        return clips
     processes = min(len(os.sched_getaffinity(0)), -(-count // _CHUNK))
     starts = range(0, count, _CHUNK)
     jobs = [(options, split, start, min(start + _CHUNK, count), pictures) for start in starts]
@@ -105,16 +138,19 @@ def drawn(
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
             parts = list(pool.map(draw_chunk, *zip(*jobs, strict=True)))
+    clips = [clip for part in parts for clip in part]
     if count > _ALONE:
-        what = "pictures" if pictures else "clips"
-        took = time.monotonic() - began
-        print(f"rendered {count} {what} of {split!r} in {took:.0f} s", file=sys.stderr, flush=True)
-    return [clip for part in parts for clip in part]
+        _say(f"rendered {count} {what} of {split!r}", began)
+    if keep:
+        stored.write(path, clips)
+    return clips
 
 
-def draw_chunk(
-    options: Options, split: str, start: int, stop: int, pictures: bool
-) -> list[dict[str, dict[str, Any]]]:
+def _say(what: str, began: float) -> None:
+    print(f"{what} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def draw_chunk(options: Options, split: str, start: int, stop: int, pictures: bool) -> stored.Clips:
     """Return the clips `start` to `stop` as records by kind."""
     world = World(
         split,
