@@ -3,11 +3,12 @@
     python -m stoa_jax.sweep --config=configs/paper_tables.py:synthetic --workdir=runs/tables
 
 Sets: synthetic (CPU sizes), msrvtt (the paper's data: WebVid, then MSR-VTT and MSVD), and joint:
-base, + objects, full and `plus` in one joint training on the live world, where nothing is built.
+Table 4's rows and `plus` in one joint training on the live world, where nothing is built.
 Run one part with `:synthetic,table4`, `:synthetic,trajectories` or `:synthetic,actions`. The parts
 of `joint` have the same names; its curves are those of `plus`, and run only if named. Further words
 after a comma: `seeds=1` for that many seeds, `longer=10` to make every training ten times as long,
-`clip=1500` for the steps of the CLIP of `joint`. Running the command again continues where it
+and for `joint`, `more=2` for two more seeds of base, full and `plus`, and `clip=1500` for the steps
+of its CLIP. Running the command again continues where it
 stopped. The work directory gets `tables.md`, plots and `index.html`.
 
 synthetic, on two CPU cores with --parallel=2: 99 stages in 2 h 33 min. The values are in
@@ -21,8 +22,8 @@ from stoa_jax.errors import UserError
 from stoa_jax.sweep import load_module
 
 PARTS = ("table4", "trajectories", "actions")
-# Further words of the argument, with their defaults; clip: steps of the CLIP of `joint`.
-NUMBERS = {"seeds": 3, "longer": 1, "clip": 5000}
+# Further words of the argument, with their defaults.
+NUMBERS = {"seeds": 3, "longer": 1, "more": 0, "clip": 5000}
 HERE = Path(__file__).resolve().parent
 
 # The switches of each row of Table 4, in the paper's order.
@@ -59,9 +60,15 @@ JOINT = {
     "plus": ({"init.reinit": MOVED}, "motion"),
     "plus, no adjectives": ({**NO_ADJECTIVES, "init.reinit": MOVED}, "motion_no_adjectives"),
     "base": ({**BASE, "init.reinit": MOVED}, "words"),
-    "+ objects": ({**BASE, "model.objects": True, "init.reinit": FRESH}, "words"),
     "full": ({**PAPER, "init.reinit": FRESH}, "words"),
+    "+ objects": ({**BASE, "model.objects": True, "init.reinit": FRESH}, "words"),
+    "+ OTA": (
+        {**PAPER, "model.actions": False, "loss.asp": 0.0, "init.reinit": FRESH},
+        "words",
+    ),
+    "+ actions": ({**PAPER, "loss.asp": 0.0, "init.reinit": FRESH}, "words"),
 }
+MAIN = ("base", "full", "plus")  # rows with additional seeds, if asked
 JOINT_STEPS = {"words": 700, "motion": 1200, "heads": 500}
 
 TABLE_TASKS = {
@@ -88,7 +95,7 @@ def sweep(argument: str = "synthetic"):
             known = ", ".join((*PARTS, *(f"{name}=NUMBER" for name in NUMBERS)))
             raise UserError(f"configs/paper_tables.py: no part {word!r}; there are {known}")
     if dataset == "joint":
-        runs = list(joint(parts or ("table4",), numbers["seeds"], numbers["clip"]))
+        runs = list(joint(parts or ("table4",), numbers["seeds"], numbers["more"], numbers["clip"]))
     else:
         runs = paper(dataset, parts or PARTS, numbers["seeds"])
     if numbers["longer"] > 1:
@@ -120,12 +127,12 @@ def paper(dataset, parts, seeds):
     return runs
 
 
-def joint(parts, seeds, clip_steps):
+def joint(parts, seeds, more, clip_steps):
     """List the runs of `joint`, whose rows differ only after a common start.
 
     All rows share the stage `words`, which trains the base. So trajectories, actions and the
     positions of fusion, which depend on their number, start from scratch in every row; those of
-    `plus` learn motion first.
+    `plus` learn motion first. The rows of `MAIN` have `more` additional seeds.
     """
     live, conf = f"{HERE}/clip.py:live", f"{HERE}/joint.py"
     steps = {name: {"train.steps": count} for name, count in JOINT_STEPS.items()}
@@ -168,8 +175,10 @@ def joint(parts, seeds, clip_steps):
         rows.append(("actions", 0, {**fresh, **none}, after_motion))
         for count in A[1:]:
             rows.append(("actions", count, {**fresh, "model.action_tokens": count}, after_motion))
-    for seed in range(seeds):
+    for seed in range(seeds + more):
         for part, row, switches, before in rows:
+            if seed >= seeds and not (part == "joint" and row in MAIN):
+                continue
             overrides = {**heads, **switches, "init.path": f"{{{before}}}", "seed": seed}
             last = {"name": "heads", "config": f"{conf}:heads", "overrides": overrides}
             between = [middle[before]] if before in middle else []

@@ -40,6 +40,8 @@ JOINT = {
     "captioning/greedy/CIDEr": "CIDEr",
     "captioning/verb_nll": "NLL of verbs",
 }
+# Rows of `joint` in the order of the table; the others are compared with the first.
+JOINT_ROWS = ("base", "+ objects", "+ OTA", "+ actions", "full", "plus, no adjectives", "plus")
 PLOTTED = ("questions", "which way", "what does it do")  # of `JOINT`, in the curves
 TITLES = {"table4": "Table 4", "joint": "Rows of one joint training"}
 CURVES = {
@@ -155,8 +157,8 @@ def markdown(found: Mapping[str, Mapping[str, Mapping[str, Value]]]) -> str:
         lines.append("With one seed, the binomial interval of the questions that were asked.")
     lines.append("")
     for part, names in found.items():
-        if part == "joint":  # what matters most is trained first and shown last
-            names = {**{name: names[name] for name in names if name != "plus"}, **names}
+        if part == "joint":  # what matters most is trained first
+            names = dict(sorted(names.items(), key=lambda item: _place(item[0])))
         title = TITLES[part] if part in TITLES else f"Figure 3: {CURVES[part]}"
         metrics = list(dict.fromkeys(metric for cells in names.values() for metric in cells))
         lines += [f"## {title}", "", "| model | " + " | ".join(metrics) + " | seeds |"]
@@ -171,6 +173,10 @@ def markdown(found: Mapping[str, Mapping[str, Mapping[str, Value]]]) -> str:
         if len(names) > 1:
             lines += [*paired(names), ""]
     return "\n".join(lines)
+
+
+def _place(row: str) -> int:
+    return JOINT_ROWS.index(row) if row in JOINT_ROWS else len(JOINT_ROWS)
 
 
 def verdicts(names: Mapping[str, Mapping[str, Value]]) -> list[str]:

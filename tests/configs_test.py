@@ -128,7 +128,7 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     stages = sweep.unique_stages(runs)
     counts = collections.Counter(stage.name for stage in stages)
     start = {"clip", "clip_hf", "words", "motion", "motion_no_adjectives"}
-    assert counts == {"heads": 2 * 5, **dict.fromkeys(start, 1)}
+    assert counts == {"heads": 2 * 7, **dict.fromkeys(start, 1)}
     made = {}
     for run in runs:
         stage = run.stages[-1]
@@ -148,9 +148,18 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     assert on["full"] == paper and on["plus"] == paper | {"verb", "adjective"}
     assert on["plus, no adjectives"] == paper | {"verb"}
     assert on["base"] == on["+ objects"] == paper - {"ota", "asp"}
+    assert on["+ OTA"] == on["+ actions"] == paper - {"asp"}
     assert made["+ objects", 0].model.objects and not base.model.objects
+    assert made["+ actions", 0].model.actions and not made["+ OTA", 0].model.actions
     assert (full.model.alignment_target, full.loss.none_weight) == ("sentence", 1.0)
     assert (plus.model.alignment_target, plus.loss.none_weight) == ("alone", 0.1)
+
+
+def test_the_main_rows_of_joint_can_have_more_seeds():
+    runs = load("paper_tables").sweep("joint,seeds=1,more=2")
+    seeds = collections.Counter(run["name"].split(" | ")[1] for run in runs)
+    assert {row for row, count in seeds.items() if count == 3} == {"base", "full", "plus"}
+    assert len(seeds) == 7 and set(seeds.values()) == {1, 3}
 
 
 def test_the_curves_of_the_joint_training_change_one_size(tmp_path):

@@ -82,7 +82,7 @@ def joint_rows(tmp_path, seeds):
     model = {"frames": 2, "objects_per_frame": 4}
     (workdir / "config.json").write_text(json.dumps({"data": data, "model": model}))
     for seed in range(seeds):
-        for row, value in (("plus", 60.0), ("base", 50.0)):
+        for row, value in (("plus", 60.0), ("plus, no adjectives", 59.0), ("base", 50.0)):
             result = {"qa/accuracy": value + seed, "qa/kind/way/accuracy": 50.0}
             result |= {"multiple_choice/accuracy": 20.0, "captioning/greedy/CIDEr": 1.5}
             made = run("joint", row, "joint:synthetic", seed, **result)
@@ -100,6 +100,8 @@ def test_one_seed_has_the_interval_of_its_questions(tmp_path):
 def test_rows_of_joint_are_compared_with_the_base_seed_by_seed(tmp_path):
     text = paper_tables.write(list(joint_rows(tmp_path, 3)), tmp_path)
     assert "| base | 51 ± 2.5 |" in text
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1:4] == ["| base", "| plus, no adjectives", "| plus"]
     _, _, differences = text.partition("Difference from base, seed by seed:")
     (line,) = [line for line in differences.splitlines() if line.startswith("| plus |")]
     assert line.startswith("| plus | 10 ± 0 | 0 ± 0 |")
