@@ -24,7 +24,7 @@ import optax
 from flax import nnx
 
 import stoa_jax
-from benchmarks import probe
+from benchmarks import probing
 from stoa_jax import config, joint_loss
 from stoa_jax.data.synthetic.scene import MOTIONS
 from stoa_jax.models.features import VisionFeatures
@@ -75,7 +75,7 @@ def resized(model: Stoa, actions: int, target: Targets) -> Stoa:
 def trained(
     model: Stoa,
     setting: Setting,
-    clips: probe.Clips,
+    clips: probing.Clips,
     texts: tuple[np.ndarray, np.ndarray],
     steps: int,
     seed: int,
@@ -84,12 +84,12 @@ def trained(
     options = config.default().loss.to_dict()
     options |= {"none_weight": setting.none_weight}
     params = named_parameters(model)
-    learned = {n: x for n, x in params.items() if n.split("/")[0] in probe.ENCODERS}
+    learned = {n: x for n, x in params.items() if n.split("/")[0] in probing.ENCODERS}
     fixed = {n: x for n, x in params.items() if n not in learned}
     optimizer = optax.adam(
-        optax.warmup_cosine_decay_schedule(0, probe.RATE, steps // 20 + 1, steps)
+        optax.warmup_cosine_decay_schedule(0, probing.RATE, steps // 20 + 1, steps)
     )
-    valid = jnp.ones(probe.LABEL_BATCH, bool)
+    valid = jnp.ones(probing.TRAIN_BATCH, bool)
 
     def loss(learned: dict, seen: VisionFeatures, objects: tuple, tokens, tags) -> jax.Array:
         whole = with_parameters(model, {**fixed, **learned})
@@ -102,19 +102,19 @@ def trained(
         rng = np.random.default_rng(seed)
         tokens, tags = texts
         for _ in range(steps):
-            rows = rng.choice(len(tokens), probe.LABEL_BATCH)
+            rows = rng.choice(len(tokens), probing.TRAIN_BATCH)
             which = rng.integers(tokens.shape[1], size=len(rows))
             yield *clips.batch(rows), tokens[rows, which], tags[rows, which]
 
-    after = probe.last(probe.updates(learned, loss, batches(), optimizer))
+    after = probing.last(probing.updates(learned, loss, batches(), optimizer))
     return with_parameters(model, {**fixed, **after})
 
 
-def accuracy(model: Stoa, kind: str, train: probe.Clips, test: probe.Clips) -> str:
+def accuracy(model: Stoa, kind: str, train: probing.Clips, test: probing.Clips) -> str:
     """Return the probe's accuracy on one kind of token, as text."""
-    of_train, of_test = (probe.collected(model, clips)[kind] for clips in (train, test))
-    predicted = probe.scores(of_train, np.eye(len(MOTIONS))[train.motions], of_test).argmax(1)
-    return probe.percent(predicted == test.motions)
+    of_train, of_test = (probing.collected(model, clips)[kind] for clips in (train, test))
+    predicted = probing.scores(of_train, np.eye(len(MOTIONS))[train.motions], of_test).argmax(1)
+    return probing.percent(predicted == test.motions)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    probe.add_arguments(parser)
+    probing.add_arguments(parser)
     parser.add_argument("--steps", type=int, default=500, help="training steps of each setting")
     args = parser.parse_args(argv)
     began = time.monotonic()
@@ -130,13 +130,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if network is None or not (network.config.objects and network.config.actions):
         parser.error(f"--checkpoint: {args.checkpoint} has no trajectory and action encoders")
     train, test = (
-        probe.draw(network, split, count, args.max_objects)
+        probing.draw(network, split, count, args.max_objects)
         for split, count in (("train", args.train), ("test", args.test))
     )
-    texts = probe.captions(network, train)
+    texts = probing.captions(network, train)
     print("| loss | weight of Ø | target | A | untrained, % | trained, % |\n|" + 6 * "---|")
     for setting in settings():
-        fresh = probe.untrained(resized(network, setting.actions, setting.target), args.seed)
+        fresh = probing.untrained(resized(network, setting.actions, setting.target), args.seed)
         kind = "actions" if setting.loss == "asp" else "trajectories"
         before = accuracy(fresh, kind, train, test)
         after = trained(fresh, setting, train, texts, args.steps, args.seed)

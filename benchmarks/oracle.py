@@ -30,7 +30,7 @@ import optax
 from flax import nnx
 
 import stoa_jax
-from benchmarks import probe
+from benchmarks import probing
 from stoa_jax import config, joint_loss
 from stoa_jax.data.synthetic.scene import MOTIONS
 from stoa_jax.models.features import VideoFeatures
@@ -46,7 +46,7 @@ LOSSES = ("vtm", "mlm", "plm")
 TABLE = "motions"  # the oracle's vectors, among the learned parameters
 
 
-def motion_labels(clips: probe.Clips) -> np.ndarray:
+def motion_labels(clips: probing.Clips) -> np.ndarray:
     """Return the motions [n, EVENTS] of each clip as indices of MOTIONS; one more means none."""
     found = np.full((len(clips.scenes), EVENTS), len(MOTIONS))
     for i, scene in enumerate(clips.scenes):
@@ -63,7 +63,7 @@ def with_new_fusion(network: Stoa, inputs: str, seen: np.ndarray, seed: int) -> 
         action_tokens=EVENTS,
     )
     if inputs == "untrained trajectories":
-        network = probe.untrained(network, seed)
+        network = probing.untrained(network, seed)
     fresh = jax.jit(lambda: named_parameters(Stoa(c, rngs=nnx.Rngs(seed))))()
     before = named_parameters(network)
     kept = {n: before[n] for n in fresh if n in before and not n.startswith(("fusion/", "action/"))}
@@ -82,7 +82,7 @@ def encoded(model: Stoa, table: jax.Array | None, batch: dict) -> VideoFeatures:
 class Data:
     """Clips with the tokens and tags of their captions."""
 
-    clips: probe.Clips
+    clips: probing.Clips
     tokens: np.ndarray  # [n, captions of a clip, L]
     tags: np.ndarray
     motions: np.ndarray  # [n, EVENTS]
@@ -90,8 +90,8 @@ class Data:
     @classmethod
     def of(cls, network: Stoa, split: str, count: int, max_objects: int) -> "Data":
         """Render the first clips of a split."""
-        clips = probe.draw(network, split, count, max_objects)
-        return cls(clips, *probe.captions(network, clips), motion_labels(clips))
+        clips = probing.draw(network, split, count, max_objects)
+        return cls(clips, *probing.captions(network, clips), motion_labels(clips))
 
     def batch(self, rows: np.ndarray, which: np.ndarray) -> dict:
         """Return clips with one caption each."""
@@ -138,7 +138,7 @@ def trained(
         video = encoded(whole, table, batch)
         return joint_loss.joint_loss(whole, batch, key, options, words=words, video=video)[0]
 
-    for after in probe.updates(learned, loss, data.sampled(steps, seed), optimizer):
+    for after in probing.updates(learned, loss, data.sampled(steps, seed), optimizer):
         yield split(after)
 
 
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    probe.add_arguments(parser)
+    probing.add_arguments(parser)
     parser.add_argument("--steps", type=int, nargs="+", default=[400, 1200, 4000])
     parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=list(INPUTS))
     args = parser.parse_args(argv)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import stoa_jax
-from benchmarks import alignment_targets, oracle, probe, trajectories
+from benchmarks import alignment_targets, oracle, probe, probing, trajectories
 from stoa_jax.data.synthetic import World
 from stoa_jax.models.parameters import named_parameters
 
@@ -15,17 +15,17 @@ def test_a_probe_reads_what_is_linear_and_guesses_at_noise():
     x = np.eye(4)[labels] @ rng.normal(size=(4, 30)) + 0.3 * rng.normal(size=(900, 30))
     noise = rng.normal(size=(900, 30))
     for features, low, high in ((x, 0.95, 1.0), (noise, 0.1, 0.4)):
-        got = probe.scores(features[:600], np.eye(4)[labels[:600]], features[600:])
+        got = probing.scores(features[:600], np.eye(4)[labels[:600]], features[600:])
         assert low <= (got.argmax(1) == labels[600:]).mean() <= high
 
 
 @pytest.mark.slow
 def test_untrained_encoders_at_the_same_towers():
     network = stoa_jax.load("synthetic").whole
-    before, after = named_parameters(network), named_parameters(probe.untrained(network, 0))
+    before, after = named_parameters(network), named_parameters(probing.untrained(network, 0))
     for name in before:
         same = np.array_equal(before[name], after[name])
-        assert same == (name.split("/")[0] not in probe.ENCODERS), name
+        assert same == (name.split("/")[0] not in probing.ENCODERS), name
     np.testing.assert_array_equal(
         after["trajectory/blocks/mlp/up/kernel"], before["visual/blocks/mlp/up/kernel"][-2:]
     )
@@ -49,9 +49,9 @@ def test_the_probe_prints_its_tables(capsys):
 @pytest.mark.slow
 def test_alignment_targets_train_the_encoders_of_another_number_of_actions():
     network = stoa_jax.load("synthetic").whole
-    fresh = probe.untrained(alignment_targets.resized(network, 4, "alone"), 0)
-    clips = probe.draw(fresh, "train", 64, 3)
-    texts = probe.captions(fresh, clips)
+    fresh = probing.untrained(alignment_targets.resized(network, 4, "alone"), 0)
+    clips = probing.draw(fresh, "train", 64, 3)
+    texts = probing.captions(fresh, clips)
     setting = alignment_targets.Setting("asp", 0.1, "alone", 4)
     after = named_parameters(alignment_targets.trained(fresh, setting, clips, texts, 2, 0))
     before, first = named_parameters(fresh), named_parameters(network)
@@ -72,7 +72,7 @@ def test_only_fusion_and_the_vectors_of_motions_learn_beside_an_oracle(capsys):
     seen = np.unique(data.tokens)
     model = oracle.with_new_fusion(network, "oracle", seen, 0)
     tables = [table for _, table in oracle.trained(model, True, data, seen, 2, 0)]
-    after, table = probe.last(oracle.trained(model, True, data, seen, 2, 0))
+    after, table = probing.last(oracle.trained(model, True, data, seen, 2, 0))
     before, after = named_parameters(model), named_parameters(after)
     changed = {n.split("/")[0] for n in after if not np.array_equal(before[n], after[n])}
     assert changed == {"fusion"}
