@@ -186,6 +186,13 @@ def test_other_options_or_other_code_are_stored_in_another_file(tmp_path, monkey
     assert len(names) == 7
 
 
+def test_a_file_that_cannot_be_written_is_reported(tmp_path, capsys, stored_from_one_clip):
+    folder = tmp_path / "file"
+    folder.write_text("")  # where a directory should be
+    assert len(opened("captions", folder=folder)._source) == COUNTS["train"]
+    assert f"data.live_dir: {folder}/clips-" in capsys.readouterr().err
+
+
 def test_a_broken_stored_file_is_named(tmp_path, stored_from_one_clip):
     len(opened("captions", folder=tmp_path)._source)
     (path,) = tmp_path.iterdir()

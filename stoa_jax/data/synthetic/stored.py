@@ -6,6 +6,7 @@ renders anew.
 """
 
 import hashlib
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def digest(code: Sequence[Path], *parts: object) -> str:
 
 
 def write(path: Path, clips: Clips) -> None:
-    """Write the clips of a split; the file is complete or absent."""
+    """Write the clips of a split."""
     first = [next(iter(clip.values())) for clip in clips]
     arrays = {
         **_packed("video_id", [[record["video_id"]] for record in first]),
@@ -81,9 +82,12 @@ def read(path: Path) -> Clips:
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as an .npz file, atomically."""
-    with files.atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    """Write an .npz file, atomically. A full disk is reported and does not end the run."""
+    try:
+        with files.atomic(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    except OSError as error:
+        print(f"data.live_dir: {path} was not written: {error}", file=sys.stderr, flush=True)
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
