@@ -25,6 +25,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import shlex
 import statistics
@@ -208,10 +209,16 @@ def log_of(stage: Stage) -> Path:
 
 
 def run_stage(stage: Stage) -> int:
-    """Run a stage in a process and return its exit code."""
-    stage.workdir.parent.mkdir(parents=True, exist_ok=True)
+    """Run a stage in a process and return its exit code.
+
+    Stages share compiled programs through JAX's persistent cache, unless the user set its place.
+    """
+    root = stage.workdir.parent
+    root.mkdir(parents=True, exist_ok=True)
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(root / CACHE / "programs"), **os.environ}
     with open(log_of(stage), "a") as log:
-        code = subprocess.run(stage.command, stdout=log, stderr=subprocess.STDOUT).returncode
+        run = subprocess.run(stage.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        code = run.returncode
     # A run that was asked to stop exits with 0 although it is unfinished.
     return code or (0 if stage.done else 1)
 

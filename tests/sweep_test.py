@@ -28,10 +28,12 @@ def sweep(argument="synthetic"):
 
 # Replaces `python -m stoa_jax.main`: writes what a run writes, or fails.
 STAND_IN = """
-import json, sys, pathlib
+import json, os, sys, pathlib
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 folder = pathlib.Path(flags["workdir"]); folder.mkdir(parents=True, exist_ok=True)
 with open(folder.parent / "started", "a") as f: f.write(folder.name + "\\n")
+cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+with open(folder.parent / "programs", "a") as f: f.write(cache + "\\n")
 if flags.get("config.optim.weight_decay") == "0.2" and not (folder.parent / "mended").exists():
     sys.exit(1)
 if "config.init.path" in flags:
@@ -186,6 +188,16 @@ def test_stages_share_a_cache_that_does_not_change_their_directories():
     before, after = made(), made(**{"data.live_dir": "{cache}"})
     assert "--config.data.live_dir=/runs/cache" in after.command
     assert after.workdir == before.workdir  # a sweep that was begun without it goes on
+
+
+def test_stages_share_compiled_programs_where_the_user_wants_them(root, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    arguments = [f"--config={write(root, STAGED)}", f"--workdir={root}/out"]
+    assert sweep.main(arguments) == 0
+    assert set((root / "out" / "programs").read_text().split()) == {f"{root}/out/cache/programs"}
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    assert sweep.main([arguments[0], f"--workdir={root}/second"]) == 0
+    assert set((root / "second" / "programs").read_text().split()) == {"/elsewhere"}
 
 
 def test_wrong_input_is_one_line(root, capsys):
