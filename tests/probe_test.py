@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import stoa_jax
-from benchmarks import alignment_targets, oracle, probe, probing, trajectories
+from benchmarks import alignment_targets, matches, oracle, probe, probing, trajectories
 from stoa_jax.data.synthetic import World
 from stoa_jax.models.parameters import named_parameters
 
@@ -37,6 +37,16 @@ def test_exact_detections_are_followed_exactly():
     shown = clip.true_classes >= 0
     np.testing.assert_array_equal(owner[shown], np.nonzero(shown)[1])
     assert (owner[~shown] == -1).all()
+
+
+def test_matches_of_a_trained_model_are_mostly_right():
+    counts = matches.counted(stoa_jax.load("synthetic"), clips=10, max_objects=3)
+    named = {kind: n for (of, kind), n in counts.items() if of == "named"}
+    assert sum(named.values()) > 8
+    assert named["own"] > 0.8 * sum(named.values())
+    lines = list(matches.rows(counts))
+    assert any(line.startswith("| verbs | ") for line in lines)
+    assert matches.what("star", "star") == "own" and matches.what(None, "star") == "none"
 
 
 @pytest.mark.slow
