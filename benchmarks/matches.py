@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=500, help="test clips")
     parser.add_argument("--max-objects", type=int, default=3, help="most objects in a clip")
     args = parser.parse_args(argv)
-    model = stoa_jax.load(args.checkpoint)
+    model = stoa_jax.load(args.checkpoint, truncate=True)  # as training reads captions
     if not {"trajectories", "actions"} & set(model.has):
         parser.error(f"--checkpoint: {args.checkpoint} has neither trajectories nor actions")
     for line in rows(counted(model, args.clips, args.max_objects)):

@@ -17,7 +17,8 @@ from stoa_jax.ops import choose_attention
 # Keys that may change when a run is continued: where it runs, and what it writes.
 MAY_CHANGE = (
     *("mesh.", "log.", "faults.", "checkpoint.", "eval.", "data.dir", "data.workers"),
-    *("data.prefetch", "data.cache", "model.scan_layers", "model.remat", "model.attention"),
+    *("data.prefetch", "data.cache", "data.live_dir"),
+    *("model.scan_layers", "model.remat", "model.attention"),
 )
 
 

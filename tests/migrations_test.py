@@ -64,6 +64,13 @@ def test_a_work_directory_without_a_key_that_came_later_is_claimed(tmp_path):
         workdir.claim_workdir(c, tmp_path)
 
 
+def test_a_run_may_continue_with_a_cache_for_its_clips(tmp_path):
+    c = config.default()
+    (tmp_path / "config.json").write_text(json.dumps(workdir.config_json(c)))
+    c.data.live_dir = "cache"
+    workdir.claim_workdir(c, tmp_path)
+
+
 def test_a_renamed_key_on_the_command_line_names_the_new_one():
     argv = ["main", "--config=configs/pretrain.py:synthetic", "--config.init.anew=^visual/"]
     with pytest.raises(UserError, match=r"--config\.init\.anew was renamed; write init\.reinit"):
