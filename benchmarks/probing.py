@@ -1,4 +1,4 @@
-"""What the probing benchmarks share: live clips, a model's tokens for them, and ridge regression.
+"""Code that the probing benchmarks share: clips, a model's tokens for them, and ridge regression.
 
 n clips, T frames, K objects per frame, N trajectories, A actions, L text positions, h vision width,
 d shared width.

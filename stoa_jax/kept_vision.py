@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stoa_jax.tasks import Task
 
 _CLIPS = 64  # clips per batch
-# What the tower's outputs depend on, besides its weights and the blocks that are kept.
+# Settings that change the tower's outputs.
 _SETTINGS = ("image_size", "patch_size", "vision_heads", "activation", "dtype", "joint_blocks")
 
 

@@ -122,10 +122,11 @@ def drawn(
     More than `_ALONE` clips are written to `folder`, or read from there if they are.
     """
     what = "pictures" if pictures else "clips"
-    path = Path(folder) / stored.name_of(options, split, count, pictures)
-    keep = bool(folder) and count > _ALONE
+    path = None
+    if folder and count > _ALONE:
+        path = Path(folder) / stored.name_of(options, split, count, pictures)
     began = time.monotonic()
-    if keep and path.exists():
+    if path and path.exists():
         clips = stored.read(path)
         _say(f"read {count} {what} of {split!r} from {path}", began)
         return clips
@@ -141,7 +142,7 @@ def drawn(
     clips = [clip for part in parts for clip in part]
     if count > _ALONE:
         _say(f"rendered {count} {what} of {split!r}", began)
-    if keep:
+    if path:
         stored.write(path, clips)
     return clips
 

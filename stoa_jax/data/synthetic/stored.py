@@ -1,8 +1,8 @@
 """Rendered clips of the live world in one file, for later runs on the same machine.
 
 Plain NumPy arrays. What all kinds of a clip share, its frames and boxes, is stored once. The name
-of the file contains a hash of the options and of the code that renders, so a change in either
-renders anew.
+of the file contains a hash of the options and of the code that renders, so after a change
+in either, the clips are rendered again.
 """
 
 import hashlib
