@@ -5,11 +5,12 @@
 Sets: synthetic (CPU sizes), msrvtt (the paper's data: WebVid, then MSR-VTT and MSVD), and joint:
 Table 4's rows and `plus` in one joint training on the live world, where nothing is built.
 Run one part with `:synthetic,table4`, `:synthetic,trajectories` or `:synthetic,actions`. The parts
-of `joint` have the same names; its curves are those of `plus`, and run only if named. Further words
-after a comma: `seeds=1` for that many seeds, `longer=10` to make every training ten times as long,
-and for `joint`, `more=2` for two more seeds of base, full and `plus`, and `clip=1500` for the steps
-of its CLIP. Running the command again continues where it
-stopped. The work directory gets `tables.md`, plots and `index.html`.
+of `joint` have the same names, and `ablations` besides: rows between full and `plus`. Its curves
+are those of `plus`, and it runs only `table4` unless other parts are named. Further words after a
+comma: `seeds=1` for that many seeds, `longer=10` to make every training ten times as long, and for
+`joint`, `more=2` for two more seeds of base, full and `plus`, and `clip=1500` for the steps of its
+CLIP. Running the command again continues where it stopped. The work directory gets `tables.md`,
+plots and `index.html`.
 
 synthetic, on two CPU cores with --parallel=2: 99 stages in 2 h 33 min. The values are in
 benchmarks/RESULTS.md. Memory: not measured. msrvtt: not measured.
@@ -22,6 +23,7 @@ from stoa_jax.errors import UserError
 from stoa_jax.sweep import load_module
 
 PARTS = ("table4", "trajectories", "actions")
+JOINT_PARTS = (*PARTS, "ablations")
 # Further words of the argument, with their defaults.
 NUMBERS = {"seeds": 3, "longer": 1, "more": 0, "clip": 5000}
 HERE = Path(__file__).resolve().parent
@@ -58,7 +60,6 @@ MOVED = r"^fusion/(positions|more_positions)"
 FRESH = rf"{MOVED}|^(regions|trajectory|action)/"
 JOINT = {
     "plus": ({"init.reinit": MOVED}, "motion"),
-    "plus, no adjectives": ({**NO_ADJECTIVES, "init.reinit": MOVED}, "motion_no_adjectives"),
     "base": ({**BASE, "init.reinit": MOVED}, "words"),
     "full": ({**PAPER, "init.reinit": FRESH}, "words"),
     "+ objects": ({**BASE, "model.objects": True, "init.reinit": FRESH}, "words"),
@@ -67,6 +68,22 @@ JOINT = {
         "words",
     ),
     "+ actions": ({**PAPER, "loss.asp": 0.0, "init.reinit": FRESH}, "words"),
+}
+# What of `plus` helps: full with the targets and matches of `plus` but the paper's losses, and
+# `plus` without one of its parts.
+ABLATIONS = {
+    "full, targets of plus": (
+        {
+            **PAPER,
+            "loss.none_weight": 0.1,
+            "model.alignment_target": "alone",
+            "loss.match_names": True,
+            "init.reinit": FRESH,
+        },
+        "words",
+    ),
+    "plus, no motion stage": ({"init.reinit": FRESH}, "words"),
+    "plus, no adjectives": ({**NO_ADJECTIVES, "init.reinit": MOVED}, "motion_no_adjectives"),
 }
 MAIN = ("base", "full", "plus")  # rows with additional seeds, if asked
 JOINT_STEPS = {"words": 700, "motion": 1200, "heads": 500}
@@ -84,15 +101,16 @@ def sweep(argument: str = "synthetic"):
     if dataset not in (*SETS, "joint"):
         known = ", ".join((*SETS, "joint"))
         raise UserError(f"configs/paper_tables.py:{dataset}: the sets are {known}")
+    known_parts = JOINT_PARTS if dataset == "joint" else PARTS
     numbers, parts = dict(NUMBERS), []
     for word in words:
         name, given, value = word.partition("=")
         if given and name in NUMBERS and value.isdecimal() and int(value):
             numbers[name] = int(value)
-        elif word in PARTS:
+        elif word in known_parts:
             parts.append(word)
         else:
-            known = ", ".join((*PARTS, *(f"{name}=NUMBER" for name in NUMBERS)))
+            known = ", ".join((*known_parts, *(f"{name}=NUMBER" for name in NUMBERS)))
             raise UserError(f"configs/paper_tables.py: no part {word!r}; there are {known}")
     if dataset == "joint":
         runs = list(joint(parts or ("table4",), numbers["seeds"], numbers["more"], numbers["clip"]))
@@ -160,6 +178,8 @@ def joint(parts, seeds, more, clip_steps):
         **shared,
     }
     rows = [("joint", name, *row) for name, row in JOINT.items() if "table4" in parts]
+    if "ablations" in parts:
+        rows += [("joint", name, *row) for name, row in ABLATIONS.items()]
     plus, after_motion = JOINT["plus"]
     if "trajectories" in parts:
         none = {"model.objects": False, "loss.ota": 0.0, "loss.verb": 0.0, "loss.adjective": 0.0}

@@ -41,7 +41,17 @@ JOINT = {
     "captioning/verb_nll": "NLL of verbs",
 }
 # Rows of `joint` in the order of the table; the others are compared with the first.
-JOINT_ROWS = ("base", "+ objects", "+ OTA", "+ actions", "full", "plus, no adjectives", "plus")
+JOINT_ROWS = (
+    "base",
+    "+ objects",
+    "+ OTA",
+    "+ actions",
+    "full",
+    "full, targets of plus",
+    "plus, no motion stage",
+    "plus, no adjectives",
+    "plus",
+)
 PLOTTED = ("questions", "which way", "what does it do")  # of `JOINT`, in the curves
 TITLES = {"table4": "Table 4", "joint": "Rows of one joint training"}
 CURVES = {

@@ -10,7 +10,7 @@ from clip_tiny import FOLDER
 from flax import nnx
 from shipped_configs import CONFIGS, load
 
-from stoa_jax import config, optim, sweep, weights
+from stoa_jax import config, optim, paper_tables, sweep, weights
 from stoa_jax.data.sources import DATA_SETS, sets_for
 from stoa_jax.errors import UserError
 from stoa_jax.models.parameters import named_parameters
@@ -123,12 +123,12 @@ def test_the_paper_tables_with_fewer_seeds_and_longer(dataset, name, wanted):
 
 
 def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
-    config_file = f"{CONFIGS / 'paper_tables.py'}:joint,seeds=2"
+    config_file = f"{CONFIGS / 'paper_tables.py'}:joint,table4,ablations,seeds=2"
     runs = sweep.make_runs(config_file, sweep.load(config_file), tmp_path)
     stages = sweep.unique_stages(runs)
     counts = collections.Counter(stage.name for stage in stages)
     start = {"clip", "clip_hf", "words", "motion", "motion_no_adjectives"}
-    assert counts == {"heads": 2 * 7, **dict.fromkeys(start, 1)}
+    assert counts == {"heads": 2 * (6 + 3), **dict.fromkeys(start, 1)}
     made = {}
     for run in runs:
         stage = run.stages[-1]
@@ -147,19 +147,23 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     }
     assert on["full"] == paper and on["plus"] == paper | {"verb", "adjective"}
     assert on["plus, no adjectives"] == paper | {"verb"}
+    assert on["plus, no motion stage"] == on["plus"] and on["full, targets of plus"] == paper
     assert on["base"] == on["+ objects"] == paper - {"ota", "asp"}
     assert on["+ OTA"] == on["+ actions"] == paper - {"asp"}
     assert made["+ objects", 0].model.objects and not base.model.objects
     assert made["+ actions", 0].model.actions and not made["+ OTA", 0].model.actions
     assert (full.model.alignment_target, full.loss.none_weight) == ("sentence", 1.0)
-    assert (plus.model.alignment_target, plus.loss.none_weight) == ("alone", 0.1)
+    for c in (plus, made["full, targets of plus", 0]):
+        assert (c.model.alignment_target, c.loss.none_weight) == ("alone", 0.1)
+        assert c.loss.match_names and not full.loss.match_names
 
 
 def test_the_main_rows_of_joint_can_have_more_seeds():
     runs = load("paper_tables").sweep("joint,seeds=1,more=2")
     seeds = collections.Counter(run["name"].split(" | ")[1] for run in runs)
     assert {row for row, count in seeds.items() if count == 3} == {"base", "full", "plus"}
-    assert len(seeds) == 7 and set(seeds.values()) == {1, 3}
+    assert len(seeds) == 6 and set(seeds.values()) == {1, 3}
+    assert set(seeds) < set(paper_tables.JOINT_ROWS)
 
 
 def test_the_curves_of_the_joint_training_change_one_size(tmp_path):
@@ -180,7 +184,8 @@ def test_the_curves_of_the_joint_training_change_one_size(tmp_path):
 
 
 def test_every_row_of_joint_can_start_from_the_stage_before_it(tmp_path):
-    config_file = f"{CONFIGS / 'paper_tables.py'}:joint,table4,trajectories,actions,seeds=1"
+    parts = "table4,trajectories,actions,ablations"
+    config_file = f"{CONFIGS / 'paper_tables.py'}:joint,{parts},seeds=1"
     checked = 0
     for run in sweep.make_runs(config_file, sweep.load(config_file), tmp_path):
         shapes = None
@@ -199,6 +204,9 @@ def test_every_row_of_joint_can_start_from_the_stage_before_it(tmp_path):
 
 
 def test_the_paper_tables_name_a_wrong_set():
+    for words in ("synthetic,ablations", "msrvtt,ablations"):  # only the joint training has them
+        with pytest.raises(UserError, match="no part 'ablations'"):
+            load("paper_tables").sweep(words)
     with pytest.raises(UserError, match=r"paper_tables.py:msrvt: the sets are synthetic, msrvtt"):
         load("paper_tables").sweep("msrvt")
     with pytest.raises(UserError, match="no part 'table5'"):
