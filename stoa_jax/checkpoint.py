@@ -224,15 +224,18 @@ def load_params(
     folder = folder / str(steps[-1] if step is None else step)
     try:
         meta = json.loads((folder / "meta" / "metadata").read_text())
+        # A Checkpointer would warn that this part of a checkpoint has no metadata of its own.
         handler = ocp.PyTreeCheckpointHandler()
-        with ocp.Checkpointer(handler) as reader:
-            tree = reader.metadata(folder / "params").item_metadata.tree
+        try:
+            tree = handler.metadata(folder / "params").tree
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             params = _flat(
-                reader.restore(
+                handler.restore(
                     folder / "params", args=ocp.args.PyTreeRestore(tree, restore_args=args)
                 )
             )
+        finally:
+            handler.close()
         sums = meta.pop("checksums")
         for name, value in params.items():
             if _checksum_numpy(value) != sums[name]:

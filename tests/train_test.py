@@ -154,6 +154,14 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
     assert np.abs(moved - after["params/visual/kernel"]).max() > 0
 
 
+def test_loading_a_checkpoint_prints_nothing(tmp_path, caplog, capfd):
+    run(tmp_path, toy_config(train__steps=1))
+    caplog.clear()
+    capfd.readouterr()
+    checkpoint.load_params(tmp_path)
+    assert not caplog.records and capfd.readouterr() == ("", "")
+
+
 def test_frozen_parameters_stay(tmp_path):
     c = toy_config(train__steps=3)
     c.optim.groups = ((r"^visual", 0), (r".*", 1e-2))
