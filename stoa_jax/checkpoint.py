@@ -226,13 +226,12 @@ def load_params(
         meta = json.loads((folder / "meta" / "metadata").read_text())
         # A Checkpointer would warn that this part of a checkpoint has no metadata of its own.
         handler = ocp.PyTreeCheckpointHandler()
+        saved: Any = folder / "params"  # Orbax accepts any path, but declares its own type
         try:
-            tree = handler.metadata(folder / "params").tree
+            tree = handler.metadata(saved).tree
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             params = _flat(
-                handler.restore(
-                    folder / "params", args=ocp.args.PyTreeRestore(tree, restore_args=args)
-                )
+                handler.restore(saved, args=ocp.args.PyTreeRestore(tree, restore_args=args))
             )
         finally:
             handler.close()
