@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +19,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it to `path` if the block succeeds.
 
     The directory is created if needed. An existing file at `path` stays as it was until the move,
-    and after an error.
+    and after an error. The file gets the mode that the umask gives to new files, even if a library
+    wrote it for its owner alone, as safetensors does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     finally:

@@ -1,9 +1,11 @@
 import os
 import stat
 
+import numpy as np
 import pytest
 
 from stoa_jax import files
+from stoa_jax.weights.files import save_safetensors
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -23,6 +25,8 @@ def test_the_new_file_replaces_the_old_one_and_has_the_usual_mode(tmp_path):
     usual = stat.S_IMODE(os.stat(path).st_mode)
     files.write_text(path, "new ∅")
     assert path.read_text(encoding="utf-8") == "new ∅"
+    assert stat.S_IMODE(os.stat(path).st_mode) == usual
+    save_safetensors(path, {"a": np.zeros(2)}, {})  # the library writes for the owner alone
     assert stat.S_IMODE(os.stat(path).st_mode) == usual
 
 
