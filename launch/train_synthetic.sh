@@ -8,7 +8,8 @@
 # replace stoa_jax/checkpoints/synthetic. FLAGS are passed to every stage.
 #
 # The shipped checkpoint was made with these stages, each started by hand (its card has their times).
-# As a whole, this script has been run only with two steps a stage.
+# With --config.model.frames=1, where a clip is one frame, the script itself ran from `words` to the
+# end, with a CLIP that was there already.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt
