@@ -186,20 +186,25 @@ def test_the_curves_of_the_joint_training_change_one_size(tmp_path):
 def test_every_row_of_joint_can_start_from_the_stage_before_it(tmp_path):
     parts = "table4,trajectories,actions,ablations"
     config_file = f"{CONFIGS / 'paper_tables.py'}:joint,{parts},seeds=1"
+    runs = sweep.make_runs(config_file, sweep.load(config_file), tmp_path)
+    shapes = {}  # by work directory: runs share stages
     checked = 0
-    for run in sweep.make_runs(config_file, sweep.load(config_file), tmp_path):
-        shapes = None
+    for run in runs:
+        before = None
         for stage in run.stages:
             if stage.name.startswith("clip"):
                 continue
             c = load("joint").get_config(stage.config.partition(":")[2])
             with c.unlocked():
                 c.update_from_flattened_dict(dict(stage.overrides))
-            before, shapes = shapes, weights.parameter_shapes(make_task(c).model_config())
+            if stage.workdir not in shapes:
+                shapes[stage.workdir] = weights.parameter_shapes(make_task(c).model_config())
             if before is not None:
-                reinit, report = re.compile(c.init.reinit), weights.Report("", "")
-                weights._matching_names(run.name, before, shapes, report, reinit)
+                report, reinit = weights.Report("", ""), re.compile(c.init.reinit)
+                found, wanted = shapes[before], shapes[stage.workdir]
+                weights._matching_names(run.name, found, wanted, report, reinit)
                 checked += 1
+            before = stage.workdir
     assert checked > 20
 
 
