@@ -5,6 +5,7 @@ parts of the parameters' names. `meta` is JSON: the position in the data, counte
 every array, and the model's configuration.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -225,16 +226,13 @@ def load_params(
     try:
         meta = json.loads((folder / "meta" / "metadata").read_text())
         # A Checkpointer would warn that this part of a checkpoint has no metadata of its own.
-        handler = ocp.PyTreeCheckpointHandler()
         saved: Any = folder / "params"  # Orbax accepts any path, but declares its own type
-        try:
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             tree = handler.metadata(saved).tree
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             params = _flat(
                 handler.restore(saved, args=ocp.args.PyTreeRestore(tree, restore_args=args))
             )
-        finally:
-            handler.close()
         sums = meta.pop("checksums")
         for name, value in params.items():
             if _checksum_numpy(value) != sums[name]:
