@@ -9,7 +9,7 @@
 #
 # The shipped checkpoint was made with these stages, each started by hand (its card has their times).
 # With --config.model.frames=1, where a clip is one frame, the script itself ran from `words` to the
-# end, with a CLIP that was there already.
+# end, on an existing CLIP.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup requirements.txt

@@ -20,7 +20,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     The directory is created if needed. An existing file at `path` stays as it was until the move,
     and after an error. The file gets the mode that the umask gives to new files, even if a library
-    wrote it for its owner alone, as safetensors does.
+    made it readable only by its owner, as safetensors does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

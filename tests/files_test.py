@@ -26,7 +26,7 @@ def test_the_new_file_replaces_the_old_one_and_has_the_usual_mode(tmp_path):
     files.write_text(path, "new ∅")
     assert path.read_text(encoding="utf-8") == "new ∅"
     assert stat.S_IMODE(os.stat(path).st_mode) == usual
-    save_safetensors(path, {"a": np.zeros(2)}, {})  # the library writes for the owner alone
+    save_safetensors(path, {"a": np.zeros(2)}, {})  # makes it readable only by its owner
     assert stat.S_IMODE(os.stat(path).st_mode) == usual
 
 
