@@ -68,12 +68,37 @@ JOINT = {
     ),
     "+ actions": ({**PAPER, "loss.asp": 0.0, "init.reinit": FRESH}, "words"),
 }
+# The learning rates of configs/joint.py:heads, but OTA and ASP regress toward a fixed text tower.
+FROZEN_TEXT = (
+    (r"^(visual/|text/(?!mask_embedding))", 0.0),
+    (r"^logit_scale", 5e-4),
+    (r".*", 1.5e-3),
+)
 # Which part of `plus` helps? Full with the targets and matches of `plus` but only the paper's
-# losses, and `plus` with one part removed.
+# losses; `plus` with one part removed; full with a frozen text tower, or with a stage before in
+# which trajectories and actions learn OTA and ASP alone.
 ABLATIONS = {
     "full, targets of plus": ({**PAPER_LOSSES, "init.reinit": FRESH}, "words"),
     "plus, no motion stage": ({"init.reinit": FRESH}, "words"),
     "plus, no adjectives": ({**NO_ADJECTIVES, "init.reinit": MOVED}, "motion_no_adjectives"),
+    "full, text frozen": (
+        {**PAPER, "optim.groups": FROZEN_TEXT, "init.reinit": FRESH},
+        "words",
+    ),
+    "full, alignment stage": ({**PAPER, "init.reinit": MOVED}, "alignment"),
+    "full, targets of plus, alignment stage": (
+        {**PAPER_LOSSES, "init.reinit": MOVED},
+        "alignment_targets_of_plus",
+    ),
+}
+# Stages between `words` and the heads, by name: `motion` of configs/joint.py with these overrides.
+# In `alignment`, trajectories and actions learn OTA and ASP alone, and nothing else learns.
+ALIGNMENT = {"optim.groups": ((r"^(regions|trajectory|action)/", 2e-3), (r".*", 0.0))}
+MIDDLE = {
+    "motion": {},
+    "motion_no_adjectives": NO_ADJECTIVES,
+    "alignment": {**PAPER, **ALIGNMENT, "loss.asp": 0.5},
+    "alignment_targets_of_plus": {**PAPER_LOSSES, **ALIGNMENT, "loss.asp": 0.5},
 }
 MAIN = ("base", "full", "plus")  # rows with additional seeds, if asked
 JOINT_STEPS = {"words": 700, "motion": 1200, "heads": 500}
@@ -155,7 +180,7 @@ def joint(parts, seeds, more, clip_steps):
     motion = {**steps["motion"], **shared, "init.path": "{words}", "init.reinit": FRESH}
     middle = {
         name: {"name": name, "config": f"{conf}:motion", "overrides": {**motion, **switches}}
-        for name, switches in (("motion", {}), ("motion_no_adjectives", NO_ADJECTIVES))
+        for name, switches in MIDDLE.items()
     }
     heads = {
         "loss.vtm": 1.0,

@@ -55,7 +55,7 @@ def run(c: ConfigDict, workdir: str | Path, *, verbose: bool = True) -> dict[str
                 f"{source}: has no trained match head to calibrate; pre-train or fine-tune "
                 "with the loss VTM"
             )
-        encoded = evaluator.encode(model, mesh, for_fusion=True)
+        encoded = evaluator.encode_all(model, mesh, for_fusion=True)
         margins = evaluator.margins(model, mesh, encoded, pairs.text, pairs.video)
     found = fit(margins, pairs.matches, rate)
     found |= {

@@ -13,7 +13,7 @@ from stoa_jax.errors import UserError
 from stoa_jax.inference import sidecars
 from stoa_jax.metrics import calibration
 from stoa_jax.models.parameters import named_parameters, with_parameters
-from stoa_jax.tasks import make_task, retrieval
+from stoa_jax.tasks import base, make_task, retrieval
 from stoa_jax.tasks.pairs import labelled_pairs
 
 data, no_java = toy_tasks.data, toy_tasks.no_java
@@ -169,17 +169,16 @@ def test_a_run_is_calibrated_and_evaluated_at_its_threshold(run, capsys):
     task = make_task(c)
     (evaluator,) = task.evaluators().values()
     pairs = evaluator.labelled_pairs
-    batch = next(iter(evaluator.loader()))
+    rows = list(evaluator.loader(texts=False))
     tokens = evaluator.texts["tokens"]
 
     @jax.jit
     def one(model, video, text):
-        clip = retrieval.encode_video(model, {k: v[video][None] for k, v in images.items()})
+        clip = base.encode_video(model, {k: v[video][None] for k, v in images.items()})
         encoded = model.encode_text(text[None])
         logits = model.match_logits(model.pair(clip, encoded))
         return logits[0, 1] - logits[0, 0]
 
-    rows = [batch, *list(evaluator.loader())[1:]]
     images = {
         k: jnp.concatenate([r[k] for r in rows]) for k in ("pixels", "boxes", "classes", "scores")
     }
@@ -238,7 +237,7 @@ def test_pairs_are_scored_from_features_encoded_once(data, monkeypatch):
     task = make_task(c)
     model, (evaluator,) = toy_tasks.build(task), task.evaluators().values()
     mesh = sharding.make_mesh(c, jax.devices()[:1])
-    encoded = evaluator.encode(model, mesh, for_fusion=True)
+    encoded = evaluator.encode_all(model, mesh, for_fusion=True)
     text, video = map(np.ravel, np.indices((len(encoded.text), 11)))
     whole = evaluator.margins(model, mesh, encoded, text, video)
     broken = with_parameters(

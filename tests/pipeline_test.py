@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -167,17 +168,22 @@ def test_training_takes_every_caption_in_turn(data):
         assert tokens == {tuple(row) for row in part.tokens(index, 8)[0]}
 
 
-def test_all_texts_makes_an_example_of_each(data):
-    part = split(data, part="test")
-    spec = pipeline.BatchSpec(**{**vars(SPEC), "all_texts": True})
+@pytest.mark.parametrize("dataset", ["msvd/qa", "msrvtt/multiple_choice"])
+def test_without_texts_every_clip_is_one_example(data, dataset):
+    kind = dataset.partition("/")[2]
+    part = split(data, dataset, "test")
+    spec = pipeline.BatchSpec(**{**vars(SPEC), "kind": kind, "texts": False})
     loader = pipeline.Loader(part, spec, 4, train=False)
-    counts = [len(part.metadata(i).texts) for i in range(len(part))]
-    assert loader.num_examples == sum(counts) and set(counts) == {1, 2}
+    assert loader.num_examples == len(part)
     batch = joined(list(loader))
-    clips = np.repeat(np.arange(len(part)), counts)
-    assert batch["clip"][batch["valid"]].tolist() == clips.tolist()
-    expected = np.concatenate([part.tokens(i, 8)[0] for i in range(len(part))])
-    np.testing.assert_array_equal(batch["tokens"][batch["valid"]], expected)
+    assert not {"tokens", "tags", "answer"} & batch.keys()
+    valid = batch["valid"]
+    assert batch["index"][valid].tolist() == list(range(len(part)))
+    whole = dataclasses.replace(spec, texts=True)
+    asked = joined(list(pipeline.Loader(part, whole, 4, train=False)))
+    owners = np.repeat(range(len(part)), [len(part.metadata(i).answers) for i in range(len(part))])
+    for key in ("pixels", "boxes", "classes", "scores"):
+        np.testing.assert_array_equal(batch[key][valid][owners], asked[key][asked["valid"]])
 
 
 def test_questions_are_examples_with_their_answers(data):

@@ -161,7 +161,12 @@ def test_captions_are_decoded_and_scored_against_all_references(ran):
     assert list(greedy) == [split.metadata(i).video_id for i in range(11)]
 
     (batch,) = pipeline.Loader(split, task.batch_spec(False), 11, train=False, threads=1)
-    tokens = jax.jit(lambda m, b: captioning.generate(m, b, max_pieces=5))(model, batch)
+
+    @jax.jit
+    def generate(model, batch):
+        return captioning.generate(model, base.encode_video(model, batch), max_pieces=5)
+
+    tokens = generate(model, batch)
     tokenizer = captioning.Tokenizer(1024)
     assert list(greedy.values()) == [tokenizer.decode(t) for t in tokens]
 
@@ -201,7 +206,7 @@ def test_the_likelihood_of_references_is_that_of_the_decoder(ran):
     assert rows["captioning/nll"].value == pytest.approx(nll[real].mean(), rel=1e-4)
     assert "captioning/verb_nll" not in rows  # these texts have no tags
     batch["tags"][:, 3] = VERB
-    found = jax.jit(captioning.likelihood)(model, batch)
+    found = jax.jit(lambda m, b: captioning.likelihood(m, b, base.encode_video(m, b)))(model, batch)
     np.testing.assert_allclose(np.asarray(found.nll)[real], nll[real], rtol=1e-4)
     np.testing.assert_array_equal(found.real, real)
     assert found.verb[:, 2].all() and found.verb.sum() == len(tokens)
@@ -237,11 +242,37 @@ def test_an_answer_outside_the_classes_is_wrong(data):
     assert rows["qa/accuracy"].value == pytest.approx(100 * exact)
 
 
+@pytest.mark.parametrize("limit", [0, 12])
+def test_questions_about_one_clip_share_its_encoding(data, monkeypatch, limit):
+    task = make_task(configuration(data, "qa", eval__max_examples=limit))
+    model, mesh = build(task), one_mesh(task.config)
+    evaluator = task.evaluators()["qa"]
+    encoded = []
+    encode = base.encode_video
+    monkeypatch.setattr(base, "encode_video", lambda m, b: encoded.append(1) or encode(m, b))
+    base._encoder.cache_clear()
+    video = evaluator.encode(model, mesh)
+    assert len(encoded) == 1  # traced once for all batches
+    found = evaluator.run(qa.best_answers, model, mesh, video)
+    base._encoder.cache_clear()
+
+    count = limit or len(evaluator.questions)
+    clips = len({i for i, _, _ in evaluator.questions})
+    assert len(video.cls) == clips < count == len(found[0])
+    spec = task.batch_spec(False)
+    (batch,) = pipeline.Loader(evaluator.split, spec, count, train=False, max_examples=count)
+    direct = jax.jit(lambda m, b: qa.best_answers(m, b, encode(m, b)))(model, batch)
+    np.testing.assert_allclose(found[0], direct[0], rtol=1e-4)
+    np.testing.assert_array_equal(found[1], direct[1])
+
+
 def test_the_first_piece_counts_only_in_the_authors_row(data, monkeypatch):
     task = make_task(configuration(data, "qa"))
     task.answers = ("dog", "dogs house", "red", "two")  # the first two begin alike
     monkeypatch.setattr(
-        qa, "best_answers", lambda model, batch: (jnp.ones((8, 1)), jnp.ones((8, 1), jnp.int32))
+        qa,
+        "best_answers",
+        lambda model, batch, video: (jnp.ones((8, 1)), jnp.ones((8, 1), jnp.int32)),
     )
     evaluator, rows = figures(task, build(task), one_mesh(task.config))
     assert all(p["answer"] == "dogs house" for p in evaluator.predictions["qa"].values())

@@ -37,7 +37,7 @@ class BatchSpec:
     flip: bool = False
     answers: tuple[str, ...] = ()  # QA: the answer classes, in order
     pixels: bool = True  # False: no pixels in batches; the frozen tower has run
-    all_texts: bool = False  # True: every text of a clip is an example; False: one sampled text
+    texts: bool = True  # False: no texts in batches, and every clip is one example
 
 
 @dataclasses.dataclass

@@ -91,7 +91,7 @@ class Loader:
         self.batch_size = batch_size
         threads = threads or (1 if workers else min(16, os.cpu_count() or 1))
         self._threads = threads
-        by_item = spec.kind != "caption" or spec.all_texts
+        by_item = spec.texts and spec.kind != "caption"
         order = Order(
             sets=[Examples(split, by_item) for split, _ in pairs],
             weights=[weight for _, weight in pairs],
@@ -247,21 +247,20 @@ class _Batches:
             "boxes": np.empty((count, t, k, 4), np.float32),
             "classes": np.empty((count, t, k), np.int32),
             "scores": np.empty((count, t, k), np.float32),
-            "tokens": np.empty((count, *texts, spec.text_length), np.int32),
-            "tags": np.empty((count, *texts, spec.text_length), np.int8),
             "valid": np.empty(count, bool),
             "index": np.empty(count, np.int32),
         }
+        if spec.texts:
+            batch["tokens"] = np.empty((count, *texts, spec.text_length), np.int32)
+            batch["tags"] = np.empty((count, *texts, spec.text_length), np.int8)
         if self._decoded.pixels:
             batch["pixels"] = np.empty((count, t, s, s, 3), np.uint8)
         if self.on_device:
             batch["frame_row"] = np.empty(count, np.int32)
             if spec.flip:
                 batch["mirrored"] = np.empty(count, bool)
-        if spec.kind != "caption":
+        if spec.texts and spec.kind != "caption":
             batch["answer"] = np.empty(count, np.int32)
-        if spec.all_texts:
-            batch["clip"] = np.empty(count, np.int32)
         # Group rows by clip: an evaluation may ask many questions about each.
         slots: dict[tuple[int, int], list[Slot]] = {}
         for row, global_row in enumerate(self.rows):
@@ -306,8 +305,9 @@ class _Batches:
             if not self.middle:
                 window = augment.random_crop(rng, *clip.size)
             flip = spec.flip and rng.random() < 0.5 and not np.any(clip.sided[texts])
-        batch["tokens"][row] = clip.tokens[texts]
-        batch["tags"][row] = clip.tags[texts]
+        if spec.texts:
+            batch["tokens"][row] = clip.tokens[texts]
+            batch["tags"][row] = clip.tags[texts]
 
         if window is not None:
             pixels = batch.get("pixels")
@@ -329,8 +329,8 @@ class _Batches:
 
         batch["valid"][row] = slot.valid
         batch["index"][row] = slot.example if slot.valid else -1
-        if spec.all_texts:
-            batch["clip"][row] = slot.clip if slot.valid else -1
+        if not spec.texts:
+            return
         if spec.kind == "qa":
             batch["answer"][row] = self._answers.get(clip.answers[item], -1)
         elif spec.kind == "multiple_choice":

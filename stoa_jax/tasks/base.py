@@ -5,7 +5,7 @@ Shapes: B clips, T frames, K objects, L text positions.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -283,12 +283,21 @@ class SplitEvaluator:
             ids = [f"{name}#{i}" for i, name in enumerate(ids)]
         return ids
 
-    def loader(self) -> pipeline.Loader:
-        """Open a loader for one pass over the split in order."""
+    @functools.cached_property
+    def owners(self) -> np.ndarray:
+        """Index of the clip of each evaluated example, in the loader's order."""
+        clips = np.arange(len(self.split))
+        if self.task.kind != "caption":
+            clips = np.repeat(clips, [len(self.split.metadata(i).answers) for i in clips])
+        return clips[: self.limit or None]
+
+    def loader(self, *, texts: bool = True) -> pipeline.Loader:
+        """Open one pass over the split in order: the examples without pixels, or each clip once."""
         c = self.config
+        spec = dataclasses.replace(self.task.batch_spec(train=False), texts=texts, pixels=not texts)
         return pipeline.Loader(
             self.split,
-            self.task.batch_spec(train=False),
+            spec,
             batch_size=c.eval.batch_size,
             seed=c.seed,
             train=False,
@@ -297,26 +306,45 @@ class SplitEvaluator:
             workers=c.data.workers,
             prefetch=c.data.prefetch,
             cache="auto" if c.data.cache == "device" else c.data.cache,
-            max_examples=self.limit,
+            max_examples=self.limit if texts else int(self.owners[-1]) + 1,
         )
 
-    def run(self, function: Callable, model: Stoa, mesh: Mesh, variant: str = "") -> Any:
-        """Apply `function(model, batch)` to the split.
+    def encode(
+        self,
+        model: Stoa,
+        mesh: Mesh,
+        variant: str = "",
+        keep: Callable[[VideoFeatures], Any] = lambda video: video,
+    ) -> Any:
+        """Encode every clip of the split once; return what `keep` takes of the features.
 
-        The function is pure and returns arrays with the batch axis first. Results are stacked
-        without padding rows, and every process gets all of them.
+        An evaluation may ask many questions about each clip.
         """
-        jitted, ablated = self.jit(function, mesh), _ABLATIONS[variant]
-        loader = self.loader()
-        results = []
-        for rows in loader:
+        encode, ablated = _encoder(mesh), _ABLATIONS[variant]
+
+        def found(rows: Mapping[str, np.ndarray]) -> Any:
             batch = sharding.to_devices(rows, mesh, self.config.eval.batch_size)
-            # Copy to the host, which waits, only after the next batch has started.
-            results.append(jitted(model, ablated(batch)))
-            if len(results) > 1:
-                results[-2] = jax.tree.map(np.asarray, results[-2])
-        n = loader.num_examples
-        return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x])[:n], *results)
+            return keep(encode(model, ablated(batch)))
+
+        loader = self.loader(texts=False)
+        return stacked(map(found, loader), loader.num_examples)
+
+    def run(self, function: Callable, model: Stoa, mesh: Mesh, video: VideoFeatures) -> Any:
+        """Apply `function(model, batch, video)` to every example of the split.
+
+        `video` holds the features of the clips, as `encode` returns them; the function gets those
+        of its batch. It is pure and returns arrays with the batch axis first.
+        """
+        jitted, size = self.jit(function, mesh), self.config.eval.batch_size
+
+        def found(rows: Mapping[str, np.ndarray]) -> Any:
+            owners = self.owners[rows["index"]]  # of a padding row: any
+            own = {name: x[owners] for name, x in video._asdict().items()}
+            batch = sharding.to_devices(rows, mesh, size)
+            return jitted(model, batch, VideoFeatures(**sharding.to_devices(own, mesh, size)))
+
+        loader = self.loader()
+        return stacked(map(found, loader), loader.num_examples)
 
     def jit(self, function: Callable, mesh: Mesh) -> Callable:
         """Compile `function` for the mesh once, with its results on every device."""
@@ -336,6 +364,25 @@ class SplitEvaluator:
         return ("", *self.config.eval.variants)
 
 
+def stacked(results: Iterable[Any], count: int) -> Any:
+    """Stack the first `count` rows of trees of arrays on the host.
+
+    Each is copied, which waits for it, only after the next one has started.
+    """
+    found: list[Any] = []
+    for result in results:
+        found.append(result)
+        if len(found) > 1:
+            found[-2] = jax.tree.map(np.asarray, found[-2])
+    return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x])[:count], *found)
+
+
+@functools.cache
+def _encoder(mesh: Mesh) -> Callable[[Stoa, Mapping[str, Array]], VideoFeatures]:
+    """Compile `encode_video` once for all evaluators, with its results on every device."""
+    return jax.jit(encode_video, out_shardings=sharding.replicated(mesh))
+
+
 def ablate(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
     """Reduce a batch to a variant's input: everything, only the middle frame, or only the text."""
     batch = dict(batch)
@@ -350,7 +397,7 @@ def ablate(batch: Mapping[str, Array], variant: str) -> dict[str, Array]:
     return batch
 
 
-# Separate from the evaluated function, which then compiles once for all variants.
+# Separate from the encoder, which then compiles once for all variants.
 _ABLATIONS = {name: jax.jit(functools.partial(ablate, variant=name)) for name in ("", *VARIANTS)}
 
 

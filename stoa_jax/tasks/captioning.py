@@ -17,7 +17,7 @@ from stoa_jax.metrics import coco
 from stoa_jax.models import decoding
 from stoa_jax.models.features import VideoFeatures
 from stoa_jax.models.stoa import Stoa
-from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named
+from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, named
 from stoa_jax.text import Tokenizer
 
 AUTHORS_PIECES = 32  # length at which the authors cut references, start and end included
@@ -44,17 +44,17 @@ class Search(NamedTuple):
 
 def generate(
     model: Stoa,
-    batch: Mapping[str, Array],
+    video: VideoFeatures,
     *,
     beams: int = 1,
     max_pieces: int = 30,
     length_penalty: float = 0.0,
     no_repeat_ngram: int = 0,
 ) -> Array:
-    """Decode captions [B, M + 2] of the clips of a batch, start and end included."""
+    """Decode captions [B, M + 2] of clips, start and end included."""
     c = model.config
-    clips = batch["pixels"].shape[0]
-    visual = decoding.visual_keys(model, encode_video(model, batch))
+    clips = len(video.cls)
+    visual = decoding.visual_keys(model, video)
     cache = decoding.empty_cache(model, clips, beams, max_pieces + 1)
 
     def step(cache, tokens, position):
@@ -80,15 +80,9 @@ class Likelihood(NamedTuple):
     verb: Array  # [B, L - 1], True for the last piece of a verb
 
 
-def likelihood(
-    model: Stoa, batch: Mapping[str, Array], video: VideoFeatures | None = None
-) -> Likelihood:
-    """Predict each piece of the captions of a batch from the clip and the pieces before it.
-
-    `video` holds the clips' features if they were computed before.
-    """
+def likelihood(model: Stoa, batch: Mapping[str, Array], video: VideoFeatures) -> Likelihood:
+    """Predict each piece of the captions of a batch from the clip and the pieces before it."""
     tokens = batch["tokens"]
-    video = encode_video(model, batch) if video is None else video
     text = model.encode_text(tokens)
     if model.config.prefix_lm == "position_query":
         features = model.next_token_features(video, text.tokens)
@@ -119,6 +113,7 @@ class CaptioningEvaluator(SplitEvaluator):
             how += f", no {e.no_repeat_ngram}-gram twice"
         self.predictions = {}
         for variant in self.variants:
+            video = self.encode(model, mesh, variant)
             for beams in sorted({1, e.beam}):
                 name = named(self.prefix, variant, "greedy" if beams == 1 else f"beam{beams}")
                 options = Search(beams, pieces, no_repeat_ngram=e.no_repeat_ngram)
@@ -126,13 +121,13 @@ class CaptioningEvaluator(SplitEvaluator):
                 if beams > 1:
                     options = options._replace(length_penalty=e.length_penalty)
                     protocol = f"beam {beams}, length penalty {e.length_penalty}, {how}"
-                tokens = self.run(_generator(options), model, mesh, variant)
+                tokens = self.run(_generator(options), model, mesh, video)
                 texts = dict(zip(self.ids, map(tokenizer.decode, tokens), strict=True))
                 self.predictions[name] = texts
                 yield from self.scored(name, texts, protocol)
                 if beams == 1:
                     yield from self.authors(named(name, "authors"), texts, how)
-            found = self.run(likelihood, model, mesh, variant)
+            found = self.run(likelihood, model, mesh, video)
             for key, which in (("nll", found.real), ("verb_nll", found.real & found.verb)):
                 if which.any():
                     what = "last pieces of verbs" if key == "verb_nll" else "all pieces"
@@ -188,10 +183,10 @@ class CaptioningEvaluator(SplitEvaluator):
 
 
 @functools.cache
-def _generator(options: Search) -> Callable[[Stoa, Mapping[str, Array]], Array]:
+def _generator(options: Search) -> Callable[[Stoa, Mapping[str, Array], VideoFeatures], Array]:
     """Bind options to `generate`; equal options give the same function, which compiles once."""
 
-    def function(model: Stoa, batch: Mapping[str, Array]) -> Array:
-        return generate(model, batch, **options._asdict())
+    def function(model: Stoa, batch: Mapping[str, Array], video: VideoFeatures) -> Array:
+        return generate(model, video, **options._asdict())
 
     return function

@@ -107,9 +107,10 @@ def match_scores(model: Stoa, video: VideoFeatures, text: TextFeatures) -> Array
     return (logits[:, 1] - logits[:, 0]).reshape(-1, options)
 
 
-def both_scores(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+def both_scores(
+    model: Stoa, batch: Mapping[str, Array], video: VideoFeatures
+) -> tuple[Array, Array]:
     """Return the scores [B, O] of the options by fusion and by the dual encoder."""
-    video = encode_video(model, batch)
     text = model.encode_text(flat(batch["tokens"]))
     by_fusion = match_scores(model, video, text)
     each = embed_text(text).reshape(*by_fusion.shape, -1)
@@ -128,7 +129,8 @@ class ChoiceEvaluator(SplitEvaluator):
         n = len(answer)
         for variant in self.variants:
             name = named(self.prefix, variant)
-            fusion, dual = self.run(both_scores, model, mesh, variant)
+            video = self.encode(model, mesh, variant)
+            fusion, dual = self.run(both_scores, model, mesh, video)
             probabilities = calibration.softmax(fusion / self.calibration.temperature)
             self.predictions[name] = {
                 str(i): {

@@ -101,13 +101,15 @@ def answer_logits(
     return model.answer_logits(model.pair(video, text))
 
 
-def best_answers(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+def best_answers(
+    model: Stoa, batch: Mapping[str, Array], video: VideoFeatures
+) -> tuple[Array, Array]:
     """Return the likeliest classes, or first pieces, of each question, best first.
 
     Both results are [B, TOP]: their probabilities and their ids.
     """
     text = model.encode_text(batch["tokens"])
-    logits = answer_logits(model, encode_video(model, batch), text).astype(jnp.float32)
+    logits = answer_logits(model, video, text).astype(jnp.float32)
     return jax.lax.top_k(jax.nn.softmax(logits, -1), min(TOP, logits.shape[-1]))
 
 
@@ -137,7 +139,8 @@ class QuestionEvaluator(SplitEvaluator):
         self.predictions = {}
         for variant in self.variants:
             name = named(self.prefix, variant)
-            probabilities, ids = self.run(best_answers, model, mesh, variant)
+            video = self.encode(model, mesh, variant)
+            probabilities, ids = self.run(best_answers, model, mesh, video)
             # A head may have more classes than answers; the others have no meaning.
             spell = (lambda i: tokenizer.decode([i])) if by_piece else answers.__getitem__
             listed = [

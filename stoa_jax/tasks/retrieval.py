@@ -16,7 +16,7 @@ from stoa_jax import metrics, sharding
 from stoa_jax.metrics import calibration
 from stoa_jax.models.features import TextFeatures, VideoFeatures
 from stoa_jax.models.stoa import Stoa, embed_text, embed_video
-from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, encode_video, named, percent
+from stoa_jax.tasks.base import Row, SplitEvaluator, TaskBase, named, percent, stacked
 from stoa_jax.tasks.pairs import Pairs, labelled_pairs
 
 SHOWN = 5  # retrieved clips per text in `predictions.json`
@@ -33,17 +33,6 @@ class Retrieval(TaskBase):
     def make_evaluator(self) -> "RetrievalEvaluator":
         """Rank both ways, by the dual encoder and re-ranked."""
         return RetrievalEvaluator(self)
-
-
-def embed_and_encode(model: Stoa, batch: Mapping[str, Array]) -> tuple[Array, VideoFeatures]:
-    """Return clips in the shared space and their features for the fusion encoder."""
-    video = encode_video(model, batch)
-    return embed_video(video), video
-
-
-def embed_clips(model: Stoa, batch: Mapping[str, Array]) -> Array:
-    """Return clips in the shared space [B, d]."""
-    return embed_video(encode_video(model, batch))
 
 
 def embed_texts(model: Stoa, tokens: Array) -> Array:
@@ -84,7 +73,7 @@ class RetrievalEvaluator(SplitEvaluator):
             rerank = min(self.config.eval.rerank, self.videos)
             if "fusion/match" in self.untrained:
                 rerank = 0
-            encoded = self.encode(model, mesh, variant, for_fusion=rerank > 0)
+            encoded = self.encode_all(model, mesh, variant, for_fusion=rerank > 0)
             similarity = encoded.text @ encoded.video.T
             owner = texts["owner"]
             name = named(self.prefix, variant)
@@ -176,10 +165,13 @@ class RetrievalEvaluator(SplitEvaluator):
         owner = np.repeat(np.arange(self.videos), [len(t) for t in tokens])
         return {"tokens": np.concatenate(tokens), "owner": owner}
 
-    def encode(self, model: Stoa, mesh: Mesh, variant: str = "", *, for_fusion: bool) -> "Encoded":
+    def encode_all(
+        self, model: Stoa, mesh: Mesh, variant: str = "", *, for_fusion: bool
+    ) -> "Encoded":
         """Encode every clip and every text once."""
-        function = embed_and_encode if for_fusion else embed_clips
-        video = self.run(function, model, mesh, variant)
+        embed = self.jit(embed_video, mesh)
+        keep = (lambda video: (embed(video), video)) if for_fusion else embed
+        video = self.encode(model, mesh, variant, keep)
         jitted = self.jit(_encode_batch if for_fusion else _embed_batch, mesh)
         tokens = {"tokens": self.texts["tokens"]}
         text = self.in_batches(lambda batch: jitted(model, batch), mesh, tokens)
@@ -195,12 +187,13 @@ class RetrievalEvaluator(SplitEvaluator):
             jax.process_index() * size // jax.process_count(),
             (jax.process_index() + 1) * size // jax.process_count(),
         )
-        results = []
-        for i in range(0, n, size):
-            rows = np.minimum(np.arange(i, i + size), n - 1)[mine]
-            batch = sharding.to_devices({k: v[rows] for k, v in arrays.items()}, mesh, size)
-            results.append(function(batch))
-        return jax.tree.map(lambda *x: np.concatenate([np.asarray(y) for y in x])[:n], *results)
+
+        def found(start: int) -> Any:
+            rows = np.minimum(np.arange(start, start + size), n - 1)[mine]
+            batch = {name: x[rows] for name, x in arrays.items()}
+            return function(sharding.to_devices(batch, mesh, size))
+
+        return stacked(map(found, range(0, n, size)), n)
 
     def margins(
         self, model: Stoa, mesh: Mesh, encoded: "Encoded", text: np.ndarray, video: np.ndarray
