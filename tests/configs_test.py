@@ -127,8 +127,8 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     runs = sweep.make_runs(config_file, sweep.load(config_file), tmp_path)
     stages = sweep.unique_stages(runs)
     counts = collections.Counter(stage.name for stage in stages)
-    start = {"clip", "clip_hf", "words", "motion", "motion_no_adjectives"}
-    assert counts == {"heads": 2 * (6 + 3), **dict.fromkeys(start, 1)}
+    start = {"clip", "clip_hf", "words", *load("paper_tables").MIDDLE}
+    assert counts == {"heads": 2 * (6 + 6), **dict.fromkeys(start, 1)}
     made = {}
     for run in runs:
         stage = run.stages[-1]
@@ -156,6 +156,30 @@ def test_rows_of_joint_share_their_start_and_differ_in_one_stage(tmp_path):
     for c in (plus, made["full, targets of plus", 0]):
         assert (c.model.alignment_target, c.loss.none_weight) == ("alone", 0.1)
         assert c.loss.match_names and not full.loss.match_names
+    for name in ("full, text frozen", "full, alignment stage"):
+        assert on[name] == paper and made[name, 0].model == full.model
+
+
+def test_the_text_tower_is_frozen_where_the_tables_say_so(tmp_path):
+    config_file = f"{CONFIGS / 'paper_tables.py'}:joint,ablations,seeds=1"
+    learned = {}
+    for run in sweep.make_runs(config_file, sweep.load(config_file), tmp_path):
+        for stage in run.stages[-2:]:
+            c = load("joint").get_config(stage.config.partition(":")[2])
+            with c.unlocked():
+                c.update_from_flattened_dict(dict(stage.overrides))
+            names = weights.parameter_shapes(make_task(c).model_config())
+            rates, _ = optim.learning_rates(c, names)
+            row = run.name.split(" | ")[1] if stage.name == "heads" else stage.name
+            learned[row] = set(optim.trainable(names, rates)), c.loss
+    full, frozen = (learned[name][0] for name in ("full, targets of plus", "full, text frozen"))
+    text = {name for name in full if name.startswith("text/")}
+    assert len(text) > 9 and full - frozen == text - {"text/mask_embedding"}
+    for stage in ("alignment", "alignment_targets_of_plus"):
+        names, loss = learned[stage]
+        assert {name.split("/")[0] for name in names} == {"regions", "trajectory", "action"}
+        losses = ("vtc", "vtm", "mlm", "plm", "ota", "asp", "verb", "adjective", "answer")
+        assert [name for name in losses if loss[name]] == ["ota", "asp"]
 
 
 def test_the_main_rows_of_joint_can_have_more_seeds():
