@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
         pytest.param("loader", "Loader, random crop in training", marks=pytest.mark.slow),
         pytest.param("growth", "T, frames", marks=pytest.mark.slow),
         pytest.param("captioning", "without cache", marks=pytest.mark.slow),
+        pytest.param("questions", "once for every question", marks=pytest.mark.slow),
         pytest.param("encode", "ONNX Runtime", marks=pytest.mark.slow),
         pytest.param("start", "import stoa_jax", marks=pytest.mark.slow),
     ],

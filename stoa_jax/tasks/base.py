@@ -286,10 +286,11 @@ class SplitEvaluator:
     @functools.cached_property
     def owners(self) -> np.ndarray:
         """Index of the clip of each evaluated example, in the loader's order."""
-        clips = np.arange(len(self.split))
+        n = len(self.split)
+        counts = 1
         if self.task.kind != "caption":
-            clips = np.repeat(clips, [len(self.split.metadata(i).answers) for i in clips])
-        return clips[: self.limit or None]
+            counts = [len(self.split.metadata(i).answers) for i in range(n)]
+        return np.repeat(np.arange(n), counts)[: self.limit or None]
 
     def loader(self, *, texts: bool = True) -> pipeline.Loader:
         """Open one pass over the split in order: the examples without pixels, or each clip once."""
