@@ -40,7 +40,7 @@ def started():
     """Return a task, its compiled step, and a state."""
     c = small(mlm=0.0)
     task = make_task(c)
-    program = make_program(c, task, 3)
+    program = make_program(c, task, 3, devices=jax.devices()[:1])
     with jax.set_mesh(program.mesh):
         state = program.start(task.prepare(program.init().params))
     return task, program, state
