@@ -166,7 +166,11 @@ def ordered(table: pa.Table, scores: np.ndarray) -> np.ndarray:
 def read_parquet(path: Path) -> Rows:
     """Read all rows of a segment."""
     try:
-        return Rows(pq.read_table(pa.BufferReader(path.read_bytes()), schema=_SCHEMA))
+        # Arrow's threads release the content, some only after this function has returned. If it
+        # were a Python object, they would need the GIL, and would abort a process that is ending.
+        with pa.OSFile(str(path)) as file:
+            content = file.read_buffer()
+        return Rows(pq.read_table(pa.BufferReader(content), schema=_SCHEMA))
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
