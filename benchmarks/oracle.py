@@ -2,14 +2,15 @@
 
     python -m benchmarks.oracle --checkpoint=synthetic
 
-A new fusion encoder learns VTM, MLM and PLM on the frozen towers of a checkpoint, with four kinds
-of input:
+A new fusion encoder learns VTM, MLM and PLM on the frozen towers of a checkpoint, with six kinds of
+input:
 
 base: frames alone.
 oracle: also two tokens that name the true motions of a clip, one learned vector for each of 15
 motions and one for none. They do not tell which object moves.
 trajectories: also the checkpoint's trajectories, frozen.
-untrained trajectories: the same from an encoder that was never trained.
+actions: also the checkpoint's actions, frozen.
+untrained trajectories, untrained actions: the same from encoders that were never trained.
 
 Held-out clips tell, after each number of steps, how likely the verbs of captions are (nats per
 verb, less is better), the accuracy of VTM on pairs and their two hard negatives, and its loss.
@@ -20,6 +21,7 @@ Clips are rendered live. B clips, L text positions, A action tokens, d shared wi
 
 import argparse
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -39,7 +41,14 @@ from stoa_jax.models.stoa import Stoa
 from stoa_jax.tasks import captioning
 from stoa_jax.tasks.base import UNSEEN_BIAS
 
-INPUTS = ("base", "oracle", "trajectories", "untrained trajectories")
+INPUTS = (
+    "base",
+    "oracle",
+    "trajectories",
+    "untrained trajectories",
+    "actions",
+    "untrained actions",
+)
 BATCH, RATE, WARMUP = 32, 1.5e-3, 100
 EVENTS = 2  # most events of a clip
 LOSSES = ("vtm", "mlm", "plm")
@@ -58,23 +67,26 @@ def with_new_fusion(network: Stoa, inputs: str, seen: np.ndarray, seed: int) -> 
     """Return the model with a new fusion encoder for these inputs, which knows the ids `seen`."""
     c = dataclasses.replace(
         network.config,
-        objects=inputs.endswith("trajectories"),
-        actions=inputs == "oracle",
-        action_tokens=EVENTS,
+        objects=inputs.endswith(("trajectories", "actions")),  # actions attend to objects
+        actions=inputs == "oracle" or inputs.endswith("actions"),
+        action_tokens=EVENTS if inputs == "oracle" else network.config.action_tokens,
     )
-    if inputs == "untrained trajectories":
+    if inputs.startswith("untrained"):
         network = probing.untrained(network, seed)
+    new = ("fusion/", "action/") if inputs == "oracle" else ("fusion/",)
     fresh = jax.jit(lambda: named_parameters(Stoa(c, rngs=nnx.Rngs(seed))))()
     before = named_parameters(network)
-    kept = {n: before[n] for n in fresh if n in before and not n.startswith(("fusion/", "action/"))}
+    kept = {n: before[n] for n in fresh if n in before and not n.startswith(new)}
     bias = jnp.full_like(fresh["fusion/lm_bias"], UNSEEN_BIAS).at[seen].set(0)
     abstract = jax.eval_shape(lambda: Stoa(c, rngs=nnx.Rngs(seed)))
     return with_parameters(abstract, {**fresh, **kept, "fusion/lm_bias": bias})
 
 
-def encoded(model: Stoa, table: jax.Array | None, batch: dict) -> VideoFeatures:
+def encoded(model: Stoa, table: jax.Array | None, batch: dict, inputs: str) -> VideoFeatures:
     """Encode the clips of a batch; a `table` of motions replaces their actions."""
     video = model.encode_objects(*batch["seen"])
+    if inputs.endswith("actions"):
+        return video._replace(object_mask=jnp.zeros_like(video.object_mask))
     return video if table is None else video._replace(actions=table[batch["motions"]])
 
 
@@ -114,7 +126,7 @@ class Data:
 
 
 def trained(
-    model: Stoa, oracle: bool, data: Data, words: np.ndarray, steps: int, seed: int
+    model: Stoa, inputs: str, data: Data, words: np.ndarray, steps: int, seed: int
 ) -> Iterator[tuple[Stoa, jax.Array | None]]:
     """Train the fusion encoder, and yield the model and the oracle's table after each step."""
     options = config.default().loss.to_dict() | {"vtc": 0.0, "ota": 0.0, "asp": 0.0}
@@ -122,7 +134,7 @@ def trained(
     params = named_parameters(model)
     learned = {n: x for n, x in params.items() if n.startswith("fusion/")}
     fixed = {n: x for n, x in params.items() if n not in learned}
-    if oracle:
+    if inputs == "oracle":
         spread = float(data.clips.seen["frames"].astype(np.float32).std())
         shape = len(MOTIONS) + 1, model.config.text_width
         learned[TABLE] = spread * jax.random.normal(jax.random.key(seed), shape)
@@ -135,19 +147,19 @@ def trained(
 
     def loss(learned: dict, batch: dict, key: jax.Array) -> jax.Array:
         whole, table = split(learned)
-        video = encoded(whole, table, batch)
+        video = encoded(whole, table, batch, inputs)
         return joint_loss.joint_loss(whole, batch, key, options, words=words, video=video)[0]
 
     for after in probing.updates(learned, loss, data.sampled(steps, seed), optimizer):
         yield split(after)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="inputs")
 def measured(
-    model: Stoa, table: jax.Array | None, batch: dict, key: jax.Array
+    model: Stoa, table: jax.Array | None, batch: dict, key: jax.Array, inputs: str
 ) -> dict[str, jax.Array]:
     """Return the sums of the verbs' negative log-likelihood and of the losses of VTM."""
-    video = encoded(model, table, batch)
+    video = encoded(model, table, batch, inputs)
     found = captioning.likelihood(model, batch, video)
     verbs = found.real & found.verb
     _, metrics = joint_loss.joint_loss(model, batch, key, {"vtm": 1.0}, video=video)
@@ -159,14 +171,14 @@ def measured(
     }
 
 
-def evaluated(model: Stoa, table: jax.Array | None, data: Data) -> str:
+def evaluated(model: Stoa, table: jax.Array | None, data: Data, inputs: str) -> str:
     """Return the cells of a row: nats per verb, accuracy and loss of VTM."""
     count = len(data.tokens)
     found = []
     for start in range(0, count - BATCH + 1, BATCH):
         rows = np.arange(start, start + BATCH)
         batch = data.batch(rows, np.zeros(BATCH, int))
-        found.append(measured(model, table, batch, jax.random.key(start)))
+        found.append(measured(model, table, batch, jax.random.key(start), inputs))
     of = {name: np.array([float(one[name]) for one in found]) for name in found[0]}
     nll = of["nll"].sum() / of["verbs"].sum()
     return f"{nll:.3f} | {100 * of['accuracy'].mean():.1f} | {of['vtm'].mean():.3f}"
@@ -184,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = stoa_jax.load(args.checkpoint).whole
     if network is None or not network.config.objects:
         parser.error(f"--checkpoint: {args.checkpoint} has no trajectory encoder")
+    if not network.config.actions and any(name.endswith("actions") for name in args.inputs):
+        parser.error(f"--checkpoint: {args.checkpoint} has no action encoder; name other --inputs")
     began = time.monotonic()
     train, test = (
         Data.of(network, split, count, args.max_objects)
@@ -193,10 +207,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| input | steps | nats per verb | VTM, % | VTM loss |\n|" + 5 * "---|", flush=True)
     for inputs in args.inputs:
         model = with_new_fusion(network, inputs, seen, args.seed)
-        runs = trained(model, inputs == "oracle", train, seen, max(args.steps), args.seed)
+        runs = trained(model, inputs, train, seen, max(args.steps), args.seed)
         for step, (model, table) in enumerate(runs, start=1):
             if step in args.steps:
-                print(f"| {inputs} | {step} | {evaluated(model, table, test)} |", flush=True)
+                values = evaluated(model, table, test, inputs)
+                print(f"| {inputs} | {step} | {values} |", flush=True)
     print(f"\n{args.train} clips, {args.test} held out; {time.monotonic() - began:.0f} s")
 
 

@@ -27,7 +27,14 @@ from stoa_jax.errors import UserError
 from stoa_jax.kept_vision import KeptVision, check_keeps
 from stoa_jax.models.stoa import Stoa
 from stoa_jax.program import Program, State, make_program
-from stoa_jax.workdir import check_config, claim_workdir, config_json, flat_config, write_config
+from stoa_jax.workdir import (
+    check_config,
+    claim_workdir,
+    config_json,
+    flat_config,
+    only_training,
+    write_config,
+)
 
 if (
     TYPE_CHECKING
@@ -58,6 +65,18 @@ def train(
     workdir = Path(workdir).absolute()
     check_config(c)
     claim_workdir(c, workdir)
+    with only_training(workdir):
+        return _train(c, workdir, task, build_model, open_loader, profile)
+
+
+def _train(
+    c: ConfigDict,
+    workdir: Path,
+    task: "Task | None",
+    build_model: Callable[..., Stoa],
+    open_loader: Callable[[int], Loader] | None,
+    profile: bool,
+) -> dict[str, float]:
     # Fail on a mesh or batch size that does not fit before reading any data or weights.
     sharding.check_batch(c, sharding.make_mesh(c))
     if task is None:

@@ -1,16 +1,18 @@
 """Checks before a run starts: a valid configuration, and a work directory that belongs to it."""
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
-from stoa_jax import config, files, migrations
+from stoa_jax import config, files, locks, migrations
 from stoa_jax.errors import UserError
 from stoa_jax.ops import choose_attention
 
@@ -105,6 +107,22 @@ def claim_workdir(c: ConfigDict, workdir: Path) -> None:
             f"--workdir: {workdir} holds the run of another configuration: "
             f"{'; '.join(differing[:4])}{more}; name another directory"
         )
+
+
+@contextlib.contextmanager
+def only_training(workdir: Path) -> Iterator[None]:
+    """Raise UserError if another process trains in the work directory; lock it meanwhile."""
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(locks.exclusive(workdir / "lock", "training"))
+            except OSError as error:
+                logging.warning(
+                    "%s cannot be locked (%s); do not start a second training in it",
+                    workdir,
+                    error.strerror,
+                )
+        yield
 
 
 def write_config(c: ConfigDict, workdir: Path) -> None:

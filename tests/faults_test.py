@@ -1,6 +1,7 @@
 """Every fault that a run must survive, injected into one process; see also `multiprocess_test`."""
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from toy_run import compiled_once, run, toy_config
 
-from stoa_jax import checkpoint, train, writers
+from stoa_jax import checkpoint, train, workdir, writers
 from stoa_jax.errors import UserError
 
 HERE = Path(__file__).parent
@@ -261,3 +262,31 @@ def test_the_process_can_be_started_here(tmp_path):
     assert code == 0, printed
     run(tmp_path / "b", toy_config(train__steps=5))
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_second_training_in_the_same_directory_is_refused(tmp_path):
+    process = start(tmp_path, settings=("train.steps=1000000",))
+    try:
+        deadline = time.monotonic() + 100
+        while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        said = rf"process {process.pid} on \S+ is writing to it \(training, since"
+        with pytest.raises(UserError, match=said):
+            run(tmp_path, toy_config(train__steps=1000000))
+        assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
+    finally:
+        process.kill()
+        process.communicate()
+    with workdir.only_training(tmp_path):  # the lock ended with the process
+        pass
+
+
+def test_without_locks_training_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with workdir.only_training(tmp_path):
+        pass
+    assert "cannot be locked (Operation not supported); do not start a second" in caplog.text

@@ -81,12 +81,29 @@ def test_only_fusion_and_the_vectors_of_motions_learn_beside_an_oracle(capsys):
         assert named == [event.motion for event in scene.events]
     seen = np.unique(data.tokens)
     model = oracle.with_new_fusion(network, "oracle", seen, 0)
-    tables = [table for _, table in oracle.trained(model, True, data, seen, 2, 0)]
-    after, table = probing.last(oracle.trained(model, True, data, seen, 2, 0))
+    tables = [table for _, table in oracle.trained(model, "oracle", data, seen, 2, 0)]
+    after, table = probing.last(oracle.trained(model, "oracle", data, seen, 2, 0))
     before, after = named_parameters(model), named_parameters(after)
     changed = {n.split("/")[0] for n in after if not np.array_equal(before[n], after[n])}
     assert changed == {"fusion"}
     np.testing.assert_array_equal(table, tables[-1])
     assert not np.array_equal(tables[0], tables[1])
-    oracle.main(["--train=40", "--test=32", "--steps", "2", "--inputs", "base"])
-    assert "| base | 2 |" in capsys.readouterr().out
+    oracle.main(["--train=40", "--test=32", "--steps", "2", "--inputs", "base", "actions"])
+    said = capsys.readouterr().out
+    assert "| base | 2 |" in said and "| actions | 2 |" in said
+
+
+@pytest.mark.slow
+def test_fusion_reads_only_the_tokens_that_an_input_names():
+    network = stoa_jax.load("synthetic").whole
+    data = oracle.Data.of(network, "train", 4, 3)
+    seen, batch = np.unique(data.tokens), data.batch(np.arange(4), np.zeros(4, int))
+    shipped = network.encode_objects(*batch["seen"])
+    found = {}
+    for inputs in ("trajectories", "actions", "untrained actions"):
+        model = oracle.with_new_fusion(network, inputs, seen, 0)
+        found[inputs] = oracle.encoded(model, None, batch, inputs)
+    assert found["trajectories"].actions.shape[1] == 0
+    assert found["trajectories"].object_mask.any() and not found["actions"].object_mask.any()
+    np.testing.assert_allclose(found["actions"].actions, shipped.actions, atol=1e-5)
+    assert np.abs(found["untrained actions"].actions - shipped.actions).max() > 0.1

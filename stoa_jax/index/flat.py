@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from stoa_jax.errors import UserError
 from stoa_jax.index import exact, files, manifest, scan, segments
-from stoa_jax.index.lock import Locked, writer_lock
+from stoa_jax.index.lock import writer_lock
 from stoa_jax.index.manifest import Manifest, SegmentEntry, Settings
 from stoa_jax.index.rows import Rows, decoded, encoded
 from stoa_jax.index.segments import Segment
 from stoa_jax.index.store import Block, Store
+from stoa_jax.locks import Locked
 
 FAILURES = "failures.jsonl"
 _OURS = {manifest.NAME, f"{manifest.NAME}.tmp", "lock", segments.DIRECTORY, FAILURES}
