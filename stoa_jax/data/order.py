@@ -37,6 +37,12 @@ class Examples:
     def __len__(self) -> int:
         return int(self.ends[-1]) if self.by_item else len(self.split)
 
+    @functools.cached_property
+    def clips(self) -> np.ndarray:
+        """Index of the clip of each example."""
+        counts = np.diff(self.ends, prepend=0) if self.by_item else 1
+        return np.repeat(np.arange(len(self.split)), counts)
+
     def locate(self, i: int) -> tuple[int, int]:
         """Return (clip, item) of example i; item -1 if the clip is the example."""
         if not self.by_item:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from stoa_jax import config as configuration
 from stoa_jax import sharding
 from stoa_jax.data import pipeline, records
+from stoa_jax.data.order import Examples
 from stoa_jax.data.sources import published
 from stoa_jax.errors import UserError
 from stoa_jax.inference.sidecars import Calibration
@@ -263,11 +264,14 @@ class SplitEvaluator:
         return self.config.eval.max_examples
 
     @functools.cached_property
+    def examples(self) -> Examples:
+        """The examples of the whole split, as the loader counts them."""
+        return Examples(self.split, by_item=self.task.kind != "caption")
+
+    @functools.cached_property
     def full(self) -> int:
         """Number of examples in the whole split: clips, questions or choices."""
-        if self.task.kind == "caption":
-            return len(self.split)
-        return sum(len(self.split.metadata(i).answers) for i in range(len(self.split)))
+        return len(self.examples)
 
     @functools.cached_property
     def partial(self) -> bool:
@@ -286,11 +290,7 @@ class SplitEvaluator:
     @functools.cached_property
     def owners(self) -> np.ndarray:
         """Index of the clip of each evaluated example, in the loader's order."""
-        n = len(self.split)
-        counts = 1
-        if self.task.kind != "caption":
-            counts = [len(self.split.metadata(i).answers) for i in range(n)]
-        return np.repeat(np.arange(n), counts)[: self.limit or None]
+        return self.examples.clips[: self.limit or None]
 
     def loader(self, *, texts: bool = True) -> pipeline.Loader:
         """Open one pass over the split in order: the examples without pixels, or each clip once."""
