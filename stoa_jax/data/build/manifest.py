@@ -6,9 +6,9 @@ The counts come from the headers of the finished shards.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from tensorflow_datasets.core import naming, splits
 
+from stoa_jax import locks
 from stoa_jax.data import builders, records
 from stoa_jax.data import split as built
 from stoa_jax.data.build import shards
@@ -157,9 +158,9 @@ def describe(
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock file; if another process holds it, wait or raise UserError."""
-    with open(path, "w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            stack.enter_context(locks.exclusive(path, "build", math.inf if wait else 0.0))
+        except locks.Locked:
             raise UserError(f"{path.parent}: another process is building there") from None
         yield
