@@ -66,39 +66,30 @@ def train(
     check_config(c)
     claim_workdir(c, workdir)
     with only_training(workdir):
-        return _train(c, workdir, task, build_model, open_loader, profile)
+        # Fail on a mesh or batch size that does not fit before reading any data or weights.
+        sharding.check_batch(c, sharding.make_mesh(c))
+        if task is None:
+            from stoa_jax.tasks import make_task
 
-
-def _train(
-    c: ConfigDict,
-    workdir: Path,
-    task: "Task | None",
-    build_model: Callable[..., Stoa],
-    open_loader: Callable[[int], Loader] | None,
-    profile: bool,
-) -> dict[str, float]:
-    # Fail on a mesh or batch size that does not fit before reading any data or weights.
-    sharding.check_batch(c, sharding.make_mesh(c))
-    if task is None:
-        from stoa_jax.tasks import make_task
-
-        task = make_task(c)
-    open_loader = open_loader or functools.partial(make_loader, c, task)
-    loader = open_loader(0)
-    steps = c.train.steps
-    if c.train.epochs > 0:
-        steps = max(round(c.train.epochs * loader.steps_per_epoch), 1)
-    if profile:
-        steps = min(steps, PROFILE_STEPS[1])
-    program = make_program(c, task, steps, build_model)
-    if c.train.keep_vision:
-        check_keeps(c, program.rates)
-    with (
-        jax.set_mesh(program.mesh),
-        monitor.Stopper(c.faults.grace_seconds) as stopper,
-        monitor.Watchdog(c.faults.stall_seconds, workdir) as watchdog,
-    ):
-        return _Run(c, workdir, task, program, open_loader, steps, stopper, watchdog, profile).run()
+            task = make_task(c)
+        open_loader = open_loader or functools.partial(make_loader, c, task)
+        loader = open_loader(0)
+        steps = c.train.steps
+        if c.train.epochs > 0:
+            steps = max(round(c.train.epochs * loader.steps_per_epoch), 1)
+        if profile:
+            steps = min(steps, PROFILE_STEPS[1])
+        program = make_program(c, task, steps, build_model)
+        if c.train.keep_vision:
+            check_keeps(c, program.rates)
+        with (
+            jax.set_mesh(program.mesh),
+            monitor.Stopper(c.faults.grace_seconds) as stopper,
+            monitor.Watchdog(c.faults.stall_seconds, workdir) as watchdog,
+        ):
+            return _Run(
+                c, workdir, task, program, open_loader, steps, stopper, watchdog, profile
+            ).run()
 
 
 class _Run:
