@@ -28,7 +28,6 @@ def evaluator_of(model: stoa_jax.Model, clips: int, batch_size: int) -> Question
     """Return the evaluator of questions about live test clips."""
     c = config.live("qa", "small")
     c.data.sets = (("synthetic/qa", 1.0),)
-    c.data.eval_split = "test"
     c.data.world.test = clips
     c.model.num_answers = model.config.num_answers
     c.eval.batch_size = batch_size

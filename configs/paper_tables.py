@@ -69,11 +69,8 @@ JOINT = {
     "+ actions": ({**PAPER, "loss.asp": 0.0, "init.reinit": FRESH}, "words"),
 }
 # The learning rates of configs/joint.py:heads, but OTA and ASP regress toward a fixed text tower.
-FROZEN_TEXT = (
-    (r"^(visual/|text/(?!mask_embedding))", 0.0),
-    (r"^logit_scale", 5e-4),
-    (r".*", 1.5e-3),
-)
+HEADS = load_module(HERE / "joint.py").get_config("heads")
+FROZEN_TEXT = ((r"^text/(?!mask_embedding)", 0.0), *HEADS.optim.groups)
 # Which part of `plus` helps? Full with the targets and matches of `plus` but only the paper's
 # losses; `plus` with one part removed; full with a frozen text tower, or with a stage before in
 # which trajectories and actions learn OTA and ASP alone.
